@@ -8,120 +8,123 @@ import type { Keys } from '../validation/arguments.js'
 import type { ChatSignals, ChatThresholds } from './signals.js'
 import type { Tool } from './tools.js'
 
-/** Whether a turn begins with thoughts. `auto` decides from what the model shows at the end of the prompt. */
+/** Whether a turn begins with thoughts. `auto` decides by signals that the model shows at the end of the prompt. */
 export type ChatMode = 'think' | 'no-think' | 'auto'
 
-/** Words of {@link ChatMode}. */
+/** The values of {@link ChatMode}. */
 export const chatModes = ['think', 'no-think', 'auto'] as const
 
-/** Options of generation that a turn takes. */
+/** The generation options that a turn accepts. */
 export type ChatGenerateOptions = Omit<
   GenerateOptions,
   'initialStates' | 'inputVectors' | 'sequenceNumbers' | 'logprobs' | 'kv' | 'cacheType' | 'stop' | 'maxNewTokens' | 'signal'
 > & {
-  /** Most tokens of an answer; with tools, of each of its parts. Default 1024. */
+  /** The most new tokens of a response; if tools are called, of each of its parts. Defaults to 1024. */
   maxNewTokens?: number
-  /** Texts or token ids that end an answer, beside the end tokens of the model and of the chat template. */
+  /** Strings or token ids that end a response, in addition to the end tokens of the model and of the chat template. */
   stop?: readonly (number | string)[]
 }
 
-/** What a session and each of its turns may set. */
+/** Options that a session and each of its turns accept. */
 export interface ChatTurnSettings extends ChatGenerateOptions {
   /**
-   * Default: the chat template decides. `think` and `no-think` set its variable `enable_thinking`. Where it reads none, the turn begins
-   * with an open `<think>` block, or with an empty one.
+   * Whether the model thinks before it answers. By default the chat template decides. `think` and `no-think` set the template's
+   * variable `enable_thinking`. If the template does not use it, the turn begins with an open or with an empty `<think>` block.
    */
   mode?: ChatMode
-  /** Of mode `auto`, which thinks where any of these is exceeded. Default `{ entropy: 0.3 }`. */
+  /** Thresholds of mode `auto`, which thinks if any of them is exceeded. Defaults to `{ entropy: 0.3 }`. */
   auto?: ChatThresholds
 }
 
-/** Options of {@link ChatSession}; those of generation are defaults of its turns. */
+/** Options of {@link ChatSession}. Generation options are the defaults of its turns. */
 export interface ChatSessionOptions extends ChatTurnSettings {
-  /** Default the model's. */
+  /** Defaults to the model's. */
   tokenizer?: Tokenizer
-  /** Message of the role `system`, in front of a conversation that begins without one. */
+  /** A message of the role `system`, added at the beginning if the conversation has none there. */
   system?: string
   /** The conversation so far, for example {@link ChatSession.messages} of an earlier session. */
   messages?: readonly ChatMessage[]
-  /** The model may call them; {@link defineTool} makes one. Refused where the chat template does not show them. */
+  /** Tools that the model may call; {@link defineTool} creates one. Fails if the chat template does not show tools. */
   tools?: readonly Tool[]
-  /** How often in one turn the calls of the model run. The next calls are left to the caller. Default 8. */
+  /** How many rounds of tool calls run per turn. Later calls are returned to the caller. Defaults to 8. */
   maxToolRounds?: number
-  /** Seconds that a call may take; 0 is any number. Default 30. */
+  /** Time limit in seconds for a tool call. 0 means no limit. Defaults to 30. */
   toolTimeout?: number
-  /** Variables of the chat template, or a template in its place. */
+  /** Variables of the chat template, or another template. */
   chatTemplate?: ChatSettings
-  /** The planes of the cache. With `shared`, every turn runs the whole conversation. Default per-loop. */
+  /** The planes of the cache. With `shared`, every turn runs the whole conversation again. Defaults to per-loop. */
   kv?: GenerateOptions['kv']
-  /** What the cache keeps of keys and values, see {@link CacheType}. Default `model`. */
+  /** What the cache stores of keys and values, see {@link CacheType}. Defaults to `model`. */
   cacheType?: GenerateOptions['cacheType']
   /**
-   * Answers have the bits of a run of the whole conversation, also where tokens left the loops early: the tokens of an answer run once more,
-   * as a part of the next prompt. Default false: they do not, and log-probabilities differ by rounding.
+   * Make responses bitwise equal to a run of the whole conversation, even after early exits: the tokens of a response run again
+   * as part of the next prompt. Defaults to false: they do not run again, and log-probabilities differ by rounding.
    */
   exact?: boolean
-  /** Its batch is shared with other sessions and requests. Default: one that the session makes and disposes. */
+  /**
+   * A scheduler whose batch is shared with other sessions and requests. By default the session creates and disposes its own.
+   */
   scheduler?: Scheduler
 }
 
-/** Options of {@link ChatSession.send} and {@link ChatSession.stream}; they replace those of the session for this turn. */
+/** Options of {@link ChatSession.send} and {@link ChatSession.stream}. They override those of the session for this turn. */
 export interface ChatTurnOptions extends ChatTurnSettings {
-  /** Rejects with code ABORTED. The conversation is then what it was before the turn. */
+  /** Aborts with code ABORTED. The conversation is then the same as before the turn. */
   signal?: AbortSignal | undefined
   /** Called with every token. */
   onToken?: (piece: ChatPiece) => void
-  /** Called with every call of a tool once it has ended. */
+  /** Called after every tool call. */
   onTool?: (call: ChatToolCall) => void
 }
 
-/** One token of an answer. */
+/** One token of a response. */
 export interface ChatPiece {
-  /** What it makes certain of the text; often ''. */
+  /** The text that is now certain; often ''. */
   text: string
-  /** What it makes certain of the thoughts. */
+  /** The thoughts that are now certain. */
   reasoning: string
   /** The id of the new token. */
   token: number
   /** As in {@link GenerateResult.logprobs}. */
   logprob: number
-  /** The loop it was read from, 1-based. */
+  /** The loop that it was read from, 1-based. */
   loop: number
 }
 
-/** A call of a tool and what came of it. */
+/** A tool call and its result. */
 export interface ChatToolCall {
   /** The tool that was called. */
   name: string
-  /** What the model passed. */
+  /** The arguments that the model passed. */
   arguments: Record<string, unknown>
-  /** What the model reads: the result, or `Error: …`. */
+  /** The text that the model reads: the result, or `Error: …`. */
   content: string
-  /** Whether the call ended with an error. */
+  /** Whether the call failed. */
   failed: boolean
 }
 
-/** The answer to a message. */
+/** The response to a message. */
 export interface ChatAnswer {
-  /** Without thoughts and calls of tools. */
+  /** The text, without thoughts and tool calls. */
   text: string
   /** What the model wrote inside `<think>` blocks. */
   reasoning: string
-  /** All that were sampled, also those of thoughts and calls. */
+  /** All sampled tokens, including those of thoughts and calls. */
   tokens: number[]
-  /** Per token. */
+  /** One log-probability per token. */
   logprobs: number[]
-  /** Per token: the loop it was read from, 1-based. */
+  /** Per token: the loop that it was read from, 1-based. */
   loops: number[]
-  /** Calls that were run. */
+  /** The tool calls that ran. */
   calls: ChatToolCall[]
   /**
-   * `tool-calls`: the model asked for more calls than `maxToolRounds` allows, and the last message has them. `cancelled`: it was stopped.
+   * `tool-calls`: the model asked for more calls than `maxToolRounds` allows; the last message contains them. `cancelled`: the
+   * turn was stopped.
    */
   finishReason: FinishReason | 'tool-calls'
-  /** How the turn began; undefined where the chat template decided. */
+  /** How the turn began. undefined if the chat template decided. */
   mode: 'think' | 'no-think' | undefined
-  /** What mode `auto` has measured. */
+  /** The signals that mode `auto` measured. */
   signals?: ChatSignals
 }
 
@@ -131,12 +134,12 @@ const turnSettings = { ...sampled, mode: true, auto: true } as const
 
 const { kv: _kv, cacheType: _cacheType, ...ofTurns } = turnSettings
 
-/** Names of the options of a session. */
+/** The names of a session's options. */
 export const sessionOptions: Keys<ChatSessionOptions> = {
   ...turnSettings,
   ...{ tokenizer: true, system: true, messages: true, tools: true, maxToolRounds: true, toolTimeout: true },
   ...{ chatTemplate: true, exact: true, scheduler: true },
 }
 
-/** Names of the options of a turn. */
+/** The names of a turn's options. */
 export const turnOptions: Keys<ChatTurnOptions> = { ...ofTurns, signal: true, onToken: true, onTool: true }

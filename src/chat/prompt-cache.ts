@@ -1,4 +1,4 @@
-// What the cache has of a conversation: the newest sequence, behind which the next prompt goes on as far as they agree.
+// Keeps the newest sequence of a conversation in the KV cache. The next prompt continues from the longest common prefix.
 import { whenAborted } from '../abort.js'
 import type { LoopLM } from '../model/model.js'
 import { continueOptions } from '../model/options.js'
@@ -16,17 +16,19 @@ import { type ChatSignals, type ChatThresholds, mostProbable, probesOf, signalsO
 interface Kept {
   request: GenerateRequest
   promptLength: number
-  /** Of the prompt, and those made. */
+  /** The tokens of the prompt and the generated tokens. */
   tokens: readonly number[]
 }
 
-/** `continue` takes over the options of the request before; nothing of a turn may reach the next one. */
+/**
+ * `continue` inherits the options of the previous request. This unsets all, so that no option of a turn reaches the next one.
+ */
 const unset = Object.fromEntries(Object.keys(continueOptions).map((name) => [name, undefined]))
 
-/** One token behind a prompt, after every loop. */
+/** Generates one token after a prompt, which runs every loop. */
 const probe = { maxNewTokens: 1, temperature: 0, stop: [], exit: { rule: 'fixed' } } as const satisfies GenerateOptions
 
-/** Generates behind prompts that begin alike, each token of which runs once. */
+/** Generates after prompts with a common prefix. Each token of a prompt runs only once. */
 export class PromptCache {
   readonly #model: LoopLM
   readonly #settings: Pick<SchedulerOptions, 'kv' | 'cacheType'>
@@ -38,8 +40,8 @@ export class PromptCache {
   #disposed = false
 
   /**
-   * @param scheduler whose batch the requests join; default one for this cache alone
-   * @param exact go on behind tokens of prompts alone: those that were decoded differ in their last bits
+   * @param given.scheduler whose batch the requests join; by default the cache creates its own
+   * @param given.exact only reuse tokens that ran as part of a prompt: decoded ones differ in their last bits
    */
   constructor(
     model: LoopLM,
@@ -50,15 +52,16 @@ export class PromptCache {
     this.#model = model
     this.#given = scheduler
     this.#settings = { ...(kv !== undefined && { kv }), ...(cacheType !== undefined && { cacheType }) }
-    // A prompt that sees itself both ways is another one whenever it grows. One plane has the keys of the last loop only.
+    // If the prompt has bidirectional attention, it changes completely when it grows. A shared plane only has the keys of the
+    // last loop.
     this.#keeps = model.architecture.prefixSeesItself !== true && (typeof kv === 'object' ? kv.planes : kv) !== 'shared'
   }
 
   /**
-   * Generates behind a prompt.
+   * Generates after a prompt.
    *
-   * @param took gets every token
-   * @param signal ends it; what was made stays in the cache
+   * @param took called with every token
+   * @param signal ends the generation; the tokens so far stay in the cache
    */
   async generate(
     prompt: readonly number[],
@@ -67,7 +70,7 @@ export class PromptCache {
     signal: AbortSignal,
   ): Promise<void> {
     const before = this.#kept
-    // Of an exact cache a sequence of one token holds the prompt, which runs once for both.
+    // For an exact cache, a sequence with one new token keeps the prompt, which runs once for both.
     const alone = { ...probe, ...(options.loops === undefined ? {} : { loops: options.loops }), keep: true }
     const held = this.#keeps && this.#exact ? this.#begin(prompt, alone) : undefined
     const request = this.#begin(prompt, { ...options, keep: this.#keeps && held === undefined })
@@ -95,9 +98,9 @@ export class PromptCache {
   }
 
   /**
-   * What the model shows at the end of a prompt. A turn that follows runs the last token of it again, and no other.
+   * Measures signals at the end of a prompt. A following turn only runs the prompt's last token again.
    *
-   * @returns undefined where the signal has ended it
+   * @returns undefined if the signal ended it
    */
   async measure(
     prompt: readonly number[],
@@ -126,7 +129,7 @@ export class PromptCache {
     return signalsOf(wanted, [first!, ...others], tokens)
   }
 
-  /** Gives the cache back; the next prompt runs whole. */
+  /** Frees the cache. The next prompt runs as a whole. */
   clear(): void {
     this.#kept?.request.release()
     this.#kept = undefined
@@ -147,11 +150,11 @@ export class PromptCache {
     const most = this.#exact ? kept.promptLength : kept.tokens.length
     let same = 0
     while (same < most && kept.tokens[same] === prompt[same]) same++
-    const place = { at: same - kept.promptLength, fork: true } // it is released when the new one has begun
+    const place = { at: same - kept.promptLength, fork: true } // released when the new request has begun
     return scheduler.continue(kept.request, prompt.slice(same), { ...unset, ...request, ...place })
   }
 
-  /** One that can run as many loops. */
+  /** A scheduler that can run at least this many loops. */
   #scheduler(loops = this.#model.config.total_ut_steps): Scheduler {
     if (this.#given !== undefined) return this.#given
     if (this.#own !== undefined && this.#own.loops >= loops) return this.#own.scheduler

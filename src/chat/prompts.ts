@@ -1,4 +1,4 @@
-// How a conversation becomes a prompt that thinks or does not.
+// Renders a conversation as a prompt, with or without thinking.
 import { ChatFormat, type ChatSettings } from '../data/chat-format.js'
 import type { ChatMessage } from '../data/chat-template.js'
 import type { Tokenizer } from '../data/tokenizer.js'
@@ -8,21 +8,21 @@ import type { LoopLM } from '../model/model.js'
 import { tokensBehind } from './sampled-turn.js'
 import { type Tool, toolSchemas } from './tools.js'
 
-/** A prompt that the model is to answer. */
+/** A prompt for the model. */
 export interface ChatPrompt {
   text: string
   tokens: number[]
 }
 
-/** A prompt with its answer, as they were read and sampled. */
+/** A prompt with its response, as they were read and sampled. */
 export interface Said {
-  /** Without the token that ended the answer. */
+  /** The text without the token that ended the response. */
   text: string
   end: number | undefined
   tokens: readonly number[]
 }
 
-/** Writes the prompts of a session. */
+/** Renders the prompts of a session. */
 export class ChatPrompts {
   readonly tokenizer: Tokenizer
   readonly #format: ChatFormat
@@ -54,9 +54,9 @@ export class ChatPrompts {
   }
 
   /**
-   * A conversation with what begins an answer.
+   * A conversation, followed by the beginning of a response.
    *
-   * @param said what the model has read and written so far. Its tokens stay as they are where the conversation begins with its text.
+   * @param said what the model has read and written so far. Its tokens are reused if the conversation begins with its text.
    */
   prompt(messages: readonly ChatMessage[], mode: 'think' | 'no-think' | undefined, said: Said | undefined): ChatPrompt {
     const text = this.#text(messages, mode)

@@ -3,13 +3,13 @@ import type { FinishReason } from '../model/types.js'
 
 /** A turn of the model as it was sampled. */
 export interface SampledTurn {
-  /** Without the token that ended it. */
+  /** The text without the token that ended it. */
   text: string
-  /** That token, if one was drawn. */
+  /** The end token, if one was drawn. */
   end: number | undefined
 }
 
-/** @param stop tokens that end a turn, beside texts that do */
+/** @param stop tokens that end a turn, besides strings that do */
 export function sampledTurn(
   tokenizer: Tokenizer,
   { tokens, finishReason }: { tokens: readonly number[]; finishReason: FinishReason },
@@ -23,12 +23,13 @@ export function sampledTurn(
 }
 
 /**
- * The tokens behind a text that was read and sampled. Those of the text stay as they are; what comes behind is encoded alone.
+ * The tokens that follow a text that was read and sampled. The tokens of the text itself stay as they are; the rest is encoded
+ * separately.
  *
  * @param text all of it, without the end of its last turn
  * @param end the token that ended this turn
  * @param whole a rendered conversation
- * @returns undefined where the conversation does not begin with the text: the template has rewritten an earlier turn
+ * @returns undefined if the conversation does not begin with the text, because the template rewrote an earlier turn
  */
 export function tokensBehind(tokenizer: Tokenizer, text: string, end: number | undefined, whole: string): number[] | undefined {
   if (!whole.startsWith(text)) return undefined

@@ -25,18 +25,18 @@ import { type ChatThresholds, signalNames, wantsThought } from './signals.js'
 import { type Tool, ToolRunner } from './tools.js'
 import { ChatTurn } from './turn.js'
 
-/** A turn that is being answered. */
+/** A turn in progress. */
 interface Turn {
   options: ChatTurnOptions
   answer: ChatAnswer
   push: (piece: ChatPiece) => void
-  /** Of the caller, or because the turn was stopped. */
+  /** Fires if the caller aborts, or if the turn is stopped. */
   ending: AbortSignal
 }
 
 /**
- * A conversation with a model: history, tools that run by themselves, and thoughts that are wanted, unwanted or left to the model. What
- * the cache has of the conversation is not run again.
+ * A conversation with a model: history, automatic tool calls, and thoughts that you can turn on, turn off or leave to the
+ * model. Tokens of the conversation that are in the KV cache do not run again.
  *
  * @example
  * ```ts
@@ -56,13 +56,13 @@ export class ChatSession {
   readonly #cache: PromptCache
   readonly #opening: readonly ChatMessage[]
   #messages: ChatMessage[]
-  #said: Said | undefined // of the last turn in the history
+  #said: Said | undefined // of the history's last turn
   #turn: ChatTurn | undefined
   #disposed = false
 
   /**
-   * @throws LoopLMError INVALID_ARGUMENT naming the option, UNSUPPORTED without a tokenizer or a chat template, INVALID_CONFIG for
-   *   settings of the template
+   * @throws LoopLMError INVALID_ARGUMENT naming the option, UNSUPPORTED without a tokenizer or a chat template, INVALID_CONFIG
+   *   for settings of the template
    */
   constructor(model: LoopLM, options: ChatSessionOptions = {}) {
     const operation = 'ChatSession'
@@ -84,31 +84,31 @@ export class ChatSession {
     this.#messages = [...this.#opening]
   }
 
-  /** The conversation so far, which JSON keeps whole: `new ChatSession(model, { messages })` goes on with it. */
+  /** The conversation so far. It survives JSON: `new ChatSession(model, { messages })` continues it. */
   get messages(): ChatMessage[] {
     return structuredClone(this.#messages)
   }
 
   /**
-   * Asks the model. Tools that it calls run, and it answers again.
+   * Sends a message. If the model calls tools, they run and it continues with their results.
    *
    * @param input the message of a user, or messages of any role
-   * @throws LoopLMError INVALID_ARGUMENT when the conversation leaves no room in the model's context, or another message is being answered;
-   *   as {@link ChatTurn.result}. The conversation is then what it was before.
+   * @throws LoopLMError INVALID_ARGUMENT if the conversation leaves no room in the model's context, or if another turn is in
+   *   progress; as {@link ChatTurn.result}. The conversation is then the same as before.
    */
   async send(input: string | readonly ChatMessage[], options: ChatTurnOptions = {}): Promise<ChatAnswer> {
     return this.#begin(input, options, 'ChatSession.send').result()
   }
 
-  /** As {@link send}, with the tokens as they come. */
+  /** Like {@link send}, but yields the tokens as they come. */
   stream(input: string | readonly ChatMessage[], options: ChatTurnOptions = {}): ChatTurn {
     return this.#begin(input, options, 'ChatSession.stream')
   }
 
   /**
-   * Begins again, and gives the cache back. Call it too when the parameters of the model have changed.
+   * Starts a new conversation and frees the cache. Also call it when the parameters of the model have changed.
    *
-   * @param messages default those that the session began with
+   * @param messages defaults to those that the session began with
    */
   reset(messages: readonly ChatMessage[] = this.#opening): void {
     const operation = 'ChatSession.reset'
@@ -118,14 +118,14 @@ export class ChatSession {
     this.#cache.clear()
   }
 
-  /** Ends an answer under way and gives the cache back. */
+  /** Stops a turn in progress and frees the cache. */
   dispose(): void {
     this.#disposed = true
     this.#turn?.stop()
     this.#cache.dispose()
   }
 
-  /** `using chat = …` disposes at the end of the block. */
+  /** `using chat = …` disposes the session at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
@@ -166,7 +166,7 @@ export class ChatSession {
     const turn = { options, answer, push: tell, ending: AbortSignal.any(signal === undefined ? [stopped] : [stopped, signal]) }
     try {
       this.#messages = [...before.messages, ...structuredClone(asked)]
-      await Promise.resolve() // #turn is set
+      await Promise.resolve() // now #turn is set
       await this.#play(turn)
       if (signal?.aborted) throw aborted(signal)
       if (stopped.aborted) answer.finishReason = 'cancelled'
@@ -180,7 +180,7 @@ export class ChatSession {
     }
   }
 
-  /** The model and its tools in turns, until it calls none. */
+  /** Runs the model and its tools in turns, until the model calls no tool. */
   async #play(turn: Turn): Promise<void> {
     const { answer, ending } = turn
     const runner = new ToolRunner({ concurrency: 16, timeout: this.#toolTimeout, signal: ending })
@@ -199,7 +199,7 @@ export class ChatSession {
     }
   }
 
-  /** The prompt of a turn, which begins its answer with thoughts or without. */
+  /** The prompt of a turn, whose response begins with or without thoughts. */
   async #firstPrompt({ options, answer, ending }: Turn): Promise<ChatPrompt> {
     const write = (mode: 'think' | 'no-think' | undefined) => this.#prompts.prompt(this.#messages, mode, this.#said)
     const { mode, auto = defaultThresholds, grammar } = options
@@ -214,11 +214,14 @@ export class ChatSession {
     answer.mode = mode
     const prompt = write(mode)
     if (grammar === undefined || !opensThought(prompt.text)) return prompt
-    answer.mode = 'no-think' // the grammar begins with the answer
+    answer.mode = 'no-think' // the grammar applies from the beginning of the response
     return write('no-think')
   }
 
-  /** One answer of the model, which joins the conversation. @returns the calls in it, for which there are tools */
+  /**
+   * Generates one response and adds it to the conversation.
+   * @returns its calls of known tools
+   */
   async #round(prompt: ChatPrompt, { options, answer, push, ending }: Turn): Promise<ToolCall[]> {
     this.#checkRoom(prompt)
     const { tokenizer } = this.#prompts
@@ -268,7 +271,7 @@ export class ChatSession {
     return calls
   }
 
-  /** An answer as the template takes it: thoughts apart, and calls where it writes them. */
+  /** A response in the form that the template takes: thoughts are separate, and so are calls if the template renders them. */
   #message(whole: string, reasoning: string, calls: readonly ToolCall[], thinking: boolean): ChatMessage {
     const taken = this.#prompts.writesCalls && calls.length > 0
     const parts = new ToolCallStream(undefined, { calls: taken ? 'take' : 'keep', thinking })
@@ -285,7 +288,7 @@ export class ChatSession {
     }
   }
 
-  /** Runs a call. What goes wrong is its result. */
+  /** Runs a tool call. An error becomes its result. */
   async #call(runner: ToolRunner, call: ToolCall, { options, answer, ending }: Turn): Promise<ChatMessage> {
     const { name, arguments: given } = call.function
     const { content, failed } = await runner.run(this.#tools, call).catch((error: unknown) => {
@@ -298,7 +301,7 @@ export class ChatSession {
     return { role: 'tool', name, tool_call_id: call.id, content }
   }
 
-  /** The options that generation knows. */
+  /** The options that generation accepts. */
   #generation(options: ChatTurnOptions): GenerateOptions & { stop: (number | string)[] } {
     const generation = Object.entries(options).filter(([name]) => name in generateOptions && name !== 'signal')
     const stop = [...stopTokens(this.#model, this.#prompts.tokenizer), ...(options.stop ?? [])]

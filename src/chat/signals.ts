@@ -1,39 +1,42 @@
-// What a model shows at the end of a prompt, before it answers.
+// Signals that a model shows at the end of a prompt, before it answers.
 import type { GenerateOptions } from '../model/types.js'
 
-/** What mode `auto` knows of a prompt when it decides. Only what has a threshold is measured. */
+/** The signals of a prompt by which mode `auto` decides. Only signals with a threshold are measured. */
 export interface ChatSignals {
-  /** Of the next token after the last loop, in nats, over its 64 most probable tokens. */
+  /** Entropy of the next token after the last loop, in nats, over its 64 most probable tokens. */
   entropy?: number
-  /** How much that entropy differs from the one a loop before, in nats. */
+  /** The difference between that entropy and the one after the previous loop, in nats. */
   entropyChange?: number
-  /** Loop at which the exit gate expects to leave, 1-based: the mean over its distribution, to (T - 1) / 16 of a loop. */
+  /**
+   * The expected exit loop of the exit gate, 1-based: the mean over its distribution, with a resolution of (T - 1) / 16 of a
+   * loop.
+   */
   expectedLoops?: number
 }
 
-/** Mode `auto` thinks where a signal is above its threshold. */
+/** Mode `auto` thinks if a signal is above its threshold. */
 export type ChatThresholds = ChatSignals
 
 /** Names of the signals. */
 export const signalNames = ['entropy', 'entropyChange', 'expectedLoops'] as const
 
-/** Most probable tokens that an entropy is computed from. */
+/** How many of the most probable tokens an entropy is computed from. */
 export const mostProbable = 64
 const quantiles = 8
 
-/** A token that is sampled to read how the model came to it. */
+/** A token that is sampled only to measure a signal. */
 interface Probe {
   signal: keyof ChatSignals
   exit: NonNullable<GenerateOptions['exit']>
 }
 
 /**
- * The exits whose first tokens tell the signals. All begin at the same prompt, which runs once for them; the first one runs every loop.
+ * The exit rules whose first tokens give the signals. All use the same prompt, which runs once. The first one runs every loop.
  */
 export function probesOf(wanted: ChatThresholds, loops: number): Probe[] {
   const probes: Probe[] = [{ signal: 'entropy', exit: { rule: 'fixed' } }]
   if (wanted.entropyChange !== undefined && loops > 1) {
-    // Every entropy is below that of 2^64 tokens, so the token leaves where the rule is first asked.
+    // An entropy never exceeds 64 nats, so the rule always holds and the token exits at minLoops.
     probes.push({ signal: 'entropyChange', exit: { rule: 'entropy', threshold: 64, minLoops: loops - 1 } })
   }
   if (wanted.expectedLoops !== undefined) {
@@ -43,7 +46,7 @@ export function probesOf(wanted: ChatThresholds, loops: number): Probe[] {
   return probes
 }
 
-/** The signals that the tokens of {@link probesOf} tell. */
+/** Computes the signals from the tokens of {@link probesOf}. */
 export function signalsOf(
   wanted: ChatThresholds,
   probes: readonly Probe[],
@@ -62,7 +65,7 @@ export function signalsOf(
   }
 }
 
-/** Entropy of a distribution in nats, as far as its most probable tokens tell. */
+/** Entropy in nats of a distribution, estimated from its most probable tokens. */
 export function entropyOf(top: readonly { logprob: number }[]): number {
   const weights = top.map(({ logprob }) => Math.exp(logprob))
   const sum = weights.reduce((a, b) => a + b, 0)

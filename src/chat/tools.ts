@@ -5,48 +5,51 @@ import { errorMessage, LoopLMError } from '../errors.js'
 import { checkOptions } from '../validation/arguments.js'
 import { within } from './within.js'
 
-/** What a tool gets beside its arguments. */
+/** What a tool gets besides its arguments. */
 export interface ToolContext {
-  /** Fires when the call has taken too long, and when the run is aborted. */
+  /** Fires if the call takes too long or the run is aborted. */
   signal: AbortSignal
 }
 
-/** A function that the model may call; {@link defineTool} makes one. */
+/** A function that the model may call. {@link defineTool} creates one. */
 export interface Tool {
   /** The name that the model calls. */
   readonly name: string
   /** What the tool does, for the model. */
   readonly description: string
-  /** JSON Schema of the arguments, as the chat template shows it. */
+  /** JSON Schema of the arguments, which the chat template shows to the model. */
   readonly parameters: Readonly<Record<string, unknown>>
   /**
    * Checks the arguments and runs the tool.
    *
-   * @returns what the model reads: a string as it is, anything else as JSON
-   * @throws LoopLMError INVALID_ARGUMENT when the arguments do not fit `parameters`; whatever `run` throws
+   * @returns what the model reads: strings are unchanged, everything else becomes JSON
+   * @throws LoopLMError INVALID_ARGUMENT if the arguments do not fit `parameters`; errors of `run`
    */
   call(args: unknown, context: ToolContext): Promise<string>
 }
 
-/** A schema of Zod, as far as tools need it. */
+/** A Zod schema. */
 type ZodSchema<Arguments> = z.ZodType<Arguments>
 
-/** What {@link defineTool} takes. */
+/** The argument of {@link defineTool}. */
 export interface ToolDefinition<Arguments> {
-  /** Letters, digits, `_` and `-`. */
+  /** The tool's name: letters, digits, `_` and `-`. */
   name: string
   /** What the tool does, for the model. */
   description: string
-  /** A schema of Zod, or a JSON Schema of an object. */
+  /** A Zod schema, or a JSON Schema of an object. */
   parameters: ZodSchema<Arguments> | Readonly<Record<string, unknown>>
-  /** What the model reads: a string as it is, anything else as JSON. It may be asynchronous. */
+  /**
+   * Runs the tool. Returns what the model reads: strings are unchanged, everything else becomes JSON. It may be asynchronous.
+   */
   run(args: Arguments, context: ToolContext): unknown
 }
 
 const definition = { name: true, description: true, parameters: true, run: true } as const
 
 /**
- * A tool that models call in episodes. Calls whose arguments do not fit `parameters` are answered with an error message and do not run.
+ * Defines a tool that models can call. Calls whose arguments do not fit `parameters` do not run; the model gets an error
+ * message.
  *
  * @throws LoopLMError INVALID_ARGUMENT naming the field
  *
@@ -64,11 +67,11 @@ const definition = { name: true, description: true, parameters: true, run: true 
  */
 export function defineTool<Schema extends z.ZodType>(
   tool: Omit<ToolDefinition<z.output<Schema>>, 'parameters'> & {
-    /** A schema of Zod, which also gives `run` the type of its arguments. */
+    /** A Zod schema, which also types the argument of `run`. */
     parameters: Schema
   },
 ): Tool
-/** A tool whose arguments a JSON Schema describes. */
+/** Defines a tool whose arguments a JSON Schema describes. */
 export function defineTool(
   tool: Omit<ToolDefinition<Record<string, unknown>>, 'parameters'> & {
     /** A JSON Schema of an object. */
@@ -123,32 +126,35 @@ function schemaOf(
   }
 }
 
-/** Tools as chat templates expect them. */
+/** Tools in the format that chat templates expect. */
 export function toolSchemas(tools: readonly Tool[]): object[] {
   return tools.map(({ name, description, parameters }) => ({ type: 'function', function: { name, description, parameters } }))
 }
 
-/** What became of a call. */
+/** The result of a call. */
 export interface ToolResult {
   content: string
   failed: boolean
 }
 
-/** Runs the calls of a step: a number of them at the same time, each for a bounded time. */
+/** Runs the tool calls of a step, with limits on concurrency and on time per call. */
 export class ToolRunner {
   readonly #timeout: number
   readonly #signal: AbortSignal
   #free: number
   readonly #waiting: (() => void)[] = []
 
-  /** @param timeout seconds; 0: no bound */
+  /** @param timeout in seconds; 0: no limit */
   constructor({ concurrency, timeout, signal }: { concurrency: number; timeout: number; signal: AbortSignal }) {
     this.#free = concurrency
     this.#timeout = timeout
     this.#signal = signal
   }
 
-  /** The answer to a call. What goes wrong is told the model. @throws LoopLMError ABORTED by the run's signal */
+  /**
+   * Runs a call. Errors become results for the model.
+   * @throws LoopLMError ABORTED by the run's signal
+   */
   async run(tools: readonly Tool[], call: ToolCall): Promise<ToolResult> {
     if (this.#free === 0) await new Promise<void>((resolve) => this.#waiting.push(resolve))
     else this.#free--

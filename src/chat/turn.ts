@@ -1,8 +1,8 @@
 import type { ChatAnswer, ChatPiece } from './options.js'
 
 /**
- * An answer under way; {@link ChatSession.stream} makes one. Iterate over its tokens, or wait for its result. It goes on whether or not
- * anyone listens; leaving the iteration early stops it.
+ * A turn in progress. {@link ChatSession.stream} creates one. Iterate over its tokens, or wait for its result. It runs even if
+ * nobody iterates. Breaking out of the iteration stops it.
  */
 export class ChatTurn implements AsyncIterable<ChatPiece> {
   readonly #pieces: ChatPiece[] = []
@@ -28,20 +28,20 @@ export class ChatTurn implements AsyncIterable<ChatPiece> {
   }
 
   /**
-   * The whole answer, once it has ended.
+   * Resolves to the whole response when the turn has ended.
    *
-   * @throws LoopLMError ABORTED by its signal, DISPOSED, NON_FINITE and OUT_OF_MEMORY as {@link LoopLM.generate}
+   * @throws LoopLMError ABORTED if its signal fires, DISPOSED, NON_FINITE and OUT_OF_MEMORY as {@link LoopLM.generate}
    */
   result(): Promise<ChatAnswer> {
     return this.#answer
   }
 
-  /** Ends the answer where it is, with finish reason `cancelled`. The conversation keeps what was said. */
+  /** Ends the response after its current tokens, with finish reason `cancelled`. The conversation keeps them. */
   stop(): void {
     this.#stopping.abort()
   }
 
-  /** Every token from the first, as it comes. */
+  /** Yields every token, starting with the first. */
   async *[Symbol.asyncIterator](): AsyncGenerator<ChatPiece, void, undefined> {
     try {
       for (let i = 0; ; i++) {
@@ -54,11 +54,11 @@ export class ChatTurn implements AsyncIterable<ChatPiece> {
       }
     } finally {
       this.stop()
-      await this.#answer.catch(() => {}) // the session is free for the next message
+      await this.#answer.catch(() => {}) // now the session can take the next message
     }
   }
 
-  /** Resolves at the next change, which begins the wait for another one. */
+  /** Resolves at the next change, and prepares the promise for the change after it. */
   #next(): Promise<void> {
     return new Promise((resolve) => {
       this.#notify = () => {

@@ -1,10 +1,11 @@
 import type { LoopLMError } from '../errors.js'
 
 /**
- * A promise's value, unless a number of seconds passes first or the signal fires. What the promise does later counts no more.
+ * Resolves to a promise's value, unless the time limit passes or the signal fires first. Later results of the promise are
+ * ignored.
  *
- * @param seconds 0: never
- * @param late the error after that time
+ * @param seconds 0: no limit
+ * @param late creates the error of the time limit
  */
 export async function within<T>(promise: Promise<T>, seconds: number, signal: AbortSignal, late: () => LoopLMError): Promise<T> {
   let timer: NodeJS.Timeout | undefined

@@ -8,8 +8,8 @@ import { architectureOf, type LoopLMConfig } from './config.js'
 import type { ParameterInfo } from './types.js'
 
 /**
- * A projection of a layer that an adapter may add to, by the last part of its name in the checkpoint. Ouro and Nanbeige have the seven
- * that are listed; other families have fused ones, such as `Wqkv` and `fc` (Huginn) or `gqkv_proj` (HRM-Text).
+ * A projection of a layer that an adapter may add to, named by the last part of its name in the checkpoint. Ouro and Nanbeige
+ * have the seven that are listed; other families have fused ones, such as `Wqkv` and `fc` (Huginn) or `gqkv_proj` (HRM-Text).
  */
 export type LoRAModule =
   | 'q_proj'
@@ -23,25 +23,25 @@ export type LoRAModule =
 
 /** Options of {@link LoopLM.addAdapter}. */
 export interface LoRAOptions {
-  /** r, the inner dimension of the adapter; default 16. */
+  /** r, the inner dimension of A and B. Defaults to 16. */
   rank?: number | undefined
-  /** The adapter counts alpha / rank times; default 32. */
+  /** The adapter is scaled by alpha / rank. Defaults to 32. */
   alpha?: number | undefined
-  /** Which projections of every layer; default all. */
+  /** The projections that get an adapter, in every layer. Defaults to all. */
   targetModules?: readonly LoRAModule[] | undefined
   /**
-   * Every loop has its own adapter, in the layers that the loops run: as many times the parameters as the model has loops. Such an
-   * adapter runs at most that many loops and cannot be merged. Default false: the loops share one.
+   * Each loop gets its own adapter in the looped layers. The number of adapter parameters grows by the number of loops. Such an
+   * adapter cannot run more loops than that and cannot be merged. Defaults to false: all loops share one adapter.
    */
   perLoop?: boolean | undefined
   /**
-   * The MLP of every layer also sees the token before (Shift-FFN, arXiv 2505.17153; docs/math.md): three matrices of this inner dimension
-   * per layer, which all loops share. Such an adapter cannot be merged. Default 0: none.
+   * The MLP of every layer also sees the previous token (Shift-FFN, arXiv 2505.17153; docs/math.md). This adds three matrices
+   * of this inner dimension per layer, which all loops share. Such an adapter cannot be merged. Defaults to 0: none.
    */
   shiftRank?: number | undefined
-  /** There is none: 0, as in a trainer's `lora`. */
+  /** Dropout is not supported. Only 0 is accepted, as in a trainer's `lora`. */
   dropout?: 0 | undefined
-  /** Of A's random start; default 0. */
+  /** Seed of the random initial values of A. Defaults to 0. */
   seed?: number | undefined
 }
 
@@ -61,27 +61,27 @@ export interface Adapter {
   readonly rank: number
   /** The adapter is scaled by alpha / rank. */
   readonly alpha: number
-  /** The projections of every layer that have one, by the last part of their names. */
+  /** The projections of every layer that have an adapter, by the last part of their names. */
   readonly targetModules: readonly LoRAModule[]
-  /** Every loop has its own matrices. */
+  /** Whether each loop has its own matrices. */
   readonly perLoop: boolean
-  /** The inner dimension of Shift-FFN; 0: none. */
+  /** The inner dimension of Shift-FFN. 0 means none. */
   readonly shiftRank: number
   /**
-   * A, [rank, in], and B, [out, rank], of every target: `model.layers.0.self_attn.q_proj.lora_A.weight` and so on, or with `perLoop`
-   * `model.layers.0.self_attn.q_proj.lora_A.loop_1.weight`.
+   * A, [rank, in], and B, [out, rank], of every target. They are named `model.layers.0.self_attn.q_proj.lora_A.weight` and so
+   * on, or with `perLoop` `model.layers.0.self_attn.q_proj.lora_A.loop_1.weight`.
    */
   readonly parameters: readonly ParameterInfo[]
 }
 
-/** The projections of the layers of an architecture, by the last part of their names. */
+/** The projections in an architecture's layers that can have an adapter, by the last part of their names. */
 export function adaptableModules({ parameters }: Architecture): readonly LoRAModule[] {
   const roles: readonly Role[] = ['attention', 'attentionOutput', 'gateUp', 'down']
   const names = parameters.filter(({ role }) => roles.includes(role)).map(({ name }) => name.split('.').at(-2)!)
   return [...new Set(names)] as LoRAModule[]
 }
 
-/** Checks the options of an adapter and fills in the defaults. known: the model's projections. */
+/** Checks the options of an adapter and fills in defaults. `known` lists the model's projections. */
 export function checkAdapter(options: LoRAOptions, operation: string, known: readonly LoRAModule[]) {
   checkOptions(options, loraOptions, operation)
   const { rank = 16, alpha = 32, targetModules = known, perLoop = false, shiftRank = 0, dropout = 0, seed = 0 } = options
@@ -106,10 +106,10 @@ export function checkAdapter(options: LoRAOptions, operation: string, known: rea
   }
 }
 
-/** The peft_type of an adapter that PEFT cannot compute, for separate loops or Shift-FFN: PEFT refuses such a folder. */
+/** The peft_type of adapters that PEFT cannot compute (one per loop, or Shift-FFN), so that PEFT rejects the folder. */
 const ownType = 'LOOPLM_LORA'
 
-/** adapter_config.json as PEFT reads it. */
+/** The content of adapter_config.json, as PEFT reads it. */
 export function adapterConfig({ rank, alpha, targetModules, perLoop, shiftRank }: Adapter): Record<string, unknown> {
   return {
     ...(perLoop || shiftRank > 0
@@ -133,28 +133,33 @@ export function adapterConfig({ rank, alpha, targetModules, perLoop, shiftRank }
   }
 }
 
-/** Fields of adapter_config.json without a part in what a loaded plain LoRA computes: any value passes. */
+/** Fields of adapter_config.json that do not change the output of a loaded plain LoRA. Any value is accepted. */
 const harmless = [
-  ...['peft_type', 'task_type', 'r', 'lora_alpha', 'target_modules', 'init_lora_weights', 'bias'], // checked one by one
+  // readAdapter checks these one by one
+  ...['peft_type', 'task_type', 'r', 'lora_alpha', 'target_modules', 'init_lora_weights', 'bias'],
   ...['looplm_per_loop', 'looplm_shift_rank'],
   ...['base_model_name_or_path', 'revision', 'inference_mode', 'auto_mapping', 'peft_version', 'runtime_config'],
-  'lora_dropout', // of training
-  ...['loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'], // of initializations, see init_lora_weights
-  ...['megatron_core', 'qalora_group_size'], // mean something beside megatron_config and use_qalora
-  'ensure_weight_tying', // of embeddings and heads, which are no target
+  'lora_dropout', // only used in training
+  // only used by certain init_lora_weights, which are checked
+  ...['loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'],
+  ...['megatron_core', 'qalora_group_size'], // only used with megatron_config or use_qalora, which are refused
+  'ensure_weight_tying', // only affects embeddings and heads, which are never targets
 ]
 
-/** Values of init_lora_weights that leave the base model as it is. PEFT's others, such as "pissa", take the adapter's start out of it. */
+/**
+ * Values of init_lora_weights that do not change the base model. Others, such as "pissa", subtract the adapter's initial value
+ * from the base weights.
+ */
 const harmlessStarts: readonly unknown[] = [undefined, null, true, false, 'gaussian', 'orthogonal', 'eva', 'mica']
 
-/** Whether a field has the value that stands for "not used". */
+/** Whether a field has a value that means "not used". */
 function isNeutral(field: string, value: unknown): boolean {
   if (value === undefined || value === null || value === false) return true
-  if (field === 'alora_invocation_tokens') return false // an empty list is a use of it
+  if (field === 'alora_invocation_tokens') return false // an empty list turns it on
   return typeof value === 'object' && Object.keys(value).length === 0
 }
 
-/** What an adapter_config.json says of a plain LoRA; a field that would make it anything else is refused by its name. */
+/** Reads the adapter_config.json of a plain LoRA. Rejects any field that would make it something else, and names the field. */
 export async function readAdapter(folder: string, model: LoopLMConfig, operation: string) {
   const path = join(folder, 'adapter_config.json')
   const fail = (problem: string, cause?: unknown) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation, cause })
@@ -204,7 +209,10 @@ export async function readAdapter(folder: string, model: LoopLMConfig, operation
   }
 }
 
-/** A small file cannot make us allocate a large adapter: a parameter takes at least two bytes in it. */
+/**
+ * Bounds the allocation by the file's size, so that a small file cannot make us allocate a large adapter: a parameter takes at
+ * least two bytes in the file.
+ */
 async function checkSize(
   path: string,
   form: ReturnType<typeof checkAdapter>,
@@ -219,7 +227,7 @@ async function checkSize(
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 
-/** The numbers in an adapter. */
+/** The number of parameters of an adapter. */
 export function adapterParameterCount(
   { parameters, layers, hidden, loop, loops }: Architecture,
   { rank, modules, perLoop, shiftRank }: { rank: number; modules: readonly LoRAModule[]; perLoop: boolean; shiftRank: number },
@@ -237,7 +245,7 @@ export function sameAdapter(a: Omit<Adapter, 'parameters'>, b: Omit<Adapter, 'pa
   return same && a.targetModules.join() === b.targetModules.join()
 }
 
-/** Refuses to load an adapter of `folder` where the model has one of another shape. */
+/** Rejects the adapter in `folder` if the model already has one of another shape. */
 export function requireSameAdapter(own: Adapter, wanted: Omit<Adapter, 'parameters'>, folder: string, operation: string): void {
   if (sameAdapter(own, wanted)) return
   const message = `the model already has an adapter whose rank, alpha, perLoop, shiftRank or modules differ from those of ${folder}: remove it first`

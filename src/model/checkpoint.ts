@@ -18,16 +18,16 @@ export interface Checkpoint {
   config: LoopLMConfig
   /** Paths of the safetensors files. */
   weights: string[]
-  /** Of a folder that was saved quantized. */
+  /** Set if the folder was saved quantized. */
   quantization: Quantization | undefined
-  /** What generation_config.json says, if there is one. */
+  /** The content of generation_config.json, if the file exists. */
   generation: Record<string, unknown>
-  /** The Python files that `auto_map` of config.json names, by name: not looked into, but saved again. */
+  /** The Python files that `auto_map` of config.json names, by name. They are not parsed, only saved again. */
   code: ReadonlyMap<string, Uint8Array>
   tokenizer: Tokenizer | undefined
 }
 
-/** The checkpoint's folder: the one that is named, what is fetched when that was asked for, or what was downloaded before. */
+/** Finds the checkpoint's folder: the given path, a fresh download if `download` is true, or an earlier download. */
 export async function findFolder(name: string, options: PretrainedOptions, operation: string): Promise<string> {
   if (await exists(name, operation)) return name
   if (options.download === true) return download(name, options)
@@ -49,7 +49,7 @@ export async function readCheckpoint(folder: string, operation: string): Promise
     throw new LoopLMError('NOT_FOUND', `no file ${configPath}: ${folder} is not a checkpoint folder${inside}`, { operation })
   }
   const configFile = await readObject(configPath, operation)
-  const byTensors = familyOf(configFile) !== undefined // whose layout only the tensors tell
+  const byTensors = familyOf(configFile) !== undefined // only the tensors tell the layout apart
   const tensors = byTensors ? await tensorNames(await findWeights(folder, operation), operation) : []
   const config = parseConfig(configFile, configPath, true, tensors)
   const quantization = parseQuantization(configFile, config, configPath)
@@ -66,7 +66,7 @@ export async function readCheckpoint(folder: string, operation: string): Promise
   return { config, weights, quantization, generation, code: await readCode(folder, config), tokenizer }
 }
 
-/** Where transformers finds the model's code, on the Hub and in this form: its own versions do not have the model. */
+/** Where transformers finds the model's code on the Hub: no version of transformers includes the model. */
 const published = 'ByteDance/Ouro-1.4B--'
 const publishedMap = {
   AutoConfig: `${published}configuration_ouro.OuroConfig`,
@@ -75,7 +75,7 @@ const publishedMap = {
 }
 const maxCodeBytes = 2 ** 20
 
-/** The entries of an auto_map that name a file of the folder itself, such as `modeling_ouro.OuroModel`. */
+/** The entries of an auto_map that name a file in the folder itself, such as `modeling_ouro.OuroModel`. */
 function localModules(config: LoopLMConfig): [field: string, file: string][] {
   const map = config.auto_map
   if (typeof map !== 'object' || map === null) return []
@@ -95,7 +95,10 @@ async function readCode(folder: string, config: LoopLMConfig): Promise<ReadonlyM
   return code
 }
 
-/** An auto_map with which transformers finds the model's code: beside the weights where it is there, else where it was published. */
+/**
+ * An auto_map that lets transformers find the model's code: next to the weights if it is there, otherwise in the published
+ * repository.
+ */
 function autoMap(config: LoopLMConfig, code: ReadonlyMap<string, Uint8Array>): Record<string, unknown> {
   const map = config.auto_map
   if (typeof map !== 'object' || map === null) return publishedMap
@@ -126,7 +129,10 @@ async function findWeights(folder: string, operation: string): Promise<string[]>
   return names.map((name) => join(folder, name))
 }
 
-/** A small file cannot make us allocate a large model: a parameter takes at least two bytes in the file, or its quantized bits. */
+/**
+ * Bounds the allocation by the file's size, so that a small file cannot make us allocate a large model: a parameter takes at
+ * least two bytes in the file, or its quantized bits.
+ */
 async function checkSize(
   weights: readonly string[],
   config: LoopLMConfig,
@@ -154,8 +160,8 @@ function checkEndTokens(generation: Record<string, unknown>, path: string, confi
 }
 
 /**
- * The content of config.json for a model that looplm saves, sorted by name as transformers sorts it: a model that is loaded and saved again
- * gives the same file. transformers 4 calls the dtype torch_dtype, later ones dtype.
+ * The content of config.json for a model that looplm saves. Fields are sorted by name as transformers sorts them, so loading
+ * and saving gives the same file. transformers 4 calls the dtype torch_dtype, later versions call it dtype.
  */
 export function configJson(
   config: LoopLMConfig,
@@ -186,14 +192,17 @@ const savedQuantization = ({ bits, groupSize, asymmetric, head }: Quantization) 
 const sorted = (fields: Record<string, unknown>) =>
   Object.fromEntries(Object.entries(fields).sort(([a], [b]) => (a < b ? -1 : 1)))
 
-/** Names of the tensors of safetensors files. @throws LoopLMError INVALID_FILE; the engine checks the files when it loads them */
+/**
+ * The tensor names of safetensors files. The engine checks the files when it loads them.
+ * @throws LoopLMError INVALID_FILE
+ */
 async function tensorNames(weights: readonly string[], operation: string): Promise<string[]> {
   const ofFile = async (path: string): Promise<string[]> => {
     const file = await open(path)
     try {
       const { buffer: length } = await file.read(Buffer.alloc(8), 0, 8, 0)
       const bytes = Number(length.readBigUInt64LE())
-      if (bytes > maxFileBytes.tokenizer) return [] // the engine says what is wrong
+      if (bytes > maxFileBytes.tokenizer) return [] // the engine reports what is wrong
       const { buffer } = await file.read(Buffer.alloc(bytes), 0, bytes, 8)
       return Object.keys(JSON.parse(buffer.toString('utf8')))
     } finally {
@@ -204,7 +213,10 @@ async function tensorNames(weights: readonly string[], operation: string): Promi
   return names.flat()
 }
 
-/** A JSON object from a file of bounded size. @throws LoopLMError NOT_FOUND, INVALID_FILE */
+/**
+ * Reads a JSON object from a file of bounded size.
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE
+ */
 export async function readObject(
   path: string,
   operation: string,

@@ -9,19 +9,19 @@ import type { InputOptions, InputVectors, ModelDType, RealArray, StateOptions, T
 
 export { checkNumber, checkWord, describe }
 
-/** Loops to run; 0 in the engine's words is the model's own number. */
+/** The number of loops to run. 0 tells the engine to use the model's own number. */
 export function checkLoops(loops: number | undefined, operation: string): number {
   return loops === undefined ? 0 : checkNumber(loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation)
 }
 
-/** Below this, logits divided by the temperature leave the range of float32. */
+/** With a lower temperature, logits / temperature could overflow float32. */
 export const lowestTemperature = 1e-6
 
 export function checkTemperature(temperature: number | undefined, operation: string): number {
   return checkNumber(temperature ?? 1, 'temperature', { min: lowestTemperature }, operation)
 }
 
-/** The dtype of a model on a device; without one `fallback`, or float64 on device reference. */
+/** The dtype of a model on a device. Defaults to float64 on device `reference` and to `fallback` elsewhere. */
 export function checkDType<Fallback extends ModelDType | undefined>(
   dtype: unknown,
   device: DeviceName,
@@ -38,24 +38,24 @@ export function checkDType<Fallback extends ModelDType | undefined>(
   throw new LoopLMError('UNSUPPORTED', message, { operation })
 }
 
-/** What {@link packSequences} refuses. */
+/** The limits that {@link packSequences} enforces. */
 export interface SequenceLimits {
   vocabulary: number
   minLength: number
-  /** The model's max_position_embeddings: later positions were never trained, and give nonsense without an error. */
+  /** The model's max_position_embeddings. Later positions were never trained and would give nonsense without an error. */
   positions?: number
-  /** Positions that the tokens to come need; default 0. */
+  /** Positions to reserve for new tokens. Defaults to 0. */
   room?: number
   promptLengths?: ArrayLike<number> | undefined
   name?: string
 }
 
-/** What every sequence of a model is held to. */
+/** The limits that apply to every sequence of a model. */
 export function sequenceLimits(config: LoopLMConfig): Pick<Required<SequenceLimits>, 'vocabulary' | 'positions'> {
   return { vocabulary: config.vocab_size, positions: config.max_position_embeddings }
 }
 
-/** How initial states are made where none are given; refuses given ones for a family that begins with the tokens alone. */
+/** Reads how initial states are made if none are given. Rejects given states for families that start from the tokens alone. */
 export function readStates(options: StateOptions, { begin, family }: Architecture, operation: string) {
   const { initialStates, initialState = 'drawn', stateSeed = 0 } = options
   const word = checkWord(initialState, 'initialState', ['drawn', 'zeros'], operation)
@@ -68,7 +68,7 @@ export function readStates(options: StateOptions, { begin, family }: Architectur
   return { stateless, stateSeed: seed, zeroStates: word === 'zeros' }
 }
 
-/** The sequences with the first states of their tokens, as the options say. */
+/** Adds the initial states of the tokens to the sequences, as the options say. */
 export function withStates(
   sequences: NativeSequences,
   options: StateOptions,
@@ -84,7 +84,7 @@ export function withStates(
   return { ...sequences, states: packValues(initialStates, 'initialStates', shape, sequences.lengths.length, operation) }
 }
 
-/** The sequences with vectors in place of embedded tokens, as the options say. */
+/** Adds the input vectors that replace embedded tokens to the sequences, as the options say. */
 export function withVectors(
   sequences: NativeSequences,
   given: InputOptions['inputVectors'],
@@ -113,7 +113,7 @@ export function withVectors(
         throw new LoopLMError('INVALID_SHAPE', message, { operation })
       }
       for (let k = 0; k < positions.length; k++) {
-        const from = k === 0 ? 0 : positions[k - 1]! + 1 // ascending
+        const from = k === 0 ? 0 : positions[k - 1]! + 1 // checks that positions ascend
         const range = { min: from, max: length - 1, integer: true }
         tokens.push(
           first + checkNumber(positions[k], `${name}.positions[${k}] (of ${length} tokens, ascending)`, range, operation),
@@ -127,7 +127,7 @@ export function withVectors(
   return { ...sequences, vectors: { tokens: Int32Array.from(tokens), values: concatenate(values, 'inputVectors', operation) } }
 }
 
-/** The gradient of all input vectors, by sequence. */
+/** Splits the gradient of all input vectors by sequence. */
 export function splitVectors(gradient: RealArray, { lengths, vectors }: NativeSequences, hidden: number): RealArray[] {
   let token = 0
   let vector = 0
@@ -139,7 +139,7 @@ export function splitVectors(gradient: RealArray, { lengths, vectors }: NativeSe
   })
 }
 
-/** What is wrong with a sequence that needs more positions than the model has; undefined when it fits. */
+/** An error message if a sequence needs more positions than the model has. undefined if it fits. */
 export function positionProblem(name: string, length: number, positions: number, room = 0): string | undefined {
   if (length + room <= positions) return undefined
   const more = room > 0 ? ` and room for ${room} more` : ''
@@ -195,9 +195,9 @@ function checkPromptLengths(promptLengths: ArrayLike<number> | undefined, length
 }
 
 /**
- * Per-sequence arrays back to back.
+ * Concatenates per-sequence arrays.
  *
- * @param allowed per sequence, the lengths that fit; all sequences must choose the same one
+ * @param allowed the lengths that are allowed for a sequence; all sequences must choose the same alternative
  */
 export function packValues(
   values: readonly ArrayLike<number>[] | undefined,
@@ -225,7 +225,7 @@ export function packValues(
   return concatenate(values, name, operation)
 }
 
-/** Per-sequence arrays of integers back to back. */
+/** Concatenates per-sequence arrays of integers. */
 export function packIntegers(
   values: readonly ArrayLike<number>[] | undefined,
   name: string,
@@ -239,7 +239,7 @@ export function packIntegers(
   return Int32Array.from(packed, (value, i) => checkNumber(value, `${name} (entry ${i} of all)`, limits, operation))
 }
 
-/** One number per sequence. */
+/** Checks that there is one number per sequence. */
 export function packPerSequence(values: ArrayLike<number>, name: string, sequences: number, operation: string): Float64Array {
   if (values?.length !== sequences) {
     const message = `${name} must have one entry for each of the ${sequences} sequences, got ${values?.length ?? describe(values)}`
@@ -261,7 +261,7 @@ function concatenate(values: readonly ArrayLike<number>[], name: string, operati
   throw new LoopLMError('NON_FINITE', `${name} holds ${packed[bad]} (entry ${bad} of all)`, { operation })
 }
 
-/** null and texts would become numbers in silence. */
+/** Rejects entries that are not numbers: null and strings would silently become numbers. */
 function checkNumbers(row: ArrayLike<number>, name: string, operation: string): void {
   const refuse = (found: string) =>
     new LoopLMError('INVALID_ARGUMENT', `${name} must hold numbers alone, got ${found}`, { operation })

@@ -1,7 +1,7 @@
 import { call, native } from '../native.js'
 import type { LoopLM } from './model.js'
 
-/** 16 digits that are equal for equal parameters, those of an adapter included. */
+/** 16 digits that are equal for equal parameters, adapter included. */
 export function parametersChecksum(model: LoopLM): Promise<string> {
   const operation = 'parametersChecksum'
   const handle = model.handle(operation)

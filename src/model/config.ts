@@ -14,7 +14,10 @@ import { ouro } from './architectures/ouro.js'
 export type { LoopLMConfig, LoopLMConfigInput }
 export { exitGateNames, maxLoops }
 
-/** Every tensor of a model is addressed by 64-bit offsets; this many parameters (256 GiB in float32) is a typing error or an attack. */
+/**
+ * Tensors are addressed by 64-bit offsets. A configuration with more parameters than this (256 GiB in float32) is a typing
+ * error or an attack.
+ */
 const maxParameters = 2 ** 36
 
 const fields = {
@@ -28,7 +31,7 @@ const fields = {
 const unscaled = z.literal('default', { error: 'must be "default"; scaled rotary embeddings are not supported' }).nullish()
 const wholeHead = z.literal(1, { error: 'must be 1; embeddings that rotate a part of a head are not supported' }).nullish()
 
-/** What a config.json may say that looplm does not compute; the accepted value is the one that changes nothing. */
+/** Fields of config.json for things that looplm does not compute. Only the value that changes nothing is accepted. */
 const accepted = {
   model_type: z.literal('ouro', { error: 'must be "ouro", "nanbeige", "huginn_raven" or "hrm_text"' }).optional(),
   architectures: z
@@ -78,9 +81,9 @@ const quantizationSchema = z.object({
 })
 
 /**
- * What a config.json says of a folder that was saved quantized.
+ * Reads the quantization of a config.json whose folder was saved quantized.
  *
- * @returns undefined when the weights are plain
+ * @returns undefined if the weights are not quantized
  * @throws LoopLMError INVALID_CONFIG naming the source and the field
  */
 export function parseQuantization(
@@ -103,9 +106,10 @@ export function parseQuantization(
  * Checks a configuration and fills in defaults.
  *
  * @param value the parsed config.json, or the argument of `LoopLM.create`
- * @param source how errors name it: the path of the file or the calling function
- * @param fromFile a file must say its rope_theta (the Hugging Face class default is wrong for the checkpoints); `create` defaults to 1e6
- * @param tensors names of the checkpoint's tensors, of a file
+ * @param source the name in error messages: the path of the file or the calling function
+ * @param fromFile a file must state its rope_theta (the Hugging Face class default is wrong for the checkpoints); for `create`
+ *   it defaults to 1e6
+ * @param tensors the names of the checkpoint's tensors, if it comes from a file
  * @throws LoopLMError INVALID_CONFIG with one line per field
  */
 export function parseConfig(value: unknown, source: string, fromFile: boolean, tensors: readonly string[] = []): LoopLMConfig {
@@ -126,7 +130,7 @@ export function parseConfig(value: unknown, source: string, fromFile: boolean, t
 
 function parseOuro(value: unknown, source: string, fromFile: boolean): LoopLMConfig {
   const { rope_parameters, quantization_config, ...config } = checkSchema(source, schema, value)
-  checkJson(value, '', source) // unknown fields are kept, and saved again
+  checkJson(value, '', source) // unknown fields are kept and saved again
   const refuse = (field: string, problem: string) =>
     new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: source })
   if (quantization_config != null && !fromFile)
@@ -168,9 +172,9 @@ function parseOuro(value: unknown, source: string, fromFile: boolean): LoopLMCon
 }
 
 /**
- * Refuses a field of `LoopLM.create` that is a known one misspelt, which would have its default in silence. Other unknown fields are kept:
- * a config.json has many, and its names are not checked. Two letters are a misspelling in long names alone, for `cls_token_id` and
- * `eos_token_id` differ by two.
+ * Rejects a field of `LoopLM.create` that looks like a misspelt known field, which would otherwise silently get its default.
+ * Other unknown fields are kept, because a config.json has many. Two different letters count as a misspelling only in long
+ * names, because `cls_token_id` and `eos_token_id` differ by two.
  *
  * @throws LoopLMError INVALID_CONFIG naming the field and the known one
  */
@@ -179,7 +183,7 @@ export function checkFieldNames(config: unknown, operation: string): void {
     const message = `config must be an object with vocab_size, hidden_size and the other sizes, got ${describe(config)}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
-  if (familyOf(config) !== undefined) return // whose names are checked by nobody: a config.json has many
+  if (familyOf(config) !== undefined) return // other families have many fields that we do not list
   const known = Object.keys(schema.shape)
   for (const field of Object.keys(config)) {
     if (known.includes(field)) continue
@@ -199,7 +203,7 @@ export const computing = [
   ...(['num_key_value_heads', 'head_dim', 'total_ut_steps', 'rms_norm_eps', 'rope_theta', 'tie_word_embeddings'] as const),
 ]
 
-/** The first field by which two models compute differently, in words for an error; undefined where they compute alike. */
+/** The first difference between what two models compute, as words for an error. undefined if they compute the same. */
 export function configDifference(own: LoopLMConfig, other: LoopLMConfig): string | undefined {
   const field = ['model_type', ...computing].find((name) => (own[name] ?? 'ouro') !== (other[name] ?? 'ouro'))
   if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
@@ -215,13 +219,16 @@ export function architectureOf(config: LoopLMConfig): Architecture {
   return config[exitGateField] === true ? withExitGate(architecture) : architecture
 }
 
-/** The field of config.json that says of a family without exit gates that the model has been given one, and of Ouro that it has none. */
+/**
+ * The field of config.json that is true if an exit gate was added to a family without one, and false for an Ouro model without
+ * a gate.
+ */
 const exitGateField = 'looplm_exit_gate'
 
 /**
- * The configuration of a model that is given an exit gate where it is wished and its family has none.
+ * The configuration with an exit gate added, if `wished` and if the family has none.
  *
- * @returns with the names of the tensors that its files do not have yet
+ * @returns the configuration, and the names of the gate's tensors that the model's files do not have yet
  */
 export function withExitGateIf(
   wished: boolean | undefined,

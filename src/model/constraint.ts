@@ -2,7 +2,7 @@ import { LoopLMError } from '../errors.js'
 import { beginGrammar, type GrammarSession } from '../grammar/sessions.js'
 import type { GeneratingModel, Request } from './request.js'
 
-/** The tokens that a request with a grammar may draw, step by step. */
+/** Tells, step by step, which tokens a request with a grammar may draw. */
 export class Constraint {
   readonly #request: Request
   readonly #operation: string
@@ -13,13 +13,14 @@ export class Constraint {
     this.#request = request
     this.#operation = operation
     this.#session = beginGrammar(model.tokenizer!, model.config.vocab_size, request.grammar!)
-    this.#session.catch(() => {}) // told by `next`
+    this.#session.catch(() => {}) // `next` reports the error
   }
 
   /**
-   * Bits of the tokens that may be drawn behind a token, or at the start; undefined where the text is complete and no end token says so.
+   * One bit per token that may be drawn after `token`, or at the start. undefined if the text is complete and no end token
+   * exists to end it.
    *
-   * @throws LoopLMError INVALID_ARGUMENT when the grammar is wrong, or when the vocabulary has no token that continues it
+   * @throws LoopLMError INVALID_ARGUMENT when the grammar is wrong, or when no token of the vocabulary can continue the text
    */
   async next(token?: number): Promise<Int32Array | undefined> {
     const { stopTokens, bannedTokens } = this.#request.native
@@ -28,7 +29,7 @@ export class Constraint {
     const put = (ids: Int32Array, on: boolean) => {
       for (const id of ids) allowed[id >> 5] = on ? allowed[id >> 5]! | (1 << (id & 31)) : allowed[id >> 5]! & ~(1 << (id & 31))
     }
-    put(stopTokens, mayEnd) // one that is text as well would end the text too early
+    put(stopTokens, mayEnd) // a stop token that is also text would end the text too early
     put(bannedTokens, false)
     if (allowed.some((word) => word !== 0)) return allowed
     if (mayEnd) return undefined

@@ -6,41 +6,44 @@ import { cachePerToken, cacheTypes } from './cache-type.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 import type { CacheType } from './types.js'
 
-/** What {@link estimateMemory} is asked. */
+/** Options of {@link estimateMemory}. */
 export interface EstimateOptions {
-  /** Of weights, activations and the cache; default `float32`. */
+  /** The dtype of weights, activations and the cache. Defaults to `float32`. */
   dtype?: 'float32' | 'bfloat16' | undefined
-  /** Loops that are run; default the model's. */
+  /** Number of loops to run. Defaults to the model's. */
   loops?: number | undefined
-  /** What the backward pass computes again instead of keeping it; default `none`. */
+  /** What the backward pass recomputes instead of storing. Defaults to `none`. */
   recompute?: 'none' | 'loop' | 'layer' | undefined
-  /** Numbers that are trained, where that is not all: of an adapter. */
+  /** Number of trained parameters, if not all are trained, for example those of an adapter. Defaults to all. */
   trained?: number | undefined
-  /** What the cache keeps of keys and values; default `model`. */
+  /** What the cache stores of keys and values. Defaults to `model`. */
   cacheType?: CacheType | undefined
 }
 
-/** Bytes. */
+/** The memory that a model takes, in bytes. */
 export interface MemoryEstimate {
-  /** Numbers in the weights, not bytes. */
+  /** Number of parameters (not bytes). */
   parameters: number
-  /** The weights in the dtype of the model, or quantized. */
+  /** The weights, in the model's dtype or quantized. */
   weights: number
-  /** The gradients of a trainer, float32. */
+  /** The gradients of a trainer, in float32. */
   gradients: number
-  /** Moments of AdamW, float32, and float32 masters of bfloat16 weights. */
+  /** The optimizer state: AdamW's moments in float32, and float32 master weights of bfloat16 weights. */
   optimizer: number
   /**
-   * Keys and values of one token in all loops. With a `cacheType` of fewer bits, the newest tokens of each sequence, up to 64, take room in
-   * the model's dtype too.
+   * Keys and values of one token in all loops. With a quantized `cacheType`, the newest tokens of each sequence (up to 64) also
+   * take space in the model's dtype.
    */
   cachePerToken: number
   /**
-   * Of one token of a micro-batch in training, all that is kept and worked on between the embedding and the head, when every loop is read
-   * and carries gradient: that is the most.
+   * Per token of a training micro-batch: the stored activations and scratch memory between the embedding and the head. This is
+   * the maximum, when every loop is read and carries gradient.
    */
   activationsPerToken: number
-  /** Of one token of a micro-batch in training, logits and what the head works on. They are made in chunks: this is the most. */
+  /**
+   * Per token of a training micro-batch: the logits and scratch memory of the head. This is a maximum, because logits are
+   * computed in chunks.
+   */
   headPerToken: number
 }
 
@@ -55,7 +58,8 @@ const operation = 'estimateMemory'
 const real = 4 // bytes of a float32
 
 /**
- * How much memory a model takes, from its configuration alone: nothing is loaded. A test compares it with what the engine allocates.
+ * Estimates the memory of a model from its configuration alone. Nothing is loaded. A test compares the result with what the
+ * engine allocates.
  *
  * @param config as `model.config`
  * @throws LoopLMError INVALID_ARGUMENT
@@ -89,7 +93,7 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
   }
 }
 
-/** Tokens of a micro-batch in training, where `tokensPerMicroBatch` leaves them to the engine. */
+/** The number of tokens in a training micro-batch if `tokensPerMicroBatch` is not set. */
 export function microBatchTokens(
   config: LoopLMConfig,
   { dtype = 'float32', recompute = 'none', loops }: EstimateOptions,
@@ -100,18 +104,18 @@ export function microBatchTokens(
   return native().microBatchTokens(on, architecture, dtype, loops ?? architecture.loops, recompute)
 }
 
-/** As native/engine/stack.cpp lays a stack out for a backward pass. */
+/** Bytes per token of the stack's backward pass, as native/engine/stack.cpp allocates it. */
 function activations(a: Architecture, loops: number, recompute: NonNullable<EstimateOptions['recompute']>, act: number): number {
   const { hidden: D, intermediate: F, heads, kvHeads, headDim, registers, begin, loop, read } = a
   const attention = heads * headDim
   const qkv = (heads + 2 * kvHeads) * headDim
   const state = D * act
-  const runs = recompute === 'loop' ? 1 : loops // loops whose values are kept
+  const runs = recompute === 'loop' ? 1 : loops // number of loops whose activations are stored
   const blocks = (steps: readonly Step[]) => steps.filter(({ kind }) => kind === 'block').length
   const kept = recompute === 'layer' ? 1 : blocks(begin) + runs * (blocks(loop) + blocks(read))
   const values = between(begin) + runs * (between(loop) + between(read))
   const boundaries = registers > 1 || read.length > 0 ? loops * registers : 0
-  const scratch = (2 * F + 3 * D + attention + qkv) * act // of the block that runs
+  const scratch = (2 * F + 3 * D + attention + qkv) * act // scratch memory of the block that is running
   const normed = a.queryKeyNorm !== undefined && a.queryKeyNorm !== 'none'
   const gated = a.attentionGate === true
   const ofHeads =
@@ -120,7 +124,7 @@ function activations(a: Architecture, loops: number, recompute: NonNullable<Esti
   return (registers + loops + values + boundaries) * state + kept * blockBytes(a, act) + scratch + ofHeads + gradients
 }
 
-/** What a block leaves for its backward pass. */
+/** Bytes per token that a block stores for its backward pass. */
 function blockBytes(a: Architecture, act: number): number {
   const { hidden: D, intermediate: F, heads, kvHeads, headDim } = a
   const attention = heads * headDim
@@ -132,7 +136,7 @@ function blockBytes(a: Architecture, act: number): number {
   return numbers * act + heads * real
 }
 
-/** Steps whose result a later step of the same program writes over. */
+/** Number of steps whose result a later step of the same program overwrites. */
 function between(steps: readonly Step[]): number {
   return steps.filter(({ to }, i) => steps.slice(i + 1).some((later) => later.to === to)).length
 }

@@ -1,60 +1,61 @@
-// When a token leaves the loops: the options of every rule, once. The engine's side is native/engine/generation/exit_rule.cpp.
+// When a token exits: the options of every rule. The engine implements them in native/engine/generation/exit_rule.cpp.
 import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
 
-/** From which loop on a token may leave. */
+/** The first loop at which a token may exit. */
 interface MinLoops {
-  /** Fewest loops of a token. Default: 1. */
+  /** The smallest number of loops of a token. Defaults to 1. */
   minLoops?: number
 }
 
 /** A rule with a threshold. */
 interface Threshold extends MinLoops {
-  /** The value at which the rule holds; default that of the rule. */
+  /** The value at which the rule holds. The default depends on the rule. */
   threshold?: number
 }
 
-/** A rule whose threshold has no default. */
+/** A rule with a required threshold. */
 interface GivenThreshold extends MinLoops {
   /** The value at which the rule holds. */
   threshold: number
 }
 
-/** A rule that must hold several times. */
+/** A rule that must hold several times in a row. */
 interface Patience extends MinLoops {
-  /** How often in a row the rule must hold; default 1, Huginn's is 5. */
+  /** How often in a row the rule must hold. Defaults to 1; Huginn's value is 5. */
   patience?: number
 }
 
 /**
- * When a token leaves the loops: after the first loop, not before `minLoops`, at which the rule holds, and after the last loop (`loops`
- * of the options) in any case. h is register 0 after a loop: Ouro's normed state, Huginn's state before its coda. P = softmax(logits) at
- * temperature 1. The prompt runs at full depth. Defaults of thresholds are Huginn's (arXiv 2502.05171, Raven's public code).
+ * When a token exits: after the first loop at which the rule holds, but not before `minLoops`, and at the latest after the last
+ * loop (option `loops`). h is register 0 after a loop: Ouro's state after the norm, Huginn's state before its coda. P =
+ * softmax(logits) at temperature 1. Prompts run at full depth. Default thresholds are Huginn's (arXiv 2502.05171, Raven's
+ * public code).
  */
 export type ExitRule =
   | {
-      /** Always after the last loop. */
+      /** Every token runs all loops. */
       rule: 'fixed'
     }
   | ({
       /**
-       * The cumulative exit probability has reached `threshold`; 1 or more is full depth (Ouro, arXiv 2510.25741, §3). For models with
-       * an exit gate. Default: the configuration's `early_exit_threshold`.
+       * Exits when the cumulative exit probability reaches `threshold`. 1 or more means full depth (Ouro, arXiv 2510.25741,
+       * §3). Needs an exit gate. Defaults to the configuration's `early_exit_threshold`.
        */
       rule: 'gate'
     } & Threshold)
   | {
       /**
-       * Each token's loop is drawn from its exit distribution by (seed, sequence, position), whatever the temperature. For models with
-       * an exit gate. It is the policy that the recipe `exit-sampled` trains (docs/objectives.md).
+       * Draws each token's exit loop from its exit distribution by (seed, sequence, position), at any temperature. Needs an
+       * exit gate. The recipe `exit-sampled` trains this policy (docs/objectives.md).
        */
       rule: 'sampled'
     }
   | ({
-      /** The state has settled: |h_t - h_(t-1)| ≤ threshold · |h_t|, t ≥ 2. Default 0.03. */
+      /** The state has settled: |h_t - h_(t-1)| ≤ threshold · |h_t|, t ≥ 2. Defaults to 0.03. */
       rule: 'hidden-delta'
     } & Threshold)
   | ({
-      /** The state has settled: 1 - cos(h_t, h_(t-1)) ≤ threshold, t ≥ 2. Default 0.001. */
+      /** The state has settled: 1 - cos(h_t, h_(t-1)) ≤ threshold, t ≥ 2. Defaults to 0.001. */
       rule: 'cosine'
     } & Threshold)
   | ({
@@ -63,8 +64,8 @@ export type ExitRule =
     } & GivenThreshold)
   | ({
       /**
-       * The prediction's entropy has settled: |H(P_t) - H(P_(t-1))| ≤ threshold, in nats, t ≥ 2. Default 0.001. Runs the head after every
-       * loop.
+       * The prediction's entropy has settled: |H(P_t) - H(P_(t-1))| ≤ threshold, in nats, t ≥ 2. Defaults to 0.001. Runs
+       * the head after every loop.
        */
       rule: 'entropy-change'
     } & Threshold)
@@ -74,21 +75,24 @@ export type ExitRule =
     } & GivenThreshold)
   | ({
       /**
-       * The prediction has settled: KL(P_(t-1) || P_t) ≤ threshold, in nats, where P_0 is uniform. Default 0.001; the paper uses 0.0005.
-       * Runs the head after every loop.
+       * The prediction has settled: KL(P_(t-1) || P_t) ≤ threshold, in nats, where P_0 is uniform. Defaults to 0.001; the
+       * paper uses 0.0005. Runs the head after every loop.
        */
       rule: 'kl-previous'
     } & Threshold)
   | ({
-      /** The most probable token is that of the loop before, `patience` times in a row. Runs the head after every loop. */
+      /**
+       * The most probable token is the same as after the previous loop, `patience` times in a row. Runs the head after every
+       * loop.
+       */
       rule: 'argmax-stable'
     } & Patience)
 
-/** What a rule takes besides `rule`. */
+/** Which options a rule takes besides `rule`. */
 interface RuleOptions {
   threshold?: { above: number; default?: number } | { min: number; default?: number }
   minLoops?: true
-  /** Its default. */
+  /** The default patience, if the rule takes one. */
   patience?: number
 }
 
@@ -108,7 +112,7 @@ export const exitRules: Readonly<Record<ExitRule['rule'], RuleOptions>> = {
 }
 export const exitRuleNames = Object.keys(exitRules) as ExitRule['rule'][]
 
-/** The rule as the engine takes it. */
+/** The rule in the form that the engine takes. */
 export interface NativeExit {
   rule: string
   threshold: number
@@ -116,7 +120,7 @@ export interface NativeExit {
   patience: number
 }
 
-/** @param configured the threshold of the gate that the configuration names */
+/** @param configured the gate's threshold in the model's configuration */
 export function readExit(exit: ExitRule | undefined, configured: number, operation: string): NativeExit {
   const rule = exit === undefined ? 'gate' : checkWord(exit?.rule, 'exit.rule', exitRuleNames, operation)
   const options = exitRules[rule]

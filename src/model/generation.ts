@@ -5,10 +5,13 @@ import { type GeneratingModel, type Request, readRequests } from './request.js'
 import { Scheduler } from './scheduler.js'
 import type { GenerateChunk, GenerateOptions, GenerateResult, Prompt } from './types.js'
 
-/** Prompt tokens that a batch runs at once: enough to keep the products at full rate, few enough to bound the activations. */
+/**
+ * How many prompt tokens a batch runs at once: enough to run the matrix products at full speed, few enough to bound the
+ * activations.
+ */
 const prefillTokens = 4096
 
-/** The body of LoopLM.generate: a scheduler with a place for every prompt. */
+/** Implements LoopLM.generate: a scheduler with a row for every prompt. */
 export async function generate(
   model: GeneratingModel,
   handle: NativeModel,
@@ -27,7 +30,7 @@ export async function generate(
   return await Promise.all(entered.map((request) => request.result()))
 }
 
-/** The body of LoopLM.stream. */
+/** Implements LoopLM.stream. */
 export async function* stream(
   model: GeneratingModel,
   handle: () => NativeModel,

@@ -13,23 +13,27 @@ import { architectureOf, type LoopLMConfig, parseConfig, withExitGateIf } from '
 import { engineQuantization } from './quantization.js'
 import type { LoadOptions, ModelDType } from './types.js'
 
-/** A model as a GGUF file of llama.cpp describes it. */
+/** A model as described by a GGUF file of llama.cpp. */
 export interface GgufModel {
   config: LoopLMConfig
   weights: readonly NativeTensorFile[]
-  /** What keeps the file's codes and scales as they are; undefined where its blocks are of other kinds, or of several. */
+  /**
+   * The quantization that keeps the file's codes and scales unchanged. undefined if its blocks are of another type or of
+   * several types.
+   */
   quantization: Quantization | undefined
   generation: Record<string, unknown>
   tokenizer: Tokenizer | undefined
-  /** The element types of the file's matrices, with the number of each. */
+  /** The element types of the file's matrices, and how many matrices have each. */
   types: ReadonlyMap<string, number>
 }
 
 /**
- * The GGUF file that a path names: itself, or the one in a folder that has no safetensors. Of a model in parts: any part.
+ * Finds the GGUF file that a path names: the file itself, or the one in a folder without safetensors. For a model in parts, any
+ * part.
  *
  * @returns undefined for other folders
- * @throws LoopLMError INVALID_ARGUMENT where a folder has several, INVALID_FILE for other files
+ * @throws LoopLMError INVALID_ARGUMENT if a folder has several models, INVALID_FILE for other files
  */
 export async function findGguf(path: string, operation: string): Promise<string | undefined> {
   const found = await onDisk('read', path, stat(path), operation)
@@ -38,7 +42,7 @@ export async function findGguf(path: string, operation: string): Promise<string 
     const message = `${path} is neither a checkpoint folder nor a file whose name ends in .gguf`
     throw new LoopLMError('INVALID_FILE', message, { operation })
   }
-  const names = await readdir(path).catch(() => []) // of a folder that cannot be listed, reading its files says why
+  const names = await readdir(path).catch(() => []) // if the folder cannot be listed, reading its files reports why
   if (names.some((name) => /\.safetensors(\.index\.json)?$/.test(name))) return undefined
   const files = names.filter((name) => name.endsWith('.gguf')).sort()
   if (files.length === 0) return undefined
@@ -48,13 +52,13 @@ export async function findGguf(path: string, operation: string): Promise<string 
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
-/** The same for all parts of a model. */
+/** A name that is the same for all parts of a model. */
 function modelOf(file: string): string {
   const part = partName(file)
   return part === undefined ? file : `${part.model}-of-${part.count}`
 }
 
-/** Where a model is loaded. */
+/** Where a model is loaded, and in which dtype. */
 export interface LoadPlace {
   device: DeviceName
   dtype: ModelDType | undefined
@@ -63,17 +67,17 @@ export interface LoadPlace {
 
 /** How a model is loaded. */
 export interface LoadSettings {
-  /** undefined: as the files are. */
+  /** undefined: as in the files. */
   quantization: Quantization | undefined
-  /** Plain values of quantized GGUF files. */
+  /** Load the plain values of quantized GGUF files. */
   dequantize: boolean
-  /** Add an exit gate where there is none. */
+  /** Add an exit gate if the model has none. */
   exitGate: boolean | undefined
-  /** Of a quantized model: what its products take of activations. */
+  /** For a quantized model: the form of the activations in its matrix products. */
   activations: LoadOptions['activations']
 }
 
-/** A file's model in the engine. */
+/** Loads the model of a GGUF file into the engine. */
 export async function loadGguf(
   path: string,
   { device, dtype, threads }: LoadPlace,
@@ -114,7 +118,7 @@ export async function readGgufModel(path: string, operation: string): Promise<Gg
   return { config, weights, quantization: keptQuantization(file), generation: ends(file, tokenizer, operation), tokenizer, types }
 }
 
-/** The file's own tokenizer, or the tokenizer.json beside it where the file's cannot be rebuilt or is not there. */
+/** The file's own tokenizer. If the file has none or it cannot be rebuilt, the tokenizer.json next to the file. */
 async function findTokenizer(file: GgufFile, operation: string): Promise<Tokenizer | undefined> {
   const folder = dirname(file.path)
   const beside = async () =>
@@ -128,7 +132,7 @@ async function findTokenizer(file: GgufFile, operation: string): Promise<Tokeniz
   }
 }
 
-/** Where generation ends: at the file's end tokens, and where its chat template ends a turn. */
+/** The tokens that end generation: the file's end tokens, and the token that ends a turn of its chat template. */
 function ends(file: GgufFile, tokenizer: Tokenizer | undefined, operation: string): Record<string, unknown> {
   const { eos, eot, eom } = ggufTokenIds(file, operation)
   const chat = tokenizer?.hasChatTemplate ? tokenizer.chatEndToken() : undefined
@@ -136,7 +140,7 @@ function ends(file: GgufFile, tokenizer: Tokenizer | undefined, operation: strin
   return ids.length === 0 ? {} : { eos_token_id: ids }
 }
 
-/** The keys of one architecture. */
+/** Reads the metadata keys of one architecture. */
 class Keys {
   readonly family: string
 
@@ -158,7 +162,7 @@ class Keys {
     return this.file.metadata.get(`${this.family}.${name}`)
   }
 
-  /** A number; a list of one number per layer counts as that number where all are the same. */
+  /** A number. A list with one number per layer is accepted if all are equal. */
   number(name: string): number | undefined {
     const value = this.value(name)
     if (value === undefined) return undefined
@@ -179,7 +183,7 @@ class Keys {
   }
 }
 
-/** What a key must be for a model that looplm computes, where it is there. */
+/** The keys that must have a neutral value if present, because looplm does not compute what they ask for. */
 const neutral: Readonly<Record<string, (value: GgufValue) => boolean>> = {
   ...Object.fromEntries(
     ['expert_count', 'attention.sliding_window', 'attn_logit_softcapping', 'final_logit_softcapping', 'attention.scale'].map(
@@ -193,7 +197,7 @@ const neutral: Readonly<Record<string, (value: GgufValue) => boolean>> = {
   'attention.causal': (value) => value === true,
 }
 
-/** The configuration in the words of config.json. */
+/** The configuration with the field names of config.json. */
 function readConfig(keys: Keys): LoopLMConfig {
   const { file, family, operation } = keys
   for (const [name, fits] of Object.entries(neutral)) {
@@ -247,7 +251,7 @@ function readConfig(keys: Keys): LoopLMConfig {
   return parseConfig({ ...common, ...own }, file.path, true)
 }
 
-/** The shortest decimal number that a float32 can have been written from: 1e-6 instead of 9.99999997e-7. */
+/** The shortest decimal number that rounds to this float32: 1e-6 instead of 9.99999997e-7. */
 function decimal(value: number): number {
   for (let digits = 1; digits < 10; digits++) {
     const short = Number(value.toPrecision(digits))
@@ -265,7 +269,7 @@ const matrices = {
   ffn_up: 'mlp.up_proj',
   ffn_down: 'mlp.down_proj',
 }
-/** Published names of a layer's tensors, by family and by llama.cpp's names. */
+/** The published names of a layer's tensors, by family and by llama.cpp's name. */
 const layerNames: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   ouro: {
     ...matrices,
@@ -289,11 +293,11 @@ function publishedName(family: string, name: string): string | undefined {
   return part !== undefined && Object.hasOwn(own, part) ? `model.layers.${Number(layer)}.${own[part]}.${suffix}` : undefined
 }
 
-/** The queries, keys and values of a layer in one tensor, as llama.cpp reads them too. */
+/** Queries, keys and values of a layer in one tensor, which llama.cpp also reads. */
 const fusedQkv = 'attn_qkv'
 const fused = /^blk\.\d{1,4}\.attn_qkv\.(weight|bias)$/
 
-/** A tensor of rows of queries, of keys and of values as the three that they are: every row is whole blocks. */
+/** Splits a tensor with rows of queries, keys and values into three. Every row consists of whole blocks. */
 function unfuse(tensor: GgufTensor, config: LoopLMConfig, operation: string): GgufTensor[] {
   if (!fused.test(tensor.name)) return [tensor]
   const { name, type, shape } = tensor
@@ -320,7 +324,10 @@ function unfuse(tensor: GgufTensor, config: LoopLMConfig, operation: string): Gg
 
 type NamedTensor = NativeTensorFile['tensors'][number] & { path: string }
 
-/** The tensors under their published names. llama.cpp turns neighbours of queries and keys, so their rows are in turns. */
+/**
+ * The tensors under their published names. llama.cpp rotates neighbouring dimensions of queries and keys, so their rows are
+ * interleaved.
+ */
 function nameTensors({ file, family, operation }: Keys, config: LoopLMConfig): NamedTensor[] {
   let elements = 0
   const stored = file.tensors.flatMap((tensor) => unfuse(tensor, config, operation))
@@ -345,7 +352,7 @@ function byFile(tensors: readonly NamedTensor[]): NativeTensorFile[] {
   return [...files].map(([path, own]) => ({ path, tensors: own }))
 }
 
-/** The engine's own form that holds the blocks of all layers exactly: 8 bits for Q8_0, 4 bits for Q4_0, in groups of 32. */
+/** The engine's quantization that holds the blocks of all layers exactly: 8 bits for Q8_0, 4 bits for Q4_0, in groups of 32. */
 function keptQuantization({ tensors }: GgufFile): Quantization | undefined {
   const [type, ...others] = new Set(
     tensors.filter(({ name, shape }) => name.startsWith('blk.') && shape.length > 1).map((tensor) => tensor.type),

@@ -7,11 +7,11 @@ import { findGguf, type LoadPlace, type LoadSettings, loadGguf } from './gguf.js
 import { engineQuantization, quantizationText } from './quantization.js'
 import type { ModelDType } from './types.js'
 
-/** What loading makes of files. */
+/** The result of loading files. */
 type Loaded = Pick<Checkpoint, 'config' | 'generation' | 'tokenizer' | 'quantization'> &
   Partial<Pick<Checkpoint, 'code'>> & { handle: NativeModel; dtype: ModelDType }
 
-/** The model of a checkpoint folder or of a GGUF file, in the engine. */
+/** Loads the model of a checkpoint folder or of a GGUF file into the engine. */
 export async function loadPretrained(path: string, place: LoadPlace, settings: LoadSettings, operation: string): Promise<Loaded> {
   const file = await findGguf(path, operation)
   if (file !== undefined) return loadGguf(file, place, settings, operation)

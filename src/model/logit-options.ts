@@ -4,7 +4,7 @@ import type { NativeLogitOptions } from '../native.js'
 import { checkNumber, describe } from '../validation/arguments.js'
 import type { GenerateOptions } from './types.js'
 
-/** What changes the logits before a token is drawn, as the engine takes it. */
+/** The options that change logits before a token is drawn, in the form that the engine takes. */
 export function readLogitOptions(options: GenerateOptions, vocabulary: number, operation: string): NativeLogitOptions {
   const { logitBias, bannedTokens, logitsProcessor } = options
   const finite = (name: 'frequencyPenalty' | 'presencePenalty') => checkNumber(options[name] ?? 0, name, {}, operation)
@@ -24,7 +24,7 @@ export function readLogitOptions(options: GenerateOptions, vocabulary: number, o
 
 const refuse = (message: string, operation: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
 
-/** A bias of 0 changes nothing. */
+/** Reads the biases. Biases of 0 are dropped. */
 function readBiases(given: GenerateOptions['logitBias'], vocabulary: number, operation: string): Map<number, number> {
   if (given === undefined) return new Map()
   if (typeof given !== 'object' || given === null || Array.isArray(given))
@@ -47,7 +47,7 @@ function readBanned(given: GenerateOptions['bannedTokens'], vocabulary: number, 
   return Int32Array.from(new Set(given.map((id, i) => checkNumber(id, `bannedTokens[${i}]`, range, operation))))
 }
 
-/** What a processor made, as the engine takes it. */
+/** Checks the logits that a processor returned. */
 export function checkedLogits(given: ArrayLike<number>, vocabulary: number, operation: string): Float64Array {
   if (typeof given?.length !== 'number' || given.length !== vocabulary)
     throw refuse(`logitsProcessor must return ${vocabulary} logits, or nothing, got ${describe(given)}`, operation)

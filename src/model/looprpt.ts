@@ -11,21 +11,24 @@ import type { LoopLM } from './model.js'
 import type { TokenSequence } from './types.js'
 
 /**
- * What the engine runs for one LoopRPT step.
+ * The batch of one LoopRPT step.
  * @internal
  */
 export interface LoopRptBatch {
   sequences: readonly TokenSequence[]
   promptLengths: ArrayLike<number>
-  /** One per sequence: its number in the random draws. */
+  /** Per sequence: its number in the random draws. */
   ids: readonly number[]
-  /** Response tokens of every sequence of the logical batch, of which these may be a share: means are over its hard tokens. */
+  /**
+   * Number of response tokens per sequence of the logical batch. This batch may be a share of it; means are over the hard
+   * tokens of the whole logical batch.
+   */
   responses: readonly number[]
-  /** Per sequence len-1; 0: the prediction is never a hard token. */
+  /** Per sequence len-1. 0: the prediction is never a hard token. */
   mask?: readonly ArrayLike<number>[] | undefined
-  /** Per sequence rollouts × loops × len × hidden_size, in place of own draws. */
+  /** Per sequence rollouts × loops × len × hidden_size. Used instead of drawing noise. */
   noise?: readonly ArrayLike<number>[] | undefined
-  /** Per sequence rollouts × (len-1), loops counted from 0, in place of own draws. */
+  /** Per sequence rollouts × (len-1), loops counted from 0. Used instead of drawing exits. */
   exits?: readonly ArrayLike<number>[] | undefined
 }
 
@@ -60,7 +63,10 @@ export async function accumulateLoopRpt(
   return call(operation, (cancel) => native().modelAccumulateLoopRpt(own, other, sequences, draws, options, cancel), signal)
 }
 
-/** Adds the gradient of the Stage II loss, which reaches the gate alone; returns the loss. @param batch.tokens response tokens of the logical batch */
+/**
+ * Adds the gradient of the Stage II loss, which only reaches the gate. Returns the loss.
+ * @param batch.tokens number of response tokens of the logical batch
+ */
 export async function accumulateStage2(
   model: LoopLM,
   batch: {
@@ -81,13 +87,16 @@ export async function accumulateStage2(
   )
 }
 
-/** One entry per prediction, 0 where it does not count. */
+/** One entry per prediction; 0 if it does not count. */
 function packMask(mask: readonly ArrayLike<number>[] | undefined, sequences: NativeSequences, operation: string): Int32Array {
   const shape = (i: number) => [{ shape: 'length - 1', length: sequences.lengths[i]! - 1 }]
   return packIntegers(mask, 'mask', shape, { min: 0, max: 1 }, sequences.lengths.length, operation)
 }
 
-/** A teacher that follows a student: teacher ← decay · teacher + (1 - decay) · student, in float32 even for bfloat16 models. */
+/**
+ * A teacher whose parameters are a moving average of the student's: teacher ← decay · teacher + (1 - decay) · student. It
+ * is kept in float32, even for bfloat16 models.
+ */
 export class MovingAverage {
   readonly #handle: NativeAverage
 

@@ -13,7 +13,7 @@ export interface LoopChoice {
   backwardLoops?: BackwardLoops | undefined
 }
 
-/** Checked loops: what the engine is told, and how many loops results have rows of. */
+/** The checked loops: what the engine gets, and how many loops have rows in the results. */
 export interface CheckedLoops {
   native: NativeLoops
   reads: number

@@ -20,7 +20,7 @@ import type { LossBatch, LossMetrics, LossObjective, LossTerm } from './types.js
 const loopSets = ['last', 'uniform', 'weights'] as const
 type Check = Parameters<typeof checkNumber>[2]
 
-/** Checks a batch and an objective, fills in defaults and hands them to the engine. */
+/** Checks a batch and an objective, fills in defaults and passes them to the engine. */
 export async function accumulateLoss(
   { config, architecture }: { readonly config: LoopLMConfig; readonly architecture: Architecture },
   model: NativeModel,
@@ -122,7 +122,7 @@ function termSettings(term: LossTerm, loops: number, operation: string) {
   }
 }
 
-/** Weights of the loops that are read, divided by their sum. */
+/** The weights of the loops that are read, normalized to a sum of 1. */
 function shares(weights: readonly number[] | undefined, loops: number, operation: string): Float64Array {
   const given = packPerSequence(weights ?? [], 'weights', loops, operation)
   const total = given.reduce((sum, weight) => sum + weight, 0)

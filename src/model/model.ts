@@ -61,9 +61,10 @@ import type {
 } from './types.js'
 
 /**
- * A looped language model: L blocks that run T times over the same hidden state, an exit gate, and a head that reads any loop (Ouro,
- * arXiv 2510.25741). Everything that computes returns a promise and runs on the device's own thread; calls on one device run in the order
- * in which they were made. On device `reference` every array of real numbers, in and out, is a `Float64Array`.
+ * A looped language model: L blocks that run T times over the same hidden state, an exit gate, and a head that can read any
+ * loop (Ouro, arXiv 2510.25741). Every method that computes returns a promise and runs on the device's own thread. Calls on one
+ * device run in the order in which you made them. On device `reference` every array of real numbers, in and out, is a
+ * `Float64Array`.
  *
  * @example
  * ```ts
@@ -74,14 +75,14 @@ import type {
  * ```
  */
 export class LoopLM {
-  /** Where the weights lie and are computed with. */
+  /** The device that holds the weights and computes. */
   readonly device: DeviceName
   /** The dtype of the weights and of the computation. */
   readonly dtype: ModelDType
-  /** Bits and group of a quantized model, see {@link LoadOptions.quantize}. */
+  /** Bits and group size of a quantized model, see {@link LoadOptions.quantize}. */
   readonly quantization: Quantization | undefined
   readonly #handle: NativeModel
-  readonly #named: { config: LoopLMConfig; generation: GenerationConfig } // without what a tokenizer added
+  readonly #named: { config: LoopLMConfig; generation: GenerationConfig } // without the fields that a tokenizer added
   #config: Readonly<LoopLMConfig>
   readonly #architecture: Architecture
   #generation: GenerationConfig
@@ -89,8 +90,8 @@ export class LoopLM {
   readonly #threads: number
   #tokenizer: Tokenizer | undefined
   #adapter: Adapter | undefined
-  #scored: { form: ScoredForm; ambiguous: boolean } | undefined // by the newest call of score
-  #scoring = 0 // calls of score under way
+  #scored: { form: ScoredForm; ambiguous: boolean } | undefined // set by the newest call of score
+  #scoring = 0 // number of running calls of score
 
   private constructor(handle: NativeModel, parts: ModelParts) {
     this.#handle = handle
@@ -109,12 +110,14 @@ export class LoopLM {
   }
 
   /**
-   * A model with random parameters: Normal(0, initializer_range) for matrices and the gate, ones for norms, zero for the gate's bias.
+   * Creates a model with random parameters: Normal(0, initializer_range) for matrices and the gate, ones for norms, zero for
+   * the gate's bias.
    *
-   * @param config at least vocab_size, hidden_size, intermediate_size, num_hidden_layers and num_attention_heads. Fields that looplm does
-   *   not know are kept, unless their names are nearly those of known ones
+   * @param config at least vocab_size, hidden_size, intermediate_size, num_hidden_layers and num_attention_heads. Unknown
+   *   fields are kept, unless their names look like misspelt known ones
    * @param options device, dtype, threads and seed
-   * @throws LoopLMError INVALID_CONFIG naming each refused field, INVALID_ARGUMENT naming the option, UNSUPPORTED, OUT_OF_MEMORY, NATIVE_LOAD
+   * @throws LoopLMError INVALID_CONFIG naming each refused field, INVALID_ARGUMENT naming the option, UNSUPPORTED,
+   *   OUT_OF_MEMORY, NATIVE_LOAD
    *
    * @example
    * ```ts
@@ -138,14 +141,15 @@ export class LoopLM {
 
   /**
    * Loads a Hugging Face checkpoint folder: config.json, model.safetensors (or its shards and model.safetensors.index.json),
-   * generation_config.json and, where it exists, the tokenizer. Or a GGUF file of llama.cpp (families ouro and nanbeige) with the
-   * tokenizer inside it; its Q8_0 and Q4_0 matrices keep their codes (see {@link LoopLM.quantization}), other types become plain values.
+   * generation_config.json and, if it exists, the tokenizer. Also loads a GGUF file of llama.cpp (families ouro and nanbeige)
+   * with the tokenizer inside it. Its Q8_0 and Q4_0 matrices keep their codes (see {@link LoopLM.quantization}); other types
+   * are converted to plain values.
    *
-   * @param folder the checkpoint folder, or the name of a model on the Hugging Face Hub that was downloaded before; with `download: true`
-   *   it is fetched. Or a GGUF file, or a folder that holds one and no safetensors
+   * @param folder the checkpoint folder, or the name of a model on the Hugging Face Hub that was downloaded before; with
+   *   `download: true` it is fetched. Or a GGUF file, or a folder that holds one and no safetensors
    * @param options device, dtype (default the files' own; others are converted, rounding to nearest) and threads
-   * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, INVALID_ARGUMENT naming the option,
-   *   UNSUPPORTED, OUT_OF_MEMORY
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE or INVALID_CONFIG naming the file and the field, INVALID_ARGUMENT naming the
+   *   option, UNSUPPORTED, OUT_OF_MEMORY
    *
    * @example
    * ```ts
@@ -171,8 +175,8 @@ export class LoopLM {
   }
 
   /**
-   * Token ids at which generation ends unless `stop` is given: those of generation_config.json, else of config.json, else the tokenizer's
-   * end token and the one that ends a turn of its chat template.
+   * The token ids that end generation unless `stop` is given: those of generation_config.json, else of config.json. If neither
+   * names any, they are the tokenizer's end token and the token that ends a turn of its chat template.
    */
   get endTokens(): readonly number[] {
     const named = this.#generation.eos_token_id as number | number[] | null | undefined
@@ -180,7 +184,7 @@ export class LoopLM {
   }
 
   /**
-   * Whether the configuration says where generation ends, be it nowhere.
+   * Whether the configuration names end tokens. An empty list counts: generation then ends nowhere.
    * @internal
    */
   get namesEndTokens(): boolean {
@@ -198,7 +202,7 @@ export class LoopLM {
   }
 
   /**
-   * Where and in which dtype the model computes, as options of {@link LoopLM.fromPretrained}.
+   * The device, dtype and threads of the model, as options of {@link LoopLM.fromPretrained}.
    * @internal
    */
   get place(): Required<Pick<LoadOptions, 'device' | 'dtype'>> & Pick<LoadOptions, 'threads'> {
@@ -206,14 +210,15 @@ export class LoopLM {
     return { device, dtype, ...(this.#threads === 0 ? {} : { threads: this.#threads }) }
   }
 
-  /** Number of parameters; a tied head counts once. */
+  /** Number of parameters. A tied head counts once. */
   get parameterCount(): number {
     return parameterCount(this.#architecture)
   }
 
   /**
-   * The tokenizer of the checkpoint, of the task or data that the model was trained on, or one that was assigned. It turns texts into
-   * prompts and is saved with the model. A configuration that names no end, begin or padding token takes over the tokenizer's.
+   * The tokenizer of the checkpoint, or of the task or data that the model was trained on, or one that you assigned. It encodes
+   * string prompts and is saved with the model. If the configuration names no end, begin or padding token, the model uses the
+   * tokenizer's.
    */
   get tokenizer(): Tokenizer | undefined {
     return this.#tokenizer
@@ -226,7 +231,7 @@ export class LoopLM {
   }
 
   /**
-   * Takes over the ids of a tokenizer's special tokens that the configuration leaves open.
+   * Uses a tokenizer's special tokens for those that the configuration does not name.
    * @internal
    */
   takeSpecialTokens(tokenizer: Tokenizer): void {
@@ -236,16 +241,18 @@ export class LoopLM {
   }
 
   /**
-   * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json, model.safetensors and the
-   * tokenizer's files. A new folder appears complete or not at all; in an existing one the files are exchanged so that a kill leaves the old
-   * model, the new one, or a folder that is refused with what to do. Files of the old model that the new one does not have, such as
-   * shards, an adapter, or a chat template, are removed; other files stay.
-   * A quantized model is saved as it is, codes and scales, which looplm alone loads; `dequantize: true` writes plain matrices instead.
+   * Writes a checkpoint that {@link LoopLM.fromPretrained} and Python load: config.json, generation_config.json,
+   * model.safetensors and the tokenizer's files. A new folder appears complete or not at all. If the process is killed while it
+   * replaces an existing folder, the folder holds the old model, the new one, or a state that loading rejects with
+   * instructions. Files of the old model that the new one does not have, such as shards, an adapter, or a chat template, are
+   * removed. Other files stay. A quantized model is saved with its codes and scales, which only looplm loads;
+   * `dequantize: true` writes plain matrices instead.
    *
-   * @param folder created when it does not exist
-   * @param options.dtype dtype of the file, in a quantized one of what is not quantized; default the model's
-   * @param options.tokenizer saved with the model; default {@link LoopLM.tokenizer}
-   * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT naming the argument or when the model has an adapter
+   * @param folder created if it does not exist
+   * @param options.dtype dtype of the file, or of the parts that are not quantized; defaults to the model's
+   * @param options.tokenizer saved with the model; defaults to {@link LoopLM.tokenizer}
+   * @throws LoopLMError INVALID_FILE when the folder cannot be written, INVALID_ARGUMENT naming the argument or when the model
+   *   has an adapter
    *
    * @example
    * ```ts
@@ -272,11 +279,12 @@ export class LoopLM {
   }
 
   /**
-   * Scores sequences: after every loop, the log-probability of each token given the ones before it. A sequence's numbers do not depend on
-   * the rest of the batch.
+   * Scores sequences: computes, after every loop, the log-probability of each token given the tokens before it. The results of
+   * a sequence do not depend on the rest of the batch.
    *
    * @param sequences at least one, each of at least two token ids
-   * @returns per sequence, arrays of T × (len-1) and T × len, row-major by loop; NaN where the parameters or the states overflow
+   * @returns per sequence, arrays of T × (len-1) and T × len, row-major by loop; NaN where the parameters or the states
+   *   overflow
    * @throws LoopLMError INVALID_ARGUMENT naming the argument, ABORTED
    *
    * @example
@@ -298,9 +306,10 @@ export class LoopLM {
   }
 
   /**
-   * Adds to the gradients those of any loss L of the log-probabilities, given ∂L/∂ℓ: score first, differentiate your loss, come back with
-   * its coefficients. The sequences are those of the last {@link LoopLM.score}, with its temperature and loops; after calls of it that ran
-   * at the same time use {@link ScoredSequences.backward}. Gradients accumulate until {@link LoopLM.zeroGradients} or an optimizer's step.
+   * Accumulates the gradient of any loss L of the log-probabilities, given ∂L/∂ℓ. Score first, differentiate your loss,
+   * then pass its coefficients. The sequences, temperature and loops are those of the last {@link LoopLM.score}. If several
+   * calls of it ran at the same time, use {@link ScoredSequences.backward}. Gradients accumulate until {@link
+   * LoopLM.zeroGradients} or an optimizer's step.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
@@ -315,7 +324,7 @@ export class LoopLM {
    */
   backward(coefficients: readonly ArrayLike<number>[], options?: BackwardOptions): Promise<BackwardResult>
   /**
-   * The same for sequences that are given again.
+   * The same, but you pass the scored sequences again.
    *
    * @param sequences the sequences that were scored
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
@@ -355,14 +364,14 @@ export class LoopLM {
   }
 
   /**
-   * Samples a continuation of every prompt. Equal prompts run once and share their cache; sequences that end leave the batch; tokens whose
-   * exit rule is met leave the loops. With texts in `stop` other calls on the model get a turn between two tokens. Prompts that do not
-   * fit in the free memory beside the others wait until some have ended; the tokens are the same.
+   * Samples a continuation of every prompt. Equal prompts run once and share their cache. Finished sequences leave the batch,
+   * and tokens exit as soon as their exit rule holds. If `stop` contains strings, other calls on the model can run between two
+   * tokens. Prompts that do not fit in the free memory wait until others have ended; this does not change the tokens.
    *
-   * @param prompts token ids, or texts when the model has a tokenizer; repeat a prompt for several samples
-   * @returns one result per prompt; the same seed gives the same tokens, whatever else is in the batch as long as the index is the same
-   * @throws LoopLMError INVALID_ARGUMENT naming the argument, NON_FINITE naming position and loop of a token whose log-probability is not
-   *   finite, OUT_OF_MEMORY when one prompt with its new tokens does not fit alone, ABORTED
+   * @param prompts token ids, or strings if the model has a tokenizer; repeat a prompt for several samples
+   * @returns one result per prompt; the same seed and index give the same tokens, independent of the rest of the batch
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, NON_FINITE naming position and loop of a token whose
+   *   log-probability is not finite, OUT_OF_MEMORY when one prompt with its new tokens does not fit alone, ABORTED
    *
    * @example
    * ```ts
@@ -374,8 +383,8 @@ export class LoopLM {
   }
 
   /**
-   * Like {@link LoopLM.generate} for one prompt, token by token. Leaving the loop early ends the generation; other calls on the model get
-   * a turn between two tokens.
+   * Like {@link LoopLM.generate} for one prompt, token by token. Breaking out of the loop ends the generation. Other calls on
+   * the model can run between two tokens.
    *
    * @example
    * ```ts
@@ -387,9 +396,9 @@ export class LoopLM {
   }
 
   /**
-   * Generation for requests that come and go, as a server has them: new ones enter while others run.
+   * Creates a scheduler for generation with continuous batching, as a server needs it: requests can enter while others run.
    *
-   * @param options how many at once, how much cache, how many loops at most
+   * @param options limits for concurrent requests, cache size and loops
    * @throws LoopLMError INVALID_ARGUMENT naming the option
    *
    * @example
@@ -411,12 +420,12 @@ export class LoopLM {
   }
 
   /**
-   * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha / rank) · B A x,
-   * with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. `shiftRank` adds Shift-FFN. A is uniform
-   * in ±1/√in and B is zero, so that nothing changes at first. From now on the model's own parameters are frozen: gradients and optimizers
-   * are those of the adapter alone. Gradients accumulated before are forgotten.
+   * Gives the model a low-rank adapter (LoRA, Hu et al., arXiv 2106.09685): every target projection W x becomes W x + (alpha /
+   * rank) · B A x, with the same A and B in every loop, or with `perLoop` a pair for each of the model's loops. `shiftRank`
+   * adds Shift-FFN. A is uniform in ±1/√in and B is zero, so the output does not change at first. The model's own parameters
+   * are frozen: gradients and optimizers only cover the adapter. Previously accumulated gradients are discarded.
    *
-   * @throws LoopLMError INVALID_ARGUMENT naming the option, or when there is an adapter already
+   * @throws LoopLMError INVALID_ARGUMENT naming the option, or if the model already has an adapter
    *
    * @example
    * ```ts
@@ -433,7 +442,7 @@ export class LoopLM {
     this.#adapter = { ...rest, targetModules: modules, parameters }
   }
 
-  /** Takes the adapter away; the model is what it was before, and all of it can be trained again. */
+  /** Removes the adapter. The model is what it was before, and all its parameters can be trained again. */
   async removeAdapter(): Promise<void> {
     const handle = this.handle('LoopLM.removeAdapter')
     await call('LoopLM.removeAdapter', () => native().modelRemoveAdapter(handle))
@@ -441,11 +450,12 @@ export class LoopLM {
   }
 
   /**
-   * Writes adapter_config.json and adapter_model.safetensors as PEFT does; Python loads them with `PeftModel.from_pretrained(base, folder)`.
+   * Writes adapter_config.json and adapter_model.safetensors as PEFT does; Python loads them with
+   * `PeftModel.from_pretrained(base, folder)`.
    *
-   * @param folder created when it does not exist; see {@link LoopLM.save}
-   * @param options.dtype dtype of the file; default the model's
-   * @throws LoopLMError INVALID_ARGUMENT when there is no adapter, INVALID_FILE when the folder cannot be written
+   * @param folder created if it does not exist; see {@link LoopLM.save}
+   * @param options.dtype dtype of the file; defaults to the model's
+   * @throws LoopLMError INVALID_ARGUMENT if there is no adapter, INVALID_FILE when the folder cannot be written
    */
   async saveAdapter(folder: string, options: Pick<SaveOptions, 'dtype'> = {}): Promise<void> {
     const operation = 'LoopLM.saveAdapter'
@@ -458,11 +468,13 @@ export class LoopLM {
   }
 
   /**
-   * Loads an adapter that {@link LoopLM.saveAdapter} or PEFT wrote. A model that has one of the same rank, alpha and modules keeps it and
-   * gets the file's values, its optimizer's state stays valid. Dropout that the adapter was trained with is not applied.
+   * Loads an adapter that {@link LoopLM.saveAdapter} or PEFT wrote. If the model has an adapter of the same rank, alpha and
+   * modules, it keeps that adapter and loads the file's values; the state of its optimizer stays valid. Dropout that the
+   * adapter was trained with is not applied.
    *
    * @param folder with adapter_config.json and adapter_model.safetensors
-   * @throws LoopLMError NOT_FOUND or INVALID_FILE naming file and field, also for adapters other than plain LoRA; the model is unchanged then
+   * @throws LoopLMError NOT_FOUND or INVALID_FILE naming file and field, also for adapters other than plain LoRA; the model
+   *   then stays unchanged
    *
    * @example
    * ```ts
@@ -488,31 +500,35 @@ export class LoopLM {
   }
 
   /**
-   * A model of its own whose matrices are W + (alpha / rank) · B A: without adapter, as fast as the base. This model does not change.
+   * Returns a new model whose matrices are W + (alpha / rank) · B A. It has no adapter and is as fast as the base. This model
+   * does not change.
    *
-   * @returns without an adapter, a copy of the model
-   * @throws LoopLMError UNSUPPORTED when every loop has its own adapter (`perLoop`), or with `shiftRank`: no matrix could hold them
+   * @returns the merged model; a copy if this model has no adapter
+   * @throws LoopLMError UNSUPPORTED if the adapter has `perLoop` or `shiftRank`, which no single matrix can represent
    */
   async mergeAdapter(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.mergeAdapter')
     return this.#copy(await call('LoopLM.mergeAdapter', () => native().modelMerge(handle)), undefined)
   }
 
-  /** Names (Hugging Face's) and shapes of all parameters, without an adapter's. Matrices are [out, in]. */
+  /** The names (Hugging Face's) and shapes of all parameters, without an adapter's. Matrices are [out, in]. */
   parameters(): ParameterInfo[] {
     return native().modelParameters(this.handle('LoopLM.parameters'))
   }
 
-  /** A copy of one parameter's values. @throws LoopLMError NOT_FOUND for an unknown name */
+  /**
+   * Returns a copy of one parameter's values.
+   * @throws LoopLMError NOT_FOUND for an unknown name
+   */
   async getParameter(name: string): Promise<RealArray> {
     const handle = this.handle('LoopLM.getParameter')
     return call('LoopLM.getParameter', () => native().modelRead(handle, name))
   }
 
   /**
-   * Overwrites one parameter; a bfloat16 model rounds to nearest.
+   * Overwrites one parameter. A bfloat16 model rounds to nearest.
    *
-   * @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE also for a value outside the range of the model's dtype
+   * @throws LoopLMError NOT_FOUND, INVALID_SHAPE, NON_FINITE, also for values outside the range of the model's dtype
    */
   async setParameter(name: string, values: ArrayLike<number>): Promise<void> {
     const operation = 'LoopLM.setParameter'
@@ -521,32 +537,40 @@ export class LoopLM {
     await call(operation, () => native().modelWrite(handle, name, packed))
   }
 
-  /** One parameter's accumulated gradient; zeros when there is none yet. @throws LoopLMError NOT_FOUND for an unknown name */
+  /**
+   * Returns one parameter's accumulated gradient, or zeros if there is none yet.
+   * @throws LoopLMError NOT_FOUND for an unknown name
+   */
   async gradient(name: string): Promise<RealArray> {
     const handle = this.handle('LoopLM.gradient')
     return call('LoopLM.gradient', () => native().modelReadGradient(handle, name))
   }
 
-  /** The accumulated gradient of every parameter that is trained, by name: all of them, or those of the adapter. */
+  /** Returns the accumulated gradient of every trained parameter by name: all parameters, or only the adapter's. */
   async gradients(): Promise<Map<string, RealArray>> {
     const handle = this.handle('LoopLM.gradients')
     const gradients = await call('LoopLM.gradients', () => native().modelReadGradients(handle))
     return new Map(gradients.map(({ name, values }) => [name, values]))
   }
 
-  /** Forgets the accumulated gradients. */
+  /** Clears the accumulated gradients. */
   async zeroGradients(): Promise<void> {
     const handle = this.handle('LoopLM.zeroGradients')
     await call('LoopLM.zeroGradients', () => native().modelZeroGradients(handle))
   }
 
-  /** Another model with the same parameters, adapter, tokenizer and device: a frozen reference, a teacher. */
+  /**
+   * Returns another model with the same parameters, adapter, tokenizer and device, for example a frozen reference or a teacher.
+   */
   async clone(): Promise<LoopLM> {
     const handle = this.handle('LoopLM.clone')
     return this.#copy(await call('LoopLM.clone', () => native().modelClone(handle)), this.#adapter)
   }
 
-  /** Overwrites every parameter with another model's of the same configuration, dtype and device. @throws LoopLMError INVALID_ARGUMENT */
+  /**
+   * Overwrites every parameter with those of another model of the same configuration, dtype and device.
+   * @throws LoopLMError INVALID_ARGUMENT
+   */
   async copyParametersFrom(other: LoopLM): Promise<void> {
     const operation = 'LoopLM.copyParametersFrom'
     checkInstance(other, 'other', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', operation)
@@ -557,10 +581,10 @@ export class LoopLM {
   }
 
   /**
-   * What the model thinks of whole responses, loop by loop: means over their tokens, without a table of single tokens.
+   * Scores whole responses loop by loop. Returns means over their tokens instead of one value per token.
    *
    * @param sequences at least one, each of at least two token ids
-   * @param options.promptLengths per sequence, how many of its tokens are prompt; default 1 each
+   * @param options.promptLengths per sequence, how many of its tokens are prompt; defaults to 1 each
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
    * @example
@@ -573,20 +597,20 @@ export class LoopLM {
     sequences: readonly TokenSequence[],
     options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'> = {},
   ): Promise<{
-    /** Per sequence T means of log P of the response tokens, one after each loop. */
+    /** Per sequence T values: the mean log P of the response tokens after each loop. */
     logprobs: number[][]
-    /** Per sequence the mean of Σ t·p_t over the response tokens, loops counted from 1. */
+    /** Per sequence the mean of Σ t·p_t over the response tokens; loops t are counted from 1. */
     exitLoop: number[]
   }> {
     return responseMeans(this, sequences, options)
   }
 
   /**
-   * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without `promptLengths`.
-   * Similar texts have similar vectors, with no model but this one.
+   * One vector per sequence: the mean of the last loop's states over the response tokens, or over all tokens without
+   * `promptLengths`. Similar texts have similar vectors.
    *
-   * @param sequences at least one, each of at least one token id, with `promptLengths` two
-   * @param options.promptLengths per sequence, how many of its tokens are prompt and left out of the mean
+   * @param sequences at least one, each of at least one token id (two with `promptLengths`)
+   * @param options.promptLengths per sequence, how many of its tokens are prompt, which the mean does not include
    * @returns `hidden_size` numbers per sequence
    * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, ABORTED
    *
@@ -605,7 +629,8 @@ export class LoopLM {
   }
 
   /**
-   * Adds the gradient of a trainer's loss to the gradients: the one core of every objective (math.md §2). Thin over the engine.
+   * Accumulates the gradient of a trainer's loss. Every objective uses this one core (math.md §2), a thin layer over the
+   * engine.
    * @internal
    */
   async accumulateLoss(
@@ -616,18 +641,19 @@ export class LoopLM {
     return accumulateLoss(this, this.handle('LoopLM.accumulateLoss'), batch, objective, options.signal)
   }
 
-  /** Gives the model's memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  /** Frees the model's memory once all earlier calls have ended. Later calls throw DISPOSED. */
   dispose(): void {
     this.#handle.dispose()
   }
 
-  /** `using model = …` disposes at the end of the block. */
+  /** `using model = …` disposes the model at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
 
   /**
-   * The engine's object, or DISPOSED.
+   * The engine's object.
+   * @throws LoopLMError DISPOSED
    * @internal
    */
   handle(operation: string): NativeModel {
@@ -671,14 +697,14 @@ interface ModelParts extends Place {
 /** The largest finite values of the dtypes. */
 const largest = { float32: (2 - 2 ** -23) * 2 ** 127, bfloat16: (2 - 2 ** -7) * 2 ** 127, float64: Number.MAX_VALUE } as const
 
-/** The first way in which two models compute in different places, in words for an error. */
+/** The first difference in device, dtype or threads between two models, as words for an error. */
 function placeDifference(own: LoopLM['place'], other: LoopLM['place']): string | undefined {
   const field = (['device', 'dtype'] as const).find((field) => own[field] !== other[field])
   if (field !== undefined) return `${field} is ${other[field]}, but the model's is ${own[field]}`
   return own.threads === other.threads ? undefined : 'threads differ'
 }
 
-/** A tokenizer whose tokens the model has. */
+/** Checks that the model's vocabulary holds all ids of the tokenizer. */
 function fittingTokenizer(tokenizer: Tokenizer, { vocab_size }: LoopLMConfig, operation: string): Tokenizer {
   checkInstance(tokenizer, 'tokenizer', Tokenizer, 'Tokenizer.fromPretrained resolves to, or undefined', operation)
   if (tokenizer.vocabSize <= vocab_size) return tokenizer
@@ -686,7 +712,7 @@ function fittingTokenizer(tokenizer: Tokenizer, { vocab_size }: LoopLMConfig, op
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
-/** Values that a parameter of a dtype can have. */
+/** Checks the shape of a parameter's values and that its dtype can represent them. */
 function parameterValues(
   { name, shape }: ParameterInfo,
   values: ArrayLike<number>,

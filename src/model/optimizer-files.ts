@@ -1,4 +1,4 @@
-// Where the state of an optimizer lies: one file, or one for each process of a world.
+// The files of an optimizer's state: one file, or one per process of a world.
 import { readdir, rm } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { fileError, LoopLMError } from '../errors.js'
@@ -6,7 +6,10 @@ import { fileError, LoopLMError } from '../errors.js'
 const extension = '.safetensors'
 const share = /^-(\d+)-of-(\d+)$/
 
-/** The file of one process, as the parts of a large checkpoint are called. @param rank counted from 0 */
+/**
+ * The file of one process, named like the shards of a large checkpoint.
+ * @param rank counted from 0
+ */
 export function sharePath(path: string, rank: number, size: number): string {
   const number = (value: number) => String(value).padStart(5, '0')
   return `${stemOf(path)}-${number(rank + 1)}-of-${number(size)}${extension}`
@@ -15,7 +18,7 @@ export function sharePath(path: string, rank: number, size: number): string {
 /**
  * The files of the optimizer that was saved as `path`.
  *
- * @throws LoopLMError INVALID_FILE where some of its shares are missing
+ * @throws LoopLMError INVALID_FILE if some of its shares are missing
  */
 export async function storedShares(path: string, operation: string): Promise<string[]> {
   const found = await sharesBeside(path, operation)
@@ -28,13 +31,13 @@ export async function storedShares(path: string, operation: string): Promise<str
   throw new LoopLMError('INVALID_FILE', `${path}: ${problem}; there are ${names}`, { operation })
 }
 
-/** What an earlier save by another number of processes has left. */
+/** Removes files of an earlier save by another number of processes. */
 export async function removeOtherShares(path: string, size: number, operation: string): Promise<void> {
   const others = (await sharesBeside(path, operation)).filter((one) => size === 1 || one.size !== size)
   for (const file of [...others.map(({ file }) => file), ...(size === 1 ? [] : [path])]) await rm(file, { force: true })
 }
 
-/** In the order of the ranks. */
+/** The share files next to `path`, in the order of the ranks. */
 async function sharesBeside(path: string, operation: string): Promise<{ file: string; size: number }[]> {
   const folder = dirname(path)
   const names = await readdir(folder).catch((cause: NodeJS.ErrnoException) => {

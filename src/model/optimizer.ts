@@ -7,34 +7,35 @@ import { didYouMean } from '../validation/names.js'
 import { LoopLM } from './model.js'
 import { removeOtherShares, sharePath, storedShares } from './optimizer-files.js'
 
-/** Options of {@link AdamW}; `step` takes them again to override them for one step. */
+/** Options of {@link AdamW}. `step` accepts them too, to override them for one step. */
 export interface AdamWOptions {
-  /** Default 1e-3. */
+  /** Defaults to 1e-3. */
   learningRate?: number | undefined
-  /** Decay rates of the two moments; default [0.9, 0.999]. */
+  /** Decay rates of the two moments. Defaults to [0.9, 0.999]. */
   betas?: readonly [number, number] | undefined
-  /** Added after the square root; default 1e-8. */
+  /** Added after the square root. Defaults to 1e-8. */
   eps?: number | undefined
-  /** Decoupled decay, learningRate · weightDecay · parameter, of tensors with two dimensions; default 0. */
+  /** Decoupled weight decay of tensors with two dimensions: learningRate · weightDecay · parameter. Defaults to 0. */
   weightDecay?: number | undefined
-  /** Gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)); 0 (default) never. */
+  /** Gradients are scaled by min(1, maxGradNorm / (norm + 1e-6)). Defaults to 0: no clipping. */
   maxGradNorm?: number | undefined
-  /** Names of the parameters that change (the others have neither step nor decay); default all. */
+  /** The names of the parameters to change; all others get neither step nor decay. Defaults to all. */
   only?: readonly string[] | undefined
   /**
-   * The processes that train this model together, as `parallel.init` resolves to. Each has the same parameters and the gradients of its own
-   * sequences. A step sums the gradients over the processes; each keeps a share of the optimizer's state. For the constructor alone.
+   * The processes that train this model together, as `parallel.init` returns them. All start with the same parameters, and each
+   * accumulates the gradients of its own sequences. A step sums the gradients over the processes. Each process keeps a share of
+   * the optimizer's state. Only accepted by the constructor.
    */
   world?: World | undefined
 }
 
-/** How the exchange of gradients went, in seconds. */
+/** How long the exchange of gradients took, in seconds. */
 export interface ExchangeTimes {
-  /** It was under way, waiting for slower processes included. */
+  /** Time that the exchange was running, including waiting for slower processes. */
   exchanging: number
-  /** Computation stood still for it. What is less than `exchanging` was hidden behind the backward pass. */
+  /** Time that computation waited for the exchange. The rest of `exchanging` overlapped with the backward pass. */
   waiting: number
-  /** What carries gradients: `NCCL 2.23.4`, or an MPI; empty in a world of one and before the first step. */
+  /** The library that carries gradients: `NCCL 2.23.4`, or an MPI. Empty in a world of one and before the first step. */
   over: string
 }
 
@@ -49,8 +50,8 @@ const adamWOptions = {
 } satisfies Keys<AdamWOptions>
 
 /**
- * AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction. Moments and, for a bfloat16 model, master parameters are float32
- * (float64 on device `reference`), so that small steps move bfloat16 parameters too.
+ * AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction. Moments and, for a bfloat16 model, master parameters
+ * are float32 (float64 on device `reference`), so that small steps also change bfloat16 parameters.
  *
  * @example
  * ```ts
@@ -68,7 +69,7 @@ export class AdamW {
   #exchanged: ExchangeTimes = { exchanging: 0, waiting: 0, over: '' }
 
   /**
-   * @param model whose gradients are stepped on
+   * @param model the model to train
    * @throws LoopLMError INVALID_ARGUMENT naming the option, DISPOSED
    */
   constructor(model: LoopLM, options: AdamWOptions = {}) {
@@ -85,21 +86,21 @@ export class AdamW {
     this.#handle = native().optimizerCreate(handle, world?.handle)
   }
 
-  /** Steps made so far, those of a loaded state included. */
+  /** Number of steps so far, including those of a loaded state. */
   get steps(): number {
     return this.#steps
   }
 
-  /** Of all steps so far, with a `world` of several processes; zeros in a world of one. */
+  /** Totals over all steps so far with a `world` of several processes. Zeros in a world of one. */
   get exchanged(): ExchangeTimes {
     return this.#exchanged
   }
 
   /**
-   * Sends gradients to the other processes of the `world` while the next backward pass (`backward` or `accumulateLoss` of the model) goes on:
-   * those of a layer as soon as nothing more is added to them. It must be the last one before the step; other operations of the world may come
-   * between. The bits are the same as without. The first step does without, and so does a process without sequences. In a world of one
-   * nothing happens.
+   * Overlaps the exchange of gradients in the `world` with the next backward pass (`backward` or `accumulateLoss` of the
+   * model). The gradients of a layer are sent as soon as they are complete. That backward pass must be the last one before the
+   * step; other operations of the world may run in between. The results are bitwise the same as without overlap. The first step
+   * does not overlap, nor does a process without sequences. In a world of one this does nothing.
    *
    * @example
    * ```ts
@@ -116,12 +117,13 @@ export class AdamW {
   }
 
   /**
-   * Moves the model's parameters by its accumulated gradients, which are then zero. With a `world`, all its processes call it alike.
+   * Updates the model's parameters with the accumulated gradients, then sets the gradients to zero. With a `world`, all its
+   * processes must call it with the same options.
    *
-   * @param overrides options that differ for this step, for example the learning rate of a schedule
-   * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient is not
-   *   finite, or the options with which the update could leave the range of float32 (float64 on device `reference`); PARALLEL when another
-   *   process of the `world` fails or does not come in time
+   * @param overrides options for this step only, for example the learning rate of a schedule
+   * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient
+   *   is not finite, or the options with which the update could leave the range of float32 (float64 on device `reference`);
+   *   PARALLEL when another process of the `world` fails or does not arrive in time
    */
   async step(overrides: Omit<AdamWOptions, 'world'> = {}): Promise<{
     /** Global norm of the gradients before clipping. */
@@ -131,7 +133,7 @@ export class AdamW {
   }
 
   /**
-   * Takes part in a step that cannot be made because this process has no gradients: it fails in all processes, with nothing changed.
+   * Takes part in a step although this process has no gradients. The step then fails in all processes and changes nothing.
    * @internal
    */
   async fail(): Promise<{ gradNorm: number }> {
@@ -151,8 +153,9 @@ export class AdamW {
   }
 
   /**
-   * Writes moments, masters and the number of steps, exactly. One process writes a safetensors file, in one step. Of a `world` of several, all
-   * call it with one path, and each writes its share beside it, for example optimizer-00001-of-00004.safetensors for optimizer.safetensors.
+   * Writes moments, master weights and the number of steps, without loss. One process writes a safetensors file atomically.
+   * With a `world` of several, all processes call it with the same path, and each writes its share next to it: for example
+   * optimizer-00001-of-00004.safetensors for optimizer.safetensors.
    */
   async save(path: string): Promise<void> {
     const operation = 'AdamW.save'
@@ -164,9 +167,10 @@ export class AdamW {
   }
 
   /**
-   * Reads what {@link AdamW.save} wrote, by as many processes or by another number of them, after the model's own parameters have been loaded.
+   * Loads what {@link AdamW.save} wrote. The number of processes may differ from that of the save. Load the model's own
+   * parameters first.
    *
-   * @param path as `save` got it
+   * @param path the path that was passed to `save`
    * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also for the state of another model
    */
   async load(path: string): Promise<void> {
@@ -177,12 +181,12 @@ export class AdamW {
     this.#steps = await call(operation, () => native().optimizerLoad(handle, paths))
   }
 
-  /** Gives the memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  /** Frees the memory once all earlier calls have ended. Later calls throw DISPOSED. */
   dispose(): void {
     this.#handle.dispose()
   }
 
-  /** `using optimizer = …` disposes at the end of the block. */
+  /** `using optimizer = …` disposes the optimizer at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
@@ -216,7 +220,7 @@ function nativeOptions(
   }
 }
 
-/** A name that is misspelt would leave its parameter as it is in silence. */
+/** Checks the names of `only`: a misspelt name would silently exclude its parameter. */
 function checkNames(only: readonly string[], model: LoopLM, operation: string): readonly string[] {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (!Array.isArray(only)) throw refuse(`only must be an array of names of parameters, got ${describe(only)}`)

@@ -1,4 +1,4 @@
-// The names of all options, once; an option that is in no list is refused.
+// The names of all options. Options that no list contains are rejected.
 import type { Keys } from '../validation/arguments.js'
 import type {
   BackwardOptions,

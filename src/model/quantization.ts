@@ -6,7 +6,7 @@ import type { LoadOptions } from './types.js'
 const unquantized = (option: string) =>
   `${option} needs a quantized model: pass quantize ('int8', 'int4' or 'int4-asymmetric'), or omit ${option}`
 
-/** What the options `quantize` and `groupSize` ask for; undefined: nothing. */
+/** The quantization that the options `quantize` and `groupSize` ask for. undefined if `quantize` is not set. */
 export function checkQuantization(options: LoadOptions, operation: string): Quantization | undefined {
   if (options.quantize === undefined) {
     if (options.groupSize === undefined) return undefined
@@ -18,11 +18,11 @@ export function checkQuantization(options: LoadOptions, operation: string): Quan
   return { bits: format === 'int8' ? 8 : 4, groupSize, ...(format === 'int4-asymmetric' ? { asymmetric: true } : {}) }
 }
 
-/** How messages name a form: `4 bits, asymmetric, groups of 64`. */
+/** A quantization in words, for messages: `4 bits, asymmetric, groups of 64`. */
 export const quantizationText = ({ bits, groupSize, asymmetric }: Quantization): string =>
   `${bits} bits${asymmetric ? ', asymmetric' : ''}, groups of ${groupSize}`
 
-/** With what the option `activations` asks for, which files know nothing of. */
+/** Adds the option `activations`, which is not stored in files. */
 export function engineQuantization(
   quantization: Quantization | undefined,
   activations: LoadOptions['activations'],

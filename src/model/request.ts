@@ -30,18 +30,18 @@ import type {
   TokenSequence,
 } from './types.js'
 
-/** A prompt and its options as the engine takes them. */
+/** A prompt and its options in the form that the engine takes. */
 export interface Request {
   native: NativeGenerateRequest
-  /** Texts that end a sequence; they are looked for after every token. */
+  /** Strings that end a sequence. The text is searched after every token. */
   stopTexts: string[]
-  /** Of native.host `mask`: its rules. */
+  /** The rules of the grammar, if native.host is `mask`. */
   grammar?: string
-  /** Of native.host `logits`. */
+  /** Set if native.host is `logits`. */
   processor?: LogitsProcessor
 }
 
-/** What generation needs to know of a model. */
+/** What generation needs from a model. */
 export interface GeneratingModel {
   readonly architecture: Architecture
   readonly config: Readonly<LoopLMConfig>
@@ -50,7 +50,7 @@ export interface GeneratingModel {
   readonly endTokens: readonly number[]
 }
 
-/** A batch of requests that differ in their prompts and initial states alone. */
+/** A batch of requests that differ only in their prompts and initial states. */
 export function readRequests(
   model: GeneratingModel,
   prompts: readonly Prompt[],
@@ -65,7 +65,7 @@ export function readRequests(
   const states = splitStates(model, options, tokens, request.native.maxNewTokens, operation)
   const numbers = sequenceNumbers(options, tokens.length, operation)
   return tokens.map((prompt, index) => {
-    // It ends where the model's positions end, as at `maxNewTokens`.
+    // Generation ends at the model's last position, as if `maxNewTokens` were reached.
     const maxNewTokens = Math.min(request.native.maxNewTokens, model.config.max_position_embeddings - prompt.length)
     const positions = (prompt.length + maxNewTokens) * model.architecture.hidden
     const initial = states?.[index]?.subarray(0, positions) ?? new Float64Array()
@@ -82,7 +82,7 @@ function sequenceNumbers(options: GenerateOptions, count: number, operation: str
   return Int32Array.from(packed, (number, i) => checkNumber(number, `sequenceNumbers[${i}]`, limits, operation))
 }
 
-/** Given initial states, one array per prompt. */
+/** Splits given initial states into one array per prompt. */
 function splitStates(
   { architecture }: GeneratingModel,
   options: GenerateOptions,
@@ -102,7 +102,7 @@ function splitStates(
   })
 }
 
-/** Every prompt as token ids, with a position left for a new one. */
+/** Every prompt as token ids, checked to leave a position for a new token. */
 function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): NativeSequences {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
@@ -121,7 +121,7 @@ function splitPrompts({ tokens, lengths }: NativeSequences): Int32Array[] {
   })
 }
 
-/** Input vectors by prompt, their tokens counted from its start. */
+/** Splits input vectors by prompt. Positions count from the start of the prompt. */
 function splitInputVectors(
   { architecture: { hidden } }: GeneratingModel,
   packed: NativeSequences,
@@ -142,7 +142,7 @@ function splitInputVectors(
   })
 }
 
-/** Checks the options of a request; the prompt is filled in by the caller. */
+/** Checks the options of a request. The caller fills in the prompt. */
 function readRequest(model: GeneratingModel, options: GenerateOptions, operation: string): Request {
   checkOptions(options, generateOptions, operation)
   const number = (
@@ -180,7 +180,10 @@ function readRequest(model: GeneratingModel, options: GenerateOptions, operation
   }
 }
 
-/** @throws LoopLMError INVALID_ARGUMENT naming the field of a grammar that is wrong; its rules are read when a text begins */
+/**
+ * Checks a grammar's options. Its rules are parsed when generation begins.
+ * @throws LoopLMError INVALID_ARGUMENT naming the field of a grammar that is wrong
+ */
 export function checkGrammar(grammar: NonNullable<GenerateOptions['grammar']>, operation: string): void {
   grammarText(grammar, operation)
 }
@@ -209,7 +212,7 @@ export function readCacheType(cacheType: CacheType | undefined, operation: strin
   return checkWord(cacheType ?? 'model', 'cacheType', cacheTypes, operation)
 }
 
-/** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
+/** How many tokens of ended prompts to keep. 0: none, -1: as many as memory allows. */
 export function readPromptCache(promptCache: PromptCache | undefined, operation: string): number {
   if (promptCache === undefined || typeof promptCache === 'boolean') return promptCache === true ? -1 : 0
   if (typeof promptCache !== 'object' || promptCache === null) {

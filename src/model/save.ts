@@ -12,18 +12,21 @@ import type { ModelDType } from './types.js'
 
 const fileDTypes = { float32: 'F32', bfloat16: 'BF16', float64: 'F64' } as const
 
-/** What a checkpoint folder says of a model beside its weights. */
+/** The content of a checkpoint folder besides the weights. */
 interface Described {
   config: LoopLMConfig
   generation: GenerationConfig
-  /** Files of the model's code. */
+  /** Files of the model's Python code. */
   code: ReadonlyMap<string, Uint8Array>
-  /** Files of the tokenizer; undefined without one. */
+  /** Files of the tokenizer. undefined if there is none. */
   tokenizer: readonly [name: string, text: string][] | undefined
   quantization: Quantization | undefined
 }
 
-/** Writes a checkpoint folder. @param dequantize writes the plain values of quantized matrices */
+/**
+ * Writes a checkpoint folder.
+ * @param dequantize write the plain values of quantized matrices
+ */
 export async function saveModel(
   handle: NativeModel,
   folder: string,

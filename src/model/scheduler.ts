@@ -26,11 +26,12 @@ import type {
 } from './types.js'
 
 /**
- * Generation that requests enter and leave while others run; {@link LoopLM.scheduler} makes one. It is scheduled by loop: each pass over
- * the weights takes every row under way one loop further, rows that meet their exit rule go to the head, and waiting requests take the
- * places that become free, in the order in which they came. What a request returns depends on the request alone.
+ * Generation with continuous batching: requests enter and leave while others run. {@link LoopLM.scheduler} creates one. It
+ * schedules by loop: each pass over the weights runs every active row for one more loop, and rows whose exit rule holds go to
+ * the head. Waiting requests take free rows in the order of their arrival. The result of a request does not depend on the other
+ * requests.
  *
- * The model's parameters must not change while requests are under way.
+ * The model's parameters must not change while requests are active.
  *
  * @example
  * ```ts
@@ -49,13 +50,13 @@ export class Scheduler {
   readonly #kv: 'per-loop' | 'shared'
   readonly #cacheType: CacheType
   readonly #live = new Map<number, GenerateRequest>()
-  readonly #kept = new Map<GenerateRequest, Kept>() // requests that asked for it, from their start to their release
-  #newest = 0 // request
+  readonly #kept = new Map<GenerateRequest, Kept>() // requests with `keep`, from their start to their release
+  #newest = 0 // the newest request
   readonly #asked = new Map<number, RealArray>() // logits that wait for a processor, by request
   readonly #constraints = new Map<number, Constraint>() // by request
-  readonly #moves = new Map<number, number | undefined>() // newest tokens of requests whose constraints have not seen them
+  readonly #moves = new Map<number, number | undefined>() // newest tokens that the constraints of their requests have not seen
   readonly #answering = new Set<Promise<void>>()
-  #wake: (() => void) | undefined // from waiting for answers
+  #wake: (() => void) | undefined // ends the wait for answers
   #cancelled = false
   #driving = false
 
@@ -87,33 +88,33 @@ export class Scheduler {
         prefillTokens: count('prefillTokens', 512, 1),
       })
     } catch (error) {
-      throw toLoopLMError(error, operation) // loops or planes that the family does not allow
+      throw toLoopLMError(error, operation) // the family does not allow these loops or planes
     }
   }
 
   /**
-   * Enters a request. It starts as soon as there is a place for it and room in the cache. When memory runs out it waits for others to
-   * end, or fails alone: the others go on.
+   * Adds a request. It starts as soon as a row and enough cache are free. If memory runs out it waits for others to end, or
+   * fails; the other requests continue.
    *
-   * @param prompt token ids, or a text when the model has a tokenizer
-   * @param options as for {@link LoopLM.generate}, with `keep` for {@link continue}; `kv` and `cacheType` must be the scheduler's and `loops` at most the
-   * scheduler's. A `signal` that fires ends this request alone.
-   * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; OUT_OF_MEMORY when the
-   *   device can never hold it; DISPOSED
+   * @param prompt token ids, or a string if the model has a tokenizer
+   * @param options as for {@link LoopLM.generate}, with `keep` for {@link continue}; `kv` and `cacheType` must be the
+   *   scheduler's and `loops` at most the scheduler's. Aborting its `signal` only ends this request.
+   * @throws LoopLMError INVALID_ARGUMENT naming the argument, also when the request can never fit in `maxTokens`; OUT_OF_MEMORY
+   *   when the device can never hold it; DISPOSED
    */
   add(prompt: Prompt, options: SchedulerRequestOptions = {}): GenerateRequest {
     return this.#begin(prompt, options, {}, 'Scheduler.add')
   }
 
   /**
-   * Goes on where a request that was added with `keep: true` ended: behind its tokens come those given here, then new ones. What the cache
-   * has of the earlier tokens is not run again. Where the cache needed the room for others, they are; the result is the same.
+   * Continues a request that was added with `keep: true` and has ended. The given tokens are appended to its tokens, then new
+   * ones are generated. Cached tokens do not run again. If the cache had to evict them, they run again; the result is the same.
    *
-   * @param request it has ended, with finish reason `length` or `stop`. It is released when the new request begins, unless `fork` says that
-   *   it will be continued again.
-   * @param tokens what comes behind the tokens of the request, for example the next question; may be empty
-   * @param options replace those of the request one by one
-   * @throws LoopLMError INVALID_ARGUMENT when the request was not kept, is released or has not ended; else as {@link add}
+   * @param request must have ended with finish reason `length` or `stop`. It is released when the new request begins, unless
+   *   `fork` is set
+   * @param tokens appended to the tokens of the request, for example the next question; may be empty
+   * @param options override those of the request one by one
+   * @throws LoopLMError INVALID_ARGUMENT if the request was not kept, was released or has not ended; otherwise as {@link add}
    *
    * @example
    * ```ts
@@ -143,7 +144,7 @@ export class Scheduler {
     const { length } = kept.prompt
     const stay = checkNumber(at, 'at', { min: -length, max: made.length, integer: true }, operation)
     const prompt = [...[...kept.prompt, ...made].slice(0, length + stay), ...Array.from(tokens)]
-    const prefix = length + stay < kept.prefix ? prompt.length : kept.prefix // another first prompt
+    const prefix = length + stay < kept.prefix ? prompt.length : kept.prefix // the prompt of the first request changes
     const parent = { parent: kept.id, prefix, releaseParent: !checkFlag(fork, 'fork', operation) }
     const next = this.#begin(prompt, { ...kept.options, ...changed }, parent, operation)
     if (parent.releaseParent) this.#kept.delete(request)
@@ -188,16 +189,16 @@ export class Scheduler {
       const prefix = parent.prefix ?? prompt.length
       this.#kept.set(entered, { id: this.#newest, prompt, prefix, options: { keep, sequence, ...generation } })
     }
-    queueMicrotask(() => this.drive()) // what is added in one go begins together
+    queueMicrotask(() => this.drive()) // requests that are added in the same tick begin together
     return entered
   }
 
-  /** What is going on now. */
+  /** Current counters. */
   stats(): SchedulerStats {
     return native().schedulerStats(this.#handle)
   }
 
-  /** Ends every request (they reject with DISPOSED) and gives the memory back. */
+  /** Ends every request (they reject with DISPOSED) and frees the memory. */
   dispose(): void {
     if (this.#handle.disposed) return
     for (const [id, request] of this.#live) {
@@ -211,7 +212,7 @@ export class Scheduler {
     this.#wake?.()
   }
 
-  /** `using scheduler = …` disposes at the end of the block. */
+  /** `using scheduler = …` disposes the scheduler at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
@@ -238,7 +239,7 @@ export class Scheduler {
     return entered
   }
 
-  /** @param keep what it has stays in the cache */
+  /** @param keep keep its keys and values in the cache */
   #remove(id: number, keep: boolean): void {
     this.#unconstrain(id)
     if (this.#handle.disposed || (!this.#live.delete(id) && keep)) return
@@ -295,7 +296,7 @@ export class Scheduler {
     this.#moves.delete(id)
   }
 
-  /** What rows wait for before their next draw. */
+  /** Passes the answers that rows wait for before their next draw. */
   #answer(): void {
     for (const [id, logits] of this.#asked) {
       const answer = this.#live.get(id)?.processed(logits)
@@ -309,14 +310,14 @@ export class Scheduler {
     this.#moves.clear()
   }
 
-  /** Says which tokens a request may draw next. */
+  /** Tells the engine which tokens a request may draw next. */
   async #constrain(id: number, constraint: Constraint, token: number | undefined): Promise<void> {
     try {
       const allowed = await constraint.next(token)
       const request = this.#live.get(id)
       if (request === undefined || this.#handle.disposed) return
       if (allowed === undefined)
-        request.stop() // the grammar has no more to say
+        request.stop() // the text is complete
       else native().schedulerAnswer(this.#handle, id, allowed, new Float64Array())
     } catch (error) {
       this.#live.get(id)?.fail(error)
@@ -324,7 +325,7 @@ export class Scheduler {
     }
   }
 
-  /** Until a row may go on, or another request comes. */
+  /** Resolves when a row may continue, or when another request arrives. */
   async #anAnswer(): Promise<void> {
     if (this.#answering.size === 0) return
     const woken = new Promise<void>((resolve) => {
@@ -337,20 +338,21 @@ export class Scheduler {
   }
 }
 
-/** What a request wants to hear of before all others have ended: its tokens, its end, or nothing. */
+/** What a request waits for: its next token, its end, or nothing. */
 type Watched = 'token' | 'finish' | 'idle'
 
 /** A request that can be continued. */
 interface Kept {
   id: number
   prompt: ArrayLike<number> & Iterable<number>
-  /** The prompt that began it all, in tokens. */
+  /** Length in tokens of the first request's prompt. */
   prefix: number
   options: SchedulerRequestOptions
 }
 
 /**
- * A sequence under way in a {@link Scheduler}: iterate over its tokens, or wait for its result. Leaving the iteration early cancels it.
+ * An active sequence in a {@link Scheduler}. Iterate over its tokens, or wait for its result. Breaking out of the iteration
+ * cancels it.
  */
 export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   /** @internal */
@@ -360,10 +362,10 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   readonly #request: Request
   readonly #promptLength: number
   readonly #alternatives: boolean
-  readonly #context: readonly number[] // the prompt's last tokens, with which text is decoded
-  readonly #text: TextStream | undefined // watched for stop texts
+  readonly #context: readonly number[] // the last tokens of the prompt, as context for decoding text
+  readonly #text: TextStream | undefined // searched for stop strings
   readonly #remove: (keep: boolean) => void
-  readonly #unwatch: () => void // the signal
+  readonly #unwatch: () => void // removes the listener from the signal
   readonly #tokens: number[] = []
   readonly #logprobs: number[] = []
   readonly #loops: number[] = []
@@ -400,10 +402,10 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   }
 
   /**
-   * Everything the request made, once it has ended.
+   * Resolves to the whole result when the request has ended.
    *
-   * @throws LoopLMError ABORTED by its signal, DISPOSED, NON_FINITE as {@link LoopLM.generate}, OUT_OF_MEMORY when the device has no
-   *   room for it
+   * @throws LoopLMError ABORTED if its signal fires, DISPOSED, NON_FINITE as {@link LoopLM.generate}, OUT_OF_MEMORY if the
+   *   device has no room for it
    */
   async result(): Promise<GenerateResult> {
     while (this.#finish === undefined && this.#error === undefined) await this.#next()
@@ -420,7 +422,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     }
   }
 
-  /** Ends the request; its place is free before the next pass. It keeps what it made, with finishReason `cancelled`. */
+  /** Cancels the request and frees its row before the next pass. It keeps its tokens so far, with finishReason `cancelled`. */
   cancel(): void {
     if (this.#finish !== undefined || this.#error !== undefined) return
     this.#end('cancelled')
@@ -428,8 +430,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
   }
 
   /**
-   * Ends the request where it is, with finish reason `stop`. One that was added with `keep: true` can be continued. Nothing happens where
-   * it has ended.
+   * Ends the request after its current tokens, with finish reason `stop`. If it was added with `keep: true` it can be
+   * continued. Does nothing if it has already ended.
    */
   stop(): void {
     if (this.#finish !== undefined || this.#error !== undefined) return
@@ -437,26 +439,26 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#remove(true)
   }
 
-  /** Gives back the cache of a request that was added with `keep: true`; it can be continued no more. */
+  /** Frees the cache of a request that was added with `keep: true`. It cannot be continued afterwards. */
   release(): void {
     this.cancel()
     this.#remove(false)
   }
 
-  /** Tokens of its prompt that did not run for it, since the cache had them; 0 before its first token. */
+  /** How many tokens of its prompt were taken from the cache. 0 before its first token. */
   get reused(): number {
     return this.#reused
   }
 
   /**
-   * Its tokens, if it has ended and can be continued.
+   * Its tokens if it has ended and can be continued.
    * @internal
    */
   get ended(): readonly number[] | undefined {
     return this.#finish === undefined || this.#finish === 'cancelled' ? undefined : this.#tokens
   }
 
-  /** Every token from the first, as it comes. */
+  /** Yields every token, starting with the first. */
   async *[Symbol.asyncIterator](): AsyncGenerator<GenerateChunk, void, undefined> {
     this.watched = 'token'
     const { tokenizer } = this.#model
@@ -483,7 +485,10 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     }
   }
 
-  /** The logits of the next draw after the request's processor; undefined when it failed. @internal */
+  /**
+   * The logits of the next draw after the request's processor. undefined if the processor failed.
+   * @internal
+   */
   processed(logits: RealArray): Float64Array | undefined {
     const { processor, native } = this.#request
     try {
@@ -529,7 +534,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     this.#notify()
   }
 
-  /** Of a token that was drawn from logits that are not numbers: any id, so it is not handed out. */
+  /** The error for a token that was drawn from logits that are not numbers. Its id is arbitrary, so it is not returned. */
   #nonFinite(logprob: number, loop: number): LoopLMError {
     const made = this.#tokens.length
     const message =
@@ -550,7 +555,7 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
     return decodeGenerated(this.#model.tokenizer!, this.#tokens, this.#context)
   }
 
-  /** Resolves when something has changed. */
+  /** Resolves when the state of the request has changed. */
   #next(): Promise<void> {
     this.#change ??= new Promise((resolve) => {
       this.#wake = resolve

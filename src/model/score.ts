@@ -31,21 +31,21 @@ import type {
 
 const recomputes = ['none', 'loop', 'layer'] as const
 
-/** What scoring needs to know of a model. */
+/** What scoring needs from a model. */
 export interface ScoringModel {
   readonly config: Readonly<LoopLMConfig>
   readonly architecture: Architecture
   handle(operation: string): NativeModel
 }
 
-/** Sequences with how they are scored: what a backward pass through the same scores must repeat. */
+/** Sequences and how they are scored. A backward pass through the same scores must repeat this. */
 export interface ScoredForm {
   packed: NativeSequences
   temperature: number
   choice: Pick<LoopChoice, 'loops' | 'readLoops'>
 }
 
-/** Checks the arguments of `score`. Nothing is awaited: what is called next finds the form. */
+/** Checks the arguments of `score`. It is synchronous, so that the next call already finds the form. */
 export function scoredForm(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
@@ -64,7 +64,7 @@ export function scoredForm(
   }
 }
 
-/** The sequences with what the options add to their tokens. */
+/** Adds initial states and input vectors to the sequences. */
 function withInputs(
   { architecture }: ScoringModel,
   sequences: NativeSequences,
@@ -75,7 +75,7 @@ function withInputs(
   return withVectors(states, options.inputVectors, architecture.hidden, operation)
 }
 
-/** The sequences with the loops that their tokens left at. */
+/** Adds the exit loops of the tokens to the sequences. */
 function withExits(
   sequences: NativeSequences,
   { exits, promptLengths, readLoops }: ScoreOptions,
@@ -93,7 +93,7 @@ function withExits(
   return { ...sequences, exits: packIntegers(exits, 'exits', once, range, sequences.lengths.length, operation) }
 }
 
-/** The body of LoopLM.score. */
+/** Implements LoopLM.score. */
 export async function score(
   model: ScoringModel,
   form: ScoredForm,
@@ -116,7 +116,7 @@ export async function score(
 }
 
 /**
- * What {@link LoopLM.score} returns: {@link Scores}, and the way back from a loss of them to gradients.
+ * The result of {@link LoopLM.score}: {@link Scores}, and a backward pass from a loss of them.
  *
  * @example
  * ```ts
@@ -152,9 +152,9 @@ export class ScoredSequences implements Scores {
   }
 
   /**
-   * Adds to the model's gradients those of any loss L of these scores, given ∂L/∂ℓ. Sequences, temperature, loops and first states are
-   * those that were scored, with the parameters that the model has now. Gradients accumulate until {@link LoopLM.zeroGradients} or an
-   * optimizer's step.
+   * Accumulates the gradient of any loss L of these scores, given ∂L/∂ℓ. It uses the sequences, temperature, loops and
+   * initial states that were scored, and the current parameters of the model. Gradients accumulate until {@link
+   * LoopLM.zeroGradients} or an optimizer's step.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
@@ -166,7 +166,7 @@ export class ScoredSequences implements Scores {
   }
 }
 
-/** What the engine has back to back, as one list per prediction. */
+/** Splits the engine's concatenated arrays into one list per prediction. */
 function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logprobs: Float64Array): TokenLogprob[][][] {
   let at = 0
   const list = () => {
@@ -179,9 +179,9 @@ function topLists(lengths: Int32Array, count: number, tokens: Int32Array, logpro
 }
 
 /**
- * Adds the gradients of a loss of scores to the model's.
+ * Accumulates the gradient of a loss of scores.
  *
- * @param form of the scores; `temperature`, `loops` and `readLoops` of the options replace its own
+ * @param form of the scores; `temperature`, `loops` and `readLoops` of the options override its values
  */
 export async function backward(
   model: ScoringModel,
@@ -213,7 +213,7 @@ export async function backward(
 
 type Cancel = Parameters<Parameters<typeof call>[1]>[0]
 
-/** The sequences of a backward pass that was not preceded by scores. */
+/** The sequences of a backward pass for which `score` was not called first. */
 export function packForBackward(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
@@ -226,7 +226,7 @@ export function packForBackward(
   return { packed, temperature: 1, choice: {} }
 }
 
-/** The body of LoopLM.responseMeans. */
+/** Implements LoopLM.responseMeans. */
 export async function responseMeans(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
@@ -247,7 +247,7 @@ export async function responseMeans(
   return { logprobs: sequences.map((_, i) => row(i)), exitLoop: means.exitLoop }
 }
 
-/** The body of LoopLM.embed. */
+/** Implements LoopLM.embed. */
 export async function embed(
   model: ScoringModel,
   sequences: readonly TokenSequence[],

@@ -4,15 +4,15 @@ import type { LoopLMConfig } from './config.js'
 /** The content of generation_config.json. */
 export type GenerationConfig = Readonly<Record<string, unknown>>
 
-/** Where a tokenizer ends a text: at its end token, and where its chat template ends a turn. */
+/** The tokens that end a text: the tokenizer's end token, and the token that ends a turn of its chat template. */
 export function specialEndTokens(tokenizer: Tokenizer): number[] {
   const ends = [tokenizer.eosTokenId, tokenizer.hasChatTemplate ? tokenizer.chatEndToken() : undefined]
   return [...new Set(ends.filter((id) => id !== undefined))]
 }
 
 /**
- * Where answers end: at the model's end tokens, at the tokenizer's where the model names none, and in a chat where the chat template ends
- * a turn.
+ * The tokens that end a response: the model's end tokens, or the tokenizer's if the model names none. In a chat also the token
+ * that ends a turn of the chat template.
  */
 export function stopTokens(
   model: { namesEndTokens: boolean; endTokens: readonly number[] },
@@ -26,14 +26,14 @@ export function stopTokens(
   return [...new Set(own !== undefined && ends.includes(own) ? [own, ...all] : all)]
 }
 
-/** Whether a configuration says where generation ends; an empty list says: nowhere. */
+/** Whether a configuration names end tokens. An empty list counts: generation then ends nowhere. */
 export function namesEndTokens(config: LoopLMConfig, generation: GenerationConfig): boolean {
   return config.eos_token_id != null || generation.eos_token_id != null
 }
 
 /**
- * Configurations with the ids of a tokenizer's begin, end and padding tokens in the fields that both leave open: generation must end where
- * training on the same tokenizer ends a text. Ids that a configuration names stay.
+ * Fills the ids of a tokenizer's begin, end and padding tokens into the fields that both configurations omit. Generation must
+ * end where training on the same tokenizer ends a text. Ids that a configuration names stay.
  */
 export function withSpecialTokens(
   config: LoopLMConfig,

@@ -1,13 +1,15 @@
 import type { Tokenizer } from '../data/tokenizer.js'
 
-/** Tokens of the prompt that a text is decoded with; more where they are white space alone, up to the second number. */
+/**
+ * How many prompt tokens serve as context for decoding. The second number is the limit if the first ones are only white space.
+ */
 const contextTokens = 8
 const longestContext = 64
 
 /**
- * The last tokens of a prompt, without those that decoding skips: with them a decoder that drops the space at the start of a text
- * keeps the one at the start of an answer. They begin neither inside a row of byte tokens, which is valid as a whole or not at all,
- * nor with white space alone.
+ * The last tokens of a prompt, without those that decoding skips. Some decoders drop the space at the start of a text; with
+ * this context they keep the space at the start of a response. The context starts neither inside a run of byte tokens, which is
+ * only valid as a whole, nor with only white space.
  */
 export function contextOf(tokenizer: Tokenizer, prompt: ArrayLike<number>): number[] {
   const reversed: number[] = []
@@ -22,8 +24,8 @@ export function contextOf(tokenizer: Tokenizer, prompt: ArrayLike<number>): numb
 }
 
 /**
- * The text of generated tokens behind a prompt. Spaces stay as the tokens have them, also where a tokenizer would clean them up: that takes
- * back text which a stream has sent.
+ * The text of generated tokens after a prompt. Spaces stay as the tokens have them, even if the tokenizer would clean them up:
+ * cleaning would change text that a stream has already sent.
  *
  * @param prompt the tokens before them, or their {@link contextOf}
  */
@@ -38,7 +40,7 @@ function decode(tokenizer: Tokenizer, tokens: readonly number[]): string {
 
 const visible = (text: string) => text.trim() !== ''
 
-/** What a text has beyond one that it continues. The end of the latter may have been half a character. */
+/** The part of `whole` that comes after `before`. `before` may end with half a character. */
 function added(before: string, whole: string): string {
   if (whole.startsWith(before)) return whole.slice(before.length)
   let same = 0
@@ -47,19 +49,19 @@ function added(before: string, whole: string): string {
 }
 
 /**
- * Text that grows token by token. Each piece is what the newest token adds, decoded together with the tokens just before it, so that a
- * character made of several tokens, or a space that a tokenizer drops at the start, comes out as in the whole text. What may be the
- * beginning of a stop text is held back until it is clear.
+ * Decodes text token by token. Each piece is the text that the newest token adds. It is decoded together with the previous
+ * tokens, so that characters of several tokens, and spaces that a tokenizer drops at the start, come out as in the whole text.
+ * Text that may be the beginning of a stop string is held back until that is decided.
  */
 export class TextStream {
-  /** A stop text was found; the pieces end before it. */
+  /** Whether a stop string was found. The pieces end before it. */
   stopped = false
   readonly #tokenizer: Tokenizer
   readonly #stops: readonly string[]
   readonly #tokens: number[]
-  #context = 0 // tokens from here on are decoded again with the newest
-  #read: number // tokens before this one have been turned into text
-  #before: string // the text of those from #context to #read
+  #context = 0 // tokens from this one on are decoded again together with the newest
+  #read: number // number of tokens that have been turned into text
+  #before: string // the text of the tokens from #context to #read
   #held = ''
 
   /** @param prompt the tokens before the stream, or their {@link contextOf} */
@@ -71,18 +73,21 @@ export class TextStream {
     this.#before = this.#text(0, this.#read)
   }
 
-  /** The next piece; '' while a character is incomplete. */
+  /** The next piece. Empty while a character is incomplete. */
   push(token: number): string {
     if (this.#tokenizer.isSkipped(token)) return ''
     this.#tokens.push(token)
-    if (this.#tokenizer.isByteToken(token)) return '' // what the row of bytes stands for is clear at its end
+    if (this.#tokenizer.isByteToken(token)) return '' // a run of byte tokens can only be decoded at its end
     const piece = this.#unread()
     if (piece.endsWith('\uFFFD')) return this.#invalid(piece)
     this.#advance(piece, this.#tokens.length)
     return this.#release(piece, false)
   }
 
-  /** A character has at most four bytes: what a longer row of tokens makes of its beginning stays, and is not decoded again and again. */
+  /**
+   * Handles long invalid runs of bytes. A character has at most four bytes, so the beginning of a longer run is final and is
+   * not decoded again.
+   */
   #invalid(piece: string): string {
     const end = this.#tokens.length - 4
     if (end - this.#read < 12) return ''
@@ -92,7 +97,7 @@ export class TextStream {
     return this.#release(settled, false)
   }
 
-  /** What is left when no token follows. */
+  /** The remaining text when no token follows. */
   flush(): string {
     const piece = this.#unread()
     this.#advance(piece, this.#tokens.length)
@@ -100,8 +105,8 @@ export class TextStream {
   }
 
   /**
-   * The newest piece is the context of the next, together with those before it where it is empty or white space alone: a decoder that drops
-   * spaces at the start would drop the next one's too.
+   * The newest piece becomes the context of the next one. If it is empty or only white space, the pieces before it stay in the
+   * context too: a decoder that drops spaces at the start would also drop the next one's.
    */
   #advance(piece: string, read: number): void {
     if (visible(piece) || read - this.#context > longestContext) this.#context = this.#read
@@ -127,7 +132,7 @@ export class TextStream {
     return text.slice(0, end)
   }
 
-  /** Length of the longest end of the text that a stop text begins with. */
+  /** Length of the longest suffix of the text that is the beginning of a stop string. */
   #possibleStop(text: string): number {
     const longest = Math.max(0, ...this.#stops.map((stop) => stop.length - 1))
     for (let length = Math.min(longest, text.length); length > 0; length--) {

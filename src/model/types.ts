@@ -9,55 +9,63 @@ export type { BeliefRewards, LossMetrics, LossTerm, ModelDType, RealArray } from
 /** Token ids of one sequence. */
 export type TokenSequence = readonly number[] | Int32Array
 
-/** What a trainer keeps of the forward pass: everything, the state after each loop, or the state before each layer. */
+/** What a trainer stores of the forward pass: everything, the state after each loop, or the state before each layer. */
 export type Recompute = 'none' | 'loop' | 'layer'
 
 /**
- * How many of the last loops carry gradient: what the loops before computes is constant to the backward pass, and they keep nothing for it.
- * The steps before the loops, such as a prelude, and every readout carry gradient in any case. `published`: as the family was trained. That
- * is the last `mean_backprop_depth` loops of Huginn and of retrofitted models, the last `L_bp_cycles` L steps of each cycle of HRM-Text, and
- * all of others.
+ * How many of the last loops carry gradient. The backward pass treats the results of earlier loops as constants and stores
+ * nothing for them. The steps before the loops, such as a prelude, and every readout always carry gradient. `published` uses
+ * the family's published training setup: the last `mean_backprop_depth` loops of Huginn and of retrofitted models, the last
+ * `L_bp_cycles` L steps of each cycle of HRM-Text, and all loops of other families.
  */
 export type BackwardLoops = number | 'published'
 
-/** How the loops weigh in the loss of a token (RLTT, arXiv 2602.10520): Σ over loops is 1. */
+/** How the loops are weighted in the loss of a token (RLTT, arXiv 2602.10520). The weights sum to 1 over the loops. */
 export type LoopWeights = 'exit-pdf' | 'uniform' | 'progressive' | 'last'
 
 /** The policy-gradient surrogate of one token. */
 export type Surrogate = 'reinforce' | 'ppo' | 'cispo'
 
-/** Where and how a model lives. */
+/** Where and how a model is loaded. */
 export interface LoadOptions {
-  /** `cpu` (default), `cuda`, `cuda:1` …, `auto` or `reference` (slow float64 formulas); `devices()` lists what works here. */
+  /**
+   * `cpu` (default), `cuda`, `cuda:1` …, `auto` or `reference` (slow float64 formulas). `devices()` lists the devices of this
+   * machine.
+   */
   device?: DeviceName
   /**
-   * Default: `float64` on device `reference`. Elsewhere a checkpoint keeps its own, `bfloat16` where its files hold nothing else and `float32`
-   * otherwise; a new model is `float32`.
+   * Defaults to `float64` on device `reference`. On other devices a checkpoint defaults to its own dtype: `bfloat16` if its
+   * files contain nothing else, otherwise `float32`. A new model defaults to `float32`.
    */
   dtype?: ModelDType
-  /** Threads of the device's own pool; default one per available core. Models with different counts use different pools. */
+  /**
+   * Threads of the device's own pool. Defaults to one per available core. Models with different thread counts use different
+   * pools.
+   */
   threads?: number
   /**
-   * Keep the matrices of the blocks and the head (of a tied one a copy beside the embedding) in 8 or 4 bits with a float32 scale for every
-   * `groupSize` neighbours of a row. Such a model takes less memory and decodes faster, by as much as less is read; it scores and generates, and refuses to train.
-   * Files are quantized as they are read, row by row. A folder that was saved quantized says so itself. Devices `cpu`, `cuda` and `reference`.
+   * Quantize the matrices of the blocks and the head to 8 or 4 bits, with a float32 scale per `groupSize` neighbours of a row.
+   * A tied head gets a quantized copy beside the embedding. The model takes less memory and decodes faster, in proportion to
+   * the bytes that are read. It can score and generate, but not train. Files are quantized row by row while they are read. A
+   * folder that was saved quantized needs no option. Devices `cpu`, `cuda` and `reference`.
    *
-   * `int4-asymmetric` takes as much memory as `int4` and has less error: a group has a scale and a middle, both bfloat16, which are fitted to
-   * its weights. Loading takes longer. Devices `cpu` and `reference`.
+   * `int4-asymmetric` takes as much memory as `int4` and has a smaller error: each group has a scale and a midpoint, both
+   * bfloat16, which are fitted to its weights. Loading takes longer. Devices `cpu` and `reference`.
    */
   quantize?: 'int8' | 'int4' | 'int4-asymmetric' | undefined
-  /** A multiple of 32 that divides the widths of the matrices; default 64. */
+  /** A multiple of 32 that divides the widths of the matrices. Defaults to 64. */
   groupSize?: number | undefined
   /**
-   * Of a quantized model: what its products take of activations. `int8`: each row is rounded to 8 bits with a scale for every `groupSize`
-   * neighbours, which is up to four times as fast on a processor; docs/performance.md has what it costs in perplexity. `float`: as they
-   * are. Default: `int8` on device `cpu`, `float` on `reference`, which has both; `cuda` has `float` alone. Files are the same.
+   * For a quantized model, the form of the activations in its matrix products. `int8` rounds each row to 8 bits with a scale
+   * per `groupSize` neighbours, which is up to four times as fast on a CPU; docs/performance.md shows the cost in perplexity.
+   * `float` does not round them. Defaults to `int8` on device `cpu` and to `float` on `reference`; both have both. `cuda` only
+   * has `float`. The option does not change the files.
    */
   activations?: 'float' | 'int8' | undefined
   /**
-   * Give a model whose family has no exit gate one: D → 1 on what the head reads after each loop. It starts with zeros, is trained and saved
-   * with the model (`looplm_exit_gate` of config.json), and serves `exit-pdf` weights, LoopRPT and the exit rule `gate`. Default false; a
-   * model that has a gate keeps it.
+   * Add an exit gate to a model whose family has none: D → 1 on the input of the head after each loop. It starts at zero, and
+   * is trained and saved with the model (`looplm_exit_gate` of config.json). `exit-pdf` weights, LoopRPT and the exit rule
+   * `gate` use it. Defaults to false; a model that has a gate keeps it.
    */
   exitGate?: boolean | undefined
 }
@@ -65,199 +73,210 @@ export interface LoadOptions {
 /** Options of {@link LoopLM.fromPretrained}. */
 export interface PretrainedOptions extends LoadOptions {
   /**
-   * Fetch the checkpoint from the Hugging Face Hub when there is no such folder, see {@link download}; default false. Nothing is ever
-   * fetched unless this is true.
+   * Download the checkpoint from the Hugging Face Hub if there is no such folder, see {@link download}. Defaults to false;
+   * nothing is downloaded unless this is true.
    */
   download?: boolean
-  /** Branch, tag or commit to download; default `main`. */
+  /** Branch, tag or commit to download. Defaults to `main`. */
   revision?: string
-  /** Where downloads are kept; default the cache of Hugging Face's own tools. */
+  /** The folder for downloads. Defaults to the cache of Hugging Face's own tools. */
   cacheDir?: string
   /**
-   * Load the quantized matrices of a GGUF file as the plain values that their codes stand for, for example to train. Default false: Q8_0
-   * and Q4_0 files keep their codes. Folders that looplm saved quantized are refused.
+   * Load the quantized matrices of a GGUF file as plain values, for example to train. Defaults to false: Q8_0 and Q4_0 files
+   * keep their codes. Fails for folders that looplm saved quantized.
    */
   dequantize?: boolean
-  /** Not read, for nothing is drawn: one set of options serves {@link LoopLM.create} as well. */
+  /** Ignored, because loading draws nothing. It is accepted so that one set of options also serves {@link LoopLM.create}. */
   seed?: number
 }
 
 /** Options of {@link LoopLM.create}. */
 export interface CreateOptions extends LoadOptions {
-  /** Initial parameters are a pure function of the seed and the configuration. Default 0. */
+  /** Seed of the initial parameters, which depend only on the seed and the configuration. Defaults to 0. */
   seed?: number
 }
 
 /** Options of {@link LoopLM.save}. */
 export interface SaveOptions {
-  /** The dtype in the file; default the model's own. A float32 model may be saved as bfloat16 (rounded to nearest) and vice versa. */
-  dtype?: ModelDType
   /**
-   * Write a quantized model's matrices as the plain values that their codes stand for, which other tools load. Default false: as codes
-   * and scales.
+   * The dtype in the file. Defaults to the model's. A float32 model may be saved as bfloat16 (rounded to nearest) and vice
+   * versa.
    */
+  dtype?: ModelDType
+  /** Write a quantized model's matrices as plain values, which other tools can load. Defaults to false: codes and scales. */
   dequantize?: boolean
-  /** Saved with the model; default the model's own, {@link LoopLM.tokenizer}. */
+  /** The tokenizer to save with the model. Defaults to {@link LoopLM.tokenizer}. */
   tokenizer?: Tokenizer | undefined
 }
 
-/** The first state of the loops, for families that begin with one (Huginn and retrofitted models). */
+/** The initial state of the loops, for families that start from one (Huginn and retrofitted models). */
 export interface StateOptions {
-  /** Per sequence len × D, row-major. Default: drawn for each position from `stateSeed` and the tokens up to it, whatever the batch. */
+  /**
+   * Per sequence len × D, row-major. Defaults to states that are drawn for each position from `stateSeed` and the tokens up to
+   * it, independent of the batch.
+   */
   initialStates?: readonly ArrayLike<number>[]
-  /** `zeros` draws nothing. Default `drawn`. */
+  /** `zeros` starts from zero states. Defaults to `drawn`. */
   initialState?: 'drawn' | 'zeros'
-  /** Default 0. */
+  /** Defaults to 0. */
   stateSeed?: number
 }
 
-/** Vectors that one sequence has in place of embedded tokens: a soft prompt, or what another model computed. */
+/** Vectors that replace embedded tokens of one sequence: a soft prompt, or the output of another model. */
 export interface InputVectors {
-  /** Which tokens of the sequence, ascending. What ids stand there does not matter, but for the predictions of those ids. */
+  /**
+   * The positions of the replaced tokens in the sequence, ascending. The ids at these positions are only used as targets of
+   * predictions.
+   */
   positions: ArrayLike<number>
-  /** positions × D, row-major; what an embedded token would be after `embedding_scale`, where the model has one. */
+  /** positions × D, row-major. They take the place of the token's embedding after `embedding_scale`, if the model has that. */
   values: ArrayLike<number>
 }
 
 /** Inputs beside token ids. */
 export interface InputOptions {
-  /** Per sequence or prompt its vectors, or undefined. Default: every token is embedded. */
+  /** Per sequence or prompt its vectors, or undefined. By default every token is embedded. */
   inputVectors?: readonly (InputVectors | undefined)[]
 }
 
 /** What {@link LoopLM.backward} returns. */
 export interface BackwardResult {
-  /** ∂L/∂{@link InputVectors.values}, per sequence; empty where a sequence has none. */
+  /** ∂L/∂{@link InputVectors.values}, per sequence. Empty if a sequence has none. */
   inputVectors: RealArray[]
 }
 
 /** Options of {@link LoopLM.score}. */
 export interface ScoreOptions extends StateOptions, InputOptions {
-  /** Log-probabilities are of softmax(logits / temperature); default 1, more than 0. */
+  /** Log-probabilities are of softmax(logits / temperature). Must be more than 0. Defaults to 1. */
   temperature?: number
   /**
-   * Loops to run, 1 to 64; default the model's `total_ut_steps`. Nanbeige and HRM-Text refuse more than they have.
+   * Number of loops to run, 1 to 64. Defaults to the model's `total_ut_steps`. Nanbeige and HRM-Text reject more loops than
+   * they have.
    */
   loops?: number
   /**
-   * Read only these loops, growing numbers from 1: arrays by loop then have a row for each of them, and the exit distribution is one over
-   * them. Nothing runs behind the last one. Default every loop.
+   * Read only these loops: ascending numbers, counted from 1. Arrays by loop then have a row for each of them, and the exit
+   * distribution is over them. Loops after the last one do not run. Defaults to every loop.
    */
   readLoops?: readonly number[] | undefined
-  /** Score the last loop alone: `logprobs` and `entropy` are then 1 × (len-1) per sequence. Default false. */
+  /** Score only the last loop: `logprobs` and `entropy` are then 1 × (len-1) per sequence. Defaults to false. */
   lastLoop?: boolean
-  /** Per sequence, how many tokens are prompt: rows before the response read as 0 and cost nothing in the head. */
+  /** Per sequence, the number of prompt tokens. Rows before the response are 0 and cost nothing in the head. */
   promptLengths?: ArrayLike<number>
   /**
-   * Per sequence len-1: the loop that each prediction was read from, counted from 0, as generation with early exits had them. Tokens of
-   * the response then keep the keys and values of that loop at deeper ones, as in generation: the log-probabilities at the exits are
-   * those of the sampler. Needs `promptLengths`, because prompts run at full depth. Default: every token runs all loops.
+   * Per sequence len-1: the loop that each prediction was read from, counted from 0, for responses that were generated with
+   * early exits. In deeper loops, a response token then keeps the keys and values of its exit loop, as in generation. The
+   * log-probabilities at the exits are therefore those of the sampler. Needs `promptLengths`, because prompts run at full
+   * depth. By default every token runs all loops.
    */
   exits?: readonly ArrayLike<number>[] | undefined
-  /** Return the most probable token of each prediction as well. Default false. */
+  /** Also return the most probable token of each prediction. Defaults to false. */
   predictions?: boolean
-  /** This many of the most probable tokens of each prediction of the last loop; default 0. At most `vocab_size`. */
+  /** Return this many of the most probable tokens of each prediction of the last loop, at most `vocab_size`. Defaults to 0. */
   topLogprobs?: number
-  /** Rejects with code ABORTED, between two kernels. */
+  /** Aborts between two kernels. The promise rejects with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 
-/** The numbers of {@link LoopLM.score}: one array per sequence, row-major by loop. */
+/** The results of {@link LoopLM.score}: one array per sequence, row-major by loop. */
 export interface Scores {
   /** T, the number of loops that ran. */
   loops: number
-  /** With `readLoops`, those: T in the shapes below is then their number. */
+  /** The loops that were read, if `readLoops` was set. T in the shapes below is then their number. */
   readLoops?: readonly number[]
   /** T × (len-1): log P of token j+1 given tokens 0..j, after each loop. 1 × (len-1) with `lastLoop`. */
   logprobs: RealArray[]
-  /** With `predictions`, T × (len-1): the token with the largest logit, the lowest id of equal ones. */
+  /** With `predictions`, T × (len-1): the token with the largest logit. The lowest id wins a tie. */
   predicted?: Int32Array[]
   /**
-   * With `topLogprobs`, per sequence len-1 lists: the most probable tokens after the last loop, best first, the lower id of equal ones
-   * first. Empty lists before a response that `promptLengths` names.
+   * With `topLogprobs`, per sequence len-1 lists: the most probable tokens after the last loop, best first. Lower ids come
+   * first among equal ones. Lists before a response (see `promptLengths`) are empty.
    */
   topLogprobs?: TokenLogprob[][][]
   /** T × (len-1): entropy in nats of the same distributions. 1 × (len-1) with `lastLoop`. */
   entropy: RealArray[]
-  /** T × len: logits of the exit gate. The last loop's is never used by the exit distribution. */
+  /** T × len: logits of the exit gate. The exit distribution does not use the last loop's. */
   gateLogits: RealArray[]
-  /** T × len: probability of leaving after each loop; sums to 1 over the loops. */
+  /** T × len: probability of exiting after each loop. Sums to 1 over the loops. */
   exitPdf: RealArray[]
 }
 
 /** Options of {@link ScoredSequences.backward}. */
 export interface ScoredBackwardOptions {
-  /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). Absent: no gradient through the gate. */
+  /** Per sequence T × len, row-major by loop: ∂L/∂(gate logits). If omitted, no gradient flows through the gate. */
   gateCoefficients?: readonly ArrayLike<number>[]
-  /** Truncates the backward pass; default all loops carry gradient. */
+  /** Truncates the backward pass to the last loops. By default all loops carry gradient. */
   backwardLoops?: BackwardLoops | undefined
-  /** Trades time for memory and changes no number. Default `none`. */
+  /** Trades time for memory without changing results. Defaults to `none`. */
   recompute?: Recompute
-  /** Rejects with code ABORTED; gradients are then partly accumulated: call `zeroGradients()`. */
+  /** Aborts with code ABORTED. Some gradients are then already accumulated: call `zeroGradients()`. */
   signal?: AbortSignal | undefined
 }
 
 /** Options of {@link LoopLM.backward}. */
 export interface BackwardOptions extends StateOptions, InputOptions, ScoredBackwardOptions {
-  /** Must be the temperature of the scores that the coefficients come from; default 1. */
+  /** Must equal the temperature of the scores that the coefficients come from. Defaults to 1. */
   temperature?: number
-  /** Must be the loops of the scores that the coefficients come from; default the model's. */
+  /** Must equal the loops of the scores that the coefficients come from. Defaults to the model's. */
   loops?: number
-  /** Must be those of the scores that the coefficients come from; T is then their number. */
+  /** Must equal the `readLoops` of the scores that the coefficients come from. T is then their number. */
   readLoops?: readonly number[] | undefined
 }
 
 /**
- * Sequences with everything that an objective needs to know of them, as the engine's loss core reads it. Per prediction means len-1
- * values per sequence, by loop T × (len-1), row-major by loop; with `readLoops` T is the number of loops that are read.
+ * Sequences with everything that an objective needs, in the form that the engine's loss core takes. "Per prediction" means
+ * len-1 values per sequence. "By loop" means T × (len-1), row-major by loop. With `readLoops`, T is the number of loops that
+ * are read.
  * @internal
  */
 export interface LossBatch {
   sequences: readonly TokenSequence[]
-  /** The number of each sequence in the draws of exits; default its index. */
+  /** The number of each sequence in the draws of exits. Defaults to its index. */
   numbers?: readonly number[] | undefined
-  /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
+  /** Per sequence len × D: the initial state of its tokens, for families that start from one. */
   initialStates?: readonly ArrayLike<number>[] | undefined
-  /** Per sequence its vectors in place of embedded tokens. */
+  /** Per sequence the vectors that replace embedded tokens. */
   inputVectors?: InputOptions['inputVectors'] | undefined
-  /** Per sequence, tokens before the response; default 1 each (every prediction counts). */
+  /** Per sequence, the number of tokens before the response. Defaults to 1 each (every prediction counts). */
   promptLengths?: ArrayLike<number> | undefined
-  /** Per term of the objective. */
+  /** One entry per term of the objective. */
   terms: readonly {
-    /** One per sequence, or T per sequence, loop by loop. */
+    /** One per sequence, or T per sequence (one per loop). */
     advantages: ArrayLike<number>
-    /** Per prediction: added to those of the sequence. */
+    /** Per prediction: added to the sequence's advantage. */
     tokenAdvantages?: readonly ArrayLike<number>[] | undefined
     /** One per sequence: the length normalizer n of each of its response tokens (math.md §2), times the weight of the term. */
     lengthNormalizers: ArrayLike<number>
   }[]
-  /** One per sequence: the normaliser of the regularisers. */
+  /** One per sequence: the length normalizer of the regularizers. */
   lengthNormalizers: ArrayLike<number>
-  /** Per prediction (the one weighted loop), or by loop. */
+  /** Per prediction (if one loop is weighted), or by loop. */
   oldLogprobs?: readonly ArrayLike<number>[] | undefined
-  /** Per prediction (last loop), or by loop. */
+  /** Per prediction (of the last loop), or by loop. */
   referenceLogprobs?: readonly ArrayLike<number>[] | undefined
-  /** What LLDS compares with instead of `oldLogprobs`. */
+  /** What LLDS compares with, instead of `oldLogprobs`. */
   lazyLogprobs?: readonly ArrayLike<number>[] | undefined
-  /** One per sequence, λ over the token count of LLDS; 0 for sequences that may become less likely. */
+  /** One per sequence: λ divided by the token count of LLDS. 0 for sequences that may become less likely. */
   lazyNormalizers?: ArrayLike<number> | undefined
-  /** Per prediction: entropy of the reference at the last loop. */
+  /** Per prediction: entropy of the reference after the last loop. */
   referenceEntropy?: readonly ArrayLike<number>[] | undefined
   /** By loop: the exit distribution of the reference. */
   referenceExitPdf?: readonly ArrayLike<number>[] | undefined
-  /** Per prediction: the loop that was left, counted from 0. */
+  /** Per prediction: the exit loop, counted from 0. */
   exits?: readonly ArrayLike<number>[] | undefined
-  /** Per prediction: which action of the response a token belongs to. */
+  /** Per prediction: the index of the response's action that the token belongs to. */
   segments?: readonly ArrayLike<number>[] | undefined
-  /** Per prediction: 0 where it does not count. */
+  /** Per prediction: 0 if it does not count. */
   mask?: readonly ArrayLike<number>[] | undefined
 }
 
-/** Which loops a regulariser acts on: the last, all alike, or those of the first token term by their weights. */
+/**
+ * The loops that a regularizer acts on: the last one, all with equal weight, or all with the weights of the first token term.
+ */
 export type LoopSet = 'last' | 'uniform' | 'weights'
 
 /**
- * Fields of the engine's Objective; an absent field has the default in brackets.
+ * Fields of the engine's Objective. Defaults are in brackets.
  * @internal
  */
 export interface LossObjective extends Omit<StateOptions, 'initialStates'> {
@@ -282,28 +301,29 @@ export interface LossObjective extends Omit<StateOptions, 'initialStates'> {
   backwardLoops?: BackwardLoops | undefined
   /** [none] */
   recompute?: Recompute
-  /** 0: chosen from the model's size; never changes the loss [0] */
+  /** 0: chosen from the model's size. Never changes the loss [0] */
   tokensPerMicroBatch?: number
-  /** Equal prompts of neighbouring sequences run once [true] */
+  /** Run equal prompts of neighbouring sequences once [true] */
   sharePrompts?: boolean
-  /** Tokens that left early, by the batch's exits, keep the keys and values of their exit loop [false] */
+  /** Tokens that exited early (see the batch's exits) keep the keys and values of their exit loop [false] */
   replayExits?: boolean
 }
 
-/** A prompt: token ids, or text when the model has a tokenizer. */
+/** A prompt: token ids, or a string if the model has a tokenizer. */
 export type Prompt = TokenSequence | string
 
 /**
- * Planes of keys and values: one per loop, which is exact, or one that all loops share, which takes a T-th of the memory. Ouro was published
- * with both. Other families give wrong tokens with shared planes, so `{ planes: 'shared', force: true }` must say that this is wanted.
+ * How the cache stores keys and values of the loops. One plane per loop is exact. One plane that all loops share takes 1/T of
+ * the memory. Ouro was published with both. Other families give wrong tokens with shared planes, so they require
+ * `{ planes: 'shared', force: true }`.
  */
 export type CachePolicy =
   | 'per-loop'
   | 'shared'
   | {
-      /** A plane of keys and values for every loop, or one that all loops share. */
+      /** One plane of keys and values per loop, or one that all loops share. */
       planes: 'per-loop' | 'shared'
-      /** Share planes also in families that were not made for it. Default false. */
+      /** Also share planes in families that do not support it. Defaults to false. */
       force?: boolean
     }
 
@@ -322,95 +342,107 @@ export type CacheType = 'model' | 'int8' | 'int4' | 'residual' | 'spark'
  * (prompt + `maxNewTokens`) × D.
  */
 export interface GenerateOptions extends StateOptions, InputOptions {
-  /** Default 16. Generation also ends, with finish reason `length`, where the model's `max_position_embeddings` end. */
+  /**
+   * The largest number of new tokens. Generation also ends, with finish reason `length`, at the model's
+   * `max_position_embeddings`. Defaults to 16.
+   */
   maxNewTokens?: number
-  /** 0 is greedy (the lowest id wins a tie). Default 1. */
+  /** 0 is greedy decoding (the lowest id wins a tie). Defaults to 1. */
   temperature?: number
-  /** Keep the k most probable tokens; 0 (default) is off. */
+  /** Keep the k most probable tokens. Defaults to 0 (off). */
   topK?: number
-  /** Keep the smallest set of tokens with this much probability, more than 0 and at most 1 (default: off). */
+  /** Keep the smallest set of tokens with at least this total probability, more than 0 and at most 1. Off by default. */
   topP?: number
-  /** Keep tokens with at least this share of the largest probability, less than 1; 0 (default) is off. */
+  /** Keep tokens whose probability is at least this fraction of the largest one, less than 1. Defaults to 0 (off). */
   minP?: number
   /**
-   * Added to the logits of these token ids, before temperature and filters: an object or a Map from id to a finite number. Positive makes
-   * a token more likely, -100 all but rules it out.
+   * Added to the logits of these token ids, before temperature and filters: an object or a Map from id to a finite number.
+   * Positive values make a token more likely, -100 practically excludes it.
    */
   logitBias?: Readonly<Record<number, number>> | ReadonlyMap<number, number>
-  /** Token ids that are never drawn. An end token among them does not end the sequence. */
+  /** Token ids that are never drawn. If an end token is among them, it does not end the sequence. */
   bannedTokens?: readonly number[]
   /**
-   * As in Hugging Face transformers: for each token that is in the prompt or was drawn, a positive logit is divided by this and a
-   * negative one multiplied by it. More than 0; 1 (default) is off.
+   * As in Hugging Face transformers: for each token that is in the prompt or was generated, a positive logit is divided by this
+   * and a negative one multiplied by it. Must be more than 0. Defaults to 1 (off).
    */
   repetitionPenalty?: number
-  /** As in OpenAI's interface: subtracted from the logit of a token once for each time that it was drawn. 0 (default) is off. */
+  /** As in OpenAI's API: subtracted from a token's logit once for each time that it was generated. Defaults to 0 (off). */
   frequencyPenalty?: number
-  /** As in OpenAI's interface: subtracted once from the logit of each token that was drawn. 0 (default) is off. */
+  /** As in OpenAI's API: subtracted once from the logit of each token that was generated. Defaults to 0 (off). */
   presencePenalty?: number
   /**
-   * Your own function that sees the logits before every draw, after biases and penalties: change them in place, or return others.
-   * Slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Not together with drafts.
+   * Your own function that changes the logits before every draw, after biases and penalties. Change them in place, or return
+   * others. This is slow: logits are copied to JavaScript and back for every token, and the sequence waits meanwhile. Cannot be
+   * combined with `speculate` drafts.
    */
   logitsProcessor?: LogitsProcessor
   /**
-   * The text that is generated must be JSON of a schema, match a regular expression, or follow rules: other tokens are not drawn, and
-   * the sequence ends where the text is complete. One that `maxNewTokens` cuts is not. Needs a tokenizer. Not together with drafts or
-   * `logitsProcessor`.
+   * The generated text must be JSON of a schema, match a regular expression, or follow a grammar. Other tokens are not drawn,
+   * and the sequence ends when the text is complete. If `maxNewTokens` cuts the text, it is incomplete. Needs a tokenizer.
+   * Cannot be combined with `speculate` drafts or `logitsProcessor`.
    */
   grammar?: Grammar
-  /** A draw depends on (seed, number of the sequence, position) alone. Default 0. */
+  /** Seed of the draws. A draw depends only on (seed, number of the sequence, position). Defaults to 0. */
   seed?: number
-  /** The number of each prompt's sequence in the draws, for prompts of one batch that several calls share; default its index. */
+  /**
+   * The number of each prompt's sequence in the draws, for a batch of prompts that is split over several calls. Defaults to its
+   * index.
+   */
   sequenceNumbers?: readonly number[]
   /**
-   * Loops that a token takes at most, 1 to 64; default the model's, in a scheduler the scheduler's. Nanbeige and HRM-Text refuse more than
-   * they have.
+   * The largest number of loops per token, 1 to 64. Defaults to the model's, or to the scheduler's. Nanbeige and HRM-Text
+   * reject more loops than they have.
    */
   loops?: number
-  /** Default: `gate` with the configuration's `early_exit_threshold`, which is full depth when it is 1. */
+  /**
+   * When tokens exit. Defaults to `gate` with the configuration's `early_exit_threshold`; a threshold of 1 means full depth.
+   */
   exit?: ExitRule
-  /** See {@link CachePolicy}; default per-loop. In a scheduler it is the scheduler's. */
+  /** See {@link CachePolicy}. Defaults to per-loop. A scheduler's requests must use the scheduler's. */
   kv?: CachePolicy
   /** See {@link CacheType}; default `model`. In a scheduler it is the scheduler's. */
   cacheType?: CacheType
-  /** See {@link PromptCache}; default false: prompts of one call share what they begin with. Requests of a scheduler have the scheduler's. */
+  /**
+   * See {@link PromptCache}. Defaults to false: only prompts of the same call share their common beginnings. A scheduler's
+   * requests use the scheduler's.
+   */
   promptCache?: PromptCache
-  /** Report so many of the most probable tokens with every token, as `topLogprobs`. Default 0. */
+  /** Return this many of the most probable tokens with every token, as `topLogprobs`. Defaults to 0. */
   logprobs?: number
   /**
-   * Several positions of a sequence at once, with the tokens of plain decoding. Default `off`.
+   * Decode several positions of a sequence at once. The tokens are the same as with plain decoding. Defaults to `off`.
    *
-   * - `wavefront`: while a token is in one loop, the token that a readout of it draws is in the loop before. Goes with every option; what it
-   *   cannot hasten is decoded plainly.
-   * - `{ loops, tokens }`: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops over all of them at
-   *   once. Needs exit rule `fixed` and kv `per-loop`.
+   * - `wavefront`: while a token runs one loop, the token that its readout after that loop predicts runs the loop before. Works
+   *   with every option; what cannot be sped up is decoded plainly.
+   * - `{ loops, tokens }`: draft `tokens` positions (default 4) with `loops` loops each, then run the remaining loops for all
+   *   of them at once. Needs exit rule `fixed` and kv `per-loop`.
    */
   speculate?:
     | 'wavefront'
     | 'off'
     | {
-        /** Loops of a draft, fewer than those of the request. */
+        /** Loops of a draft; fewer than those of the request. */
         loops: number
-        /** Positions that are drafted at a time; default 4. */
+        /** Positions to draft at a time. Defaults to 4. */
         tokens?: number
       }
   /**
-   * Token ids, or texts when the model has a tokenizer; they replace the model's end tokens, `[]` switches them off. The token that
-   * stops is part of `tokens`; `text` ends before the text that stops.
+   * Token ids, or strings if the model has a tokenizer. They replace the model's end tokens; `[]` disables them. The token that
+   * stops is part of `tokens`. `text` ends before the string that stops.
    */
   stop?: readonly number[] | readonly string[] | readonly (number | string)[]
-  /** Rejects with code ABORTED, between two kernels. */
+  /** Aborts between two kernels. The promise rejects with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 
-/** What a {@link LogitsProcessor} knows of the sequence. */
+/** What a {@link LogitsProcessor} knows about the sequence. */
 export interface LogitsContext {
   /** The prompt's tokens. */
   readonly prompt: Int32Array
   /** The tokens drawn so far. */
   readonly tokens: readonly number[]
-  /** Number of the sequence in the draws: the prompt's index in the call, 0 in a scheduler, unless you gave another. */
+  /** Number of the sequence in the draws: the prompt's index in the call, or 0 in a scheduler, unless you set another. */
   readonly index: number
 }
 
@@ -418,8 +450,8 @@ export interface LogitsContext {
  * Changes logits before a token is drawn.
  *
  * @param logits one per token of the vocabulary, yours to change
- * @returns other logits of the same length, or nothing when they were changed in place. `-Infinity` rules a token out; at least one must
- *   be finite, and none may be NaN or `Infinity`.
+ * @returns other logits of the same length, or nothing when they were changed in place. `-Infinity` excludes a token. At least
+ *   one must be finite, and none may be NaN or `Infinity`.
  */
 export type LogitsProcessor =
   | ((logits: RealArray, context: LogitsContext) => void)
@@ -435,9 +467,9 @@ export interface TokenLogprob {
 
 /** Why a sequence ended. */
 export type FinishReason =
-  /** maxNewTokens were made, or as many as the model's `max_position_embeddings` leave behind the prompt. */
+  /** `maxNewTokens` or the model's `max_position_embeddings` was reached. */
   | 'length'
-  /** An end token or a stop text was found. */
+  /** An end token or a stop string was found. */
   | 'stop'
   /** {@link GenerateRequest.cancel} was called. */
   | 'cancelled'
@@ -446,16 +478,16 @@ export type FinishReason =
 export interface GenerateResult {
   /** The new tokens, without the prompt. */
   tokens: number[]
-  /** What the new tokens add to the prompt's text, without special tokens, when the model has a tokenizer. */
+  /** The text that the new tokens add to the prompt, without special tokens, if the model has a tokenizer. */
   text?: string
   /**
-   * One per token: log softmax(logits / temperature) over the full vocabulary (temperature 1 when greedy), as `score` computes it: the
-   * model's own, whatever top-k, top-p, min-p, biases, penalties, grammars and processors make of the draw.
+   * One per token: log softmax(logits / temperature) over the full vocabulary (temperature 1 if greedy), as `score` computes
+   * it. Top-k, top-p, min-p, biases, penalties, grammars and processors do not change it.
    */
   logprobs: RealArray
   /** One per token: the loop it was read from, 1-based. */
   loops: number[]
-  /** One list per token, the most probable first, when `logprobs` was given. */
+  /** One list per token, the most probable first, if `logprobs` was set. */
   topLogprobs?: TokenLogprob[][]
   /** Why generation ended. */
   finishReason: FinishReason
@@ -466,67 +498,78 @@ export interface GenerateChunk {
   /** The id of the new token. */
   token: number
   /**
-   * What this token adds to the text, when the model has a tokenizer; '' while a character, a row of byte tokens or a possible stop text is
-   * incomplete.
+   * The text that this token adds, if the model has a tokenizer. Empty while a character, a run of byte tokens or a possible
+   * stop string is incomplete.
    */
   text?: string
   /** As in {@link GenerateResult.logprobs}. */
   logprob: number
   /** The loop it was read from, 1-based. */
   loop: number
-  /** The most probable tokens, when `logprobs` was given. */
+  /** The most probable tokens, if `logprobs` was set. */
   topLogprobs?: TokenLogprob[]
-  /** On the last chunk only; a request that was cancelled has none. */
+  /** Only set on the last chunk. A cancelled request has none. */
   finishReason?: Exclude<FinishReason, 'cancelled'>
 }
 
 /**
- * Keys and values of prompts stay in the cache when their requests have ended. A later prompt that begins alike, by at least 16 tokens, runs
- * the rest alone, with the same bits. `true` keeps as many tokens as a quarter of the device's free memory has room for, `maxTokens` that
- * many; the least recently used go first. Prompts under way share their beginnings too. Input vectors and given initial states share
- * nothing. Needs kv `per-loop`.
+ * Keep keys and values of prompts in the cache after their requests have ended. A later prompt that shares at least its first
+ * 16 tokens only runs the rest, with bitwise the same results. `true` keeps as many tokens as fit in a quarter of the device's
+ * free memory; `maxTokens` sets the number. The least recently used are evicted first. Active prompts share their beginnings
+ * too. Prompts with input vectors or given initial states share nothing. Needs kv `per-loop`.
  */
 export type PromptCache =
   | boolean
   | {
-      /** Tokens of ended prompts that stay at most. */
+      /** The largest number of tokens of ended prompts to keep. */
       maxTokens?: number | undefined
     }
 
 /** Options of {@link LoopLM.scheduler}. */
 export interface SchedulerOptions {
-  /** Sequences that generate at the same time; the others wait in the order in which they came. Default 16. */
+  /** How many sequences generate at the same time. Others wait in the order of their arrival. Defaults to 16. */
   maxRows?: number
   /**
-   * Tokens in the cache at the same time, prompts and room for the answers (`maxNewTokens` of each); default as many as fit in the free
+   * Capacity of the cache in tokens: the prompts, and `maxNewTokens` for each response. Defaults to as many as fit in the free
    * memory of the device.
    */
   maxTokens?: number
-  /** The most loops a request may take, 1 to 64; default the model's. */
+  /** The most loops that a request may use, 1 to 64. Defaults to the model's. */
   loops?: number
   /** As in {@link GenerateOptions.kv}, for all requests. */
   kv?: CachePolicy
   /** See {@link CacheType}; default `model`. */
   cacheType?: CacheType
-  /** See {@link PromptCache}; default false. */
+  /** See {@link PromptCache}. Defaults to false. */
   promptCache?: PromptCache
-  /** Prompt tokens that are run between two tokens of the others: fewer keep them flowing, more are faster. Default 512. */
+  /**
+   * How many prompt tokens run between two decoding steps. Fewer interrupt active requests less, more process prompts faster.
+   * Defaults to 512.
+   */
   prefillTokens?: number
 }
 
 /** Options of {@link Scheduler.add}. */
 export interface SchedulerRequestOptions extends GenerateOptions {
-  /** Keep the keys and values of the request when it has ended, for {@link Scheduler.continue}. Needs kv `per-loop`. Default false. */
+  /**
+   * Keep the keys and values of the request after it has ended, for {@link Scheduler.continue}. Needs kv `per-loop`. Defaults
+   * to false.
+   */
   keep?: boolean
-  /** Stands for the index of the prompt in `generate`: a draw depends on (seed, sequence, position) alone. Default 0. */
+  /**
+   * The sequence number in the draws, like the prompt's index in `generate`: a draw depends only on (seed, sequence, position).
+   * Defaults to 0.
+   */
   sequence?: number
 }
 
 /** Options of {@link Scheduler.continue}. */
 export interface ContinueOptions extends SchedulerRequestOptions {
-  /** How many of the new tokens of the continued request stay; default all. -2 takes the last two tokens of its prompt away too. */
+  /**
+   * How many of the continued request's new tokens to keep. Defaults to all. -2 also drops the last two tokens of its prompt.
+   */
   at?: number
-  /** Keep the continued request too, so that it can be continued again. Default false: it is released. */
+  /** Keep the continued request, so that it can be continued again. Defaults to false: it is released. */
   fork?: boolean
 }
 

@@ -7,7 +7,7 @@ import type { ProblemSource } from './problems.js'
 
 const firstSteps = 2
 
-/** What a run tells its user that is no error: each kind once, with what to do about it. */
+/** Warnings of a run: each kind is given once, with what to do about it. */
 export class Advice {
   readonly #warn: (message: string) => void
   readonly #given = new Set<string>()
@@ -17,7 +17,7 @@ export class Advice {
     this.#warn = warn
   }
 
-  /** Where the tokenizer of the data and the model disagree. */
+  /** Warns if the tokenizer of the data and the model disagree. */
   tokens(model: LoopLM, tokenizer: Tokenizer): void {
     const name = (id: number) => `${id} (${JSON.stringify(tokenizer.decode([id], { skipUnknownTokens: true }))})`
     const { eosTokenId: eos, bosTokenId: bos } = tokenizer
@@ -45,7 +45,7 @@ export class Advice {
     }
   }
 
-  /** Rows of which a model learns no end. */
+  /** Warns about rows from which a model cannot learn where a response ends. */
   ends(model: LoopLM, { stop, tokenizer, task }: ProblemSource, chat: boolean): void {
     const turnEnd = chat ? tokenizer.chatEndToken() : undefined
     if (turnEnd !== undefined && model.namesEndTokens && !model.endTokens.includes(turnEnd)) {
@@ -63,7 +63,10 @@ export class Advice {
     )
   }
 
-  /** Steps in which every completion ended at the limit, as they do when the model's end token is not the one that it learned. */
+  /**
+   * Warns if every completion of the first steps was cut off at the limit. That happens if the model's end token is not the one
+   * that it learned.
+   */
   cutOff(step: number, ratio: number | undefined, maxNewTokens: number, { stop, task }: ProblemSource): void {
     if (ratio === undefined || (task !== undefined && stop.length === 0)) return
     this.#cutOffSteps = ratio === 1 ? this.#cutOffSteps + 1 : Number.NEGATIVE_INFINITY
@@ -74,7 +77,7 @@ export class Advice {
     )
   }
 
-  /** An evaluation in which every answer ended at the limit. */
+  /** Warns if every response of an evaluation was cut off at the limit. */
   cutOffEvaluation(step: number, metrics: Metrics, stop: readonly number[]): void {
     const ratios = Object.entries(metrics).filter(([name]) => name.endsWith('/clipped_ratio'))
     if (ratios.length === 0 || ratios.some(([, ratio]) => ratio < 1)) return
@@ -106,7 +109,7 @@ export class Advice {
     )
   }
 
-  /** What carries the gradients of several processes with GPUs, as `AdamW.exchanged.over` says it. */
+  /** Warns about a slow exchange of gradients between processes with GPUs. `over` is `AdamW.exchanged.over`. */
   carriedBy(over: string): void {
     if (!over.includes("through the host's memory")) return
     this.#once(
@@ -115,7 +118,7 @@ export class Advice {
     )
   }
 
-  /** Held-out results that a run made worse. */
+  /** Warns about held-out results that became worse during a run. */
   fallen(falls: readonly Fall[], loaded: number | undefined): void {
     if (falls.length === 0) return
     const { from, to } = falls[0]!

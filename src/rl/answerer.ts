@@ -1,4 +1,4 @@
-// Held-out problems that are answered by episodes or by a caller's own function.
+// Answers held-out problems by episodes or by a caller's own function.
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
@@ -9,11 +9,11 @@ import { checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
 import { type Constrained, constrained } from './sampling.js'
 
-/** An answer with what is measured of it. */
+/** A response with its measurements. */
 export interface Answered {
   completion: string
   reward: number | null
-  /** The model's own. */
+  /** The number of tokens that the model wrote. */
   tokens: number
   cut: boolean
 }
@@ -26,14 +26,14 @@ export interface AnswerSettings {
   signal: AbortSignal | undefined
 }
 
-/** Answers problems; what comes of one depends on the seed and its number alone. */
+/** Answers problems. Each response depends only on the seed and the problem's number. */
 export type Answerer = (
   problems: readonly { problem: Problem; number: number }[],
   settings: AnswerSettings,
 ) => Promise<Answered[]>
 
 /**
- * Answers problems by episodes. Their reward is that of their turns or, where there are reward functions, theirs alone.
+ * Answers problems by episodes. Their reward is the sum over their turns or, if there are reward functions, only theirs.
  *
  * @param rewards judge the text of the last turn
  */
@@ -53,7 +53,7 @@ export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewar
   }
 }
 
-/** Answers problems by a function that makes rollouts. */
+/** Answers problems with a function that makes rollouts. */
 export function functionAnswerer(
   model: LoopLM,
   { tokenizer, maxNewTokens, stop, grammar }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'> & Constrained,
@@ -76,7 +76,10 @@ export function functionAnswerer(
   }
 }
 
-/** @throws LoopLMError INVALID_ARGUMENT for options of episodes without an environment */
+/**
+ * Rejects `tools` without an `environment`.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 export function refuseLoneTools(options: { environment?: unknown; tools?: unknown }, operation: string): void {
   if (options.environment !== undefined || options.tools === undefined) return
   throw new LoopLMError('INVALID_ARGUMENT', 'tools: belong to an environment; give one, or omit tools', { operation })

@@ -13,117 +13,125 @@ import { isLabelFree, shapeRewards } from './objective/shape-rewards.js'
 import { overTokens, turnAdvantages } from './objective/turns.js'
 
 /**
- * Completed rollouts, as `update` and `gradients` of a policy-gradient trainer take them. Fields that the trainer's objective does not
- * read, and those of other trainers' batches, are ignored; null stands for an absent field. Other names are refused.
+ * Completed rollouts, which `update` and `gradients` of a policy-gradient trainer accept. Fields that only other objectives or
+ * other trainers read are ignored. null means absent. Unknown names are rejected.
  */
 export interface RolloutBatch {
   /** Prompt and response of each rollout as token ids. */
   sequences: readonly TokenSequence[]
-  /** Per sequence, how many of its tokens are prompt; at least 1. */
+  /** Per sequence, the number of prompt tokens; at least 1. */
   promptLengths: ArrayLike<number>
   /**
-   * Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. It must be that of the rollout, or no
-   * ratio is 1 at equal weights. Default: drawn as in `score`, by `stateSeed` and `initialState` of the trainer.
+   * Per sequence len × D, row-major: the initial state of its tokens, for families that start from one. It must be the one of
+   * the rollout, otherwise ratios differ from 1 even at equal weights. By default it is drawn as in `score`, with the trainer's
+   * `stateSeed` and `initialState`.
    */
   initialStates?: readonly ArrayLike<number>[]
   /**
-   * Per sequence its vectors in place of embedded tokens (soft prompts), or undefined, as `score` takes them. `gradients` returns
-   * their gradients, `update` hands them to `onInputVectors`.
+   * Per sequence the vectors that replace embedded tokens (soft prompts), or undefined, as in `score`. `gradients` returns
+   * their gradients, `update` passes them to `onInputVectors`.
    */
   inputVectors?: readonly (InputVectors | undefined)[]
-  /** One per sequence, `groupSize` consecutive sequences sharing a prompt; null leaves a sequence out. */
+  /** One per sequence. `groupSize` consecutive sequences share a prompt. null excludes a sequence. */
   rewards?: ArrayLike<number | null>
-  /** One per sequence, instead of rewards. */
+  /** One per sequence. Used instead of rewards. */
   advantages?: ArrayLike<number>
   /**
-   * Log-probabilities under the policy that made the rollouts, read where the surrogate has a ratio (`ppo`, `cispo`, …). len-1 per sequence
-   * where ratios are those of one loop: GRPO, or weights `last`. T × (len-1), row-major by loop as `score` returns them, where several loops
-   * have ratios, for example RLTT with surrogate `ppo` and weights `exit-pdf`. Absent: the model's own, so that every ratio is 1.
+   * Log-probabilities under the policy that made the rollouts, for surrogates with a ratio (`ppo`, `cispo`, …). len-1 per
+   * sequence if ratios are of one loop: GRPO, or weights `last`. T × (len-1), row-major by loop as `score` returns them, if
+   * several loops have ratios, for example RLTT with surrogate `ppo` and weights `exit-pdf`. Defaults to the model's own, so
+   * that every ratio is 1.
    */
   oldLogprobs?: readonly ArrayLike<number>[]
-  /** Log-probabilities of the reference, len-1 per sequence (last loop), or T × (len-1); read where the objective compares with one. */
+  /**
+   * Log-probabilities of the reference, len-1 per sequence (last loop), or T × (len-1). Used if the objective compares with a
+   * reference.
+   */
   referenceLogprobs?: readonly ArrayLike<number>[]
-  /** Per sequence len-1: 0 where a prediction does not count, for example tokens that a tool wrote. */
+  /** Per sequence len-1: 0 for predictions that do not count, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
-  /** Per sequence the model's turns, as ranges of its tokens, with their rewards; read by advantages with source `turn`. */
+  /** Per sequence the model's turns with their rewards, as ranges of its tokens. Used by advantages with source `turn`. */
   turns?: readonly (readonly BatchTurn[])[]
   /**
-   * Per sequence len-1: the loop each prediction was read from, counted from 0; exit terms train these, and an objective with `exits:
-   * 'sampled'` replays them and needs them.
+   * Per sequence len-1: the loop each prediction was read from, counted from 0. Exit terms train these. An objective with
+   * `exits: 'sampled'` requires and replays them.
    */
   exits?: readonly ArrayLike<number>[]
-  /** Per sequence len-1: which action of the response a token belongs to (LLDS with gate `segment`). */
+  /** Per sequence len-1: the index of the response's action that a token belongs to (LLDS with gate `segment`). */
   segments?: readonly ArrayLike<number>[]
-  /** Stratum of each sequence, for strata by `given`. */
+  /** Stratum of each sequence, for strata with `by: 'given'`. */
   strata?: ArrayLike<number>
-  /** Cost of each sequence in [0, 1], for costs by `given`. */
+  /** Cost of each sequence in [0, 1], for costs with `by: 'given'`. */
   costs?: ArrayLike<number>
-  /** Mean loop that the tokens of each sequence leave at; default what the model says. */
+  /** Mean exit loop of the tokens of each sequence. Defaults to what the model computes. */
   exitLoops?: ArrayLike<number>
-  /** Whether each response was cut at the length limit. */
+  /** Whether each response was cut off at the length limit. */
   truncated?: readonly boolean[]
-  /** Answer of each response as text, null for none (majority and novelty rewards). */
+  /** The answer in each response as a string, or null if it has none (majority and novelty rewards). */
   answers?: readonly (string | null)[]
   /** A vector per response (novelty rewards). */
   embeddings?: readonly ArrayLike<number>[]
-  /** Per sequence b_0..b_T: belief in the answer before any loop and after each (beliefs `gold-answer` and `forced-exit`). */
+  /**
+   * Per sequence b_0..b_T: the belief in the answer before the first loop and after each loop (beliefs `gold-answer` and
+   * `forced-exit`).
+   */
   beliefs?: readonly ArrayLike<number>[]
-  /** Columns of the data set's row behind each sequence. Only an objective that is a function sees them. */
+  /** The columns of each sequence's dataset row. Only passed to an objective that is a function. */
   columns?: readonly Readonly<Record<string, unknown>>[]
 }
 
 /** A turn of the model in a batch. */
 export interface BatchTurn {
-  /** First token. */
+  /** Index of the first token. */
   begin: number
-  /** Behind the last token. */
+  /** Index after the last token. */
   end: number
-  /** Of this turn alone; part of the reward of the sequence. */
+  /** The reward of this turn alone; it is part of the sequence's reward. */
   reward: number | null
 }
 
-/** A batch whose rewards have become advantages. */
+/** A batch whose rewards were converted to advantages. */
 export interface RatedBatch {
   batch: RolloutBatch
-  /** Response tokens of each sequence that count. */
+  /** Number of response tokens of each sequence that count. */
   lengths: number[]
-  /** After shaping and filtering; null: not counted. */
+  /** After shaping and filtering. null: the sequence does not count. */
   rewards: (number | null)[]
   counted: boolean[]
-  /** Per term of the objective: advantages per sequence, one or T each; [] where not counted. */
+  /** Per term of the objective: advantages per sequence, one or T each. [] for sequences that do not count. */
   advantages: number[][][]
-  /** Per term whose advantages are those of turns: one per prediction, len-1 per sequence. */
+  /** Per term whose advantages are per turn: one per prediction, len-1 per sequence. */
   tokenAdvantages: (number[][] | undefined)[]
   /** Whether each sequence has a gradient through its advantages. */
   moving: boolean[]
-  /** Sequences per group: `groupSize`, or 1 where advantages were given. */
+  /** Sequences per group: `groupSize`, or 1 if advantages were given. */
   groupSize: number
-  /** Reward and length statistics under TRL's names. */
+  /** Statistics of rewards and lengths under TRL's names. */
   metrics: Metrics
 }
 
-/** What rating needs beside the batch and the objective. */
+/** What rating needs besides the batch and the objective. */
 export interface RatingSettings {
   groupSize: number
   /** Counted from 0. */
   step: number
-  /** Longest response in tokens, for costs and strata by length. */
+  /** The longest response in tokens, for costs and strata by length. */
   maxLength: number | undefined
-  /** Loops that are read. */
+  /** How many loops are read. */
   loops: number
-  /** The deepest of them; default their number. */
+  /** The deepest loop that is read. Defaults to `loops`. */
   deepest?: number | undefined
-  /** What turns gain beside their rewards, per sequence. */
+  /** What turns gain besides their rewards, per sequence. */
   gains?: readonly (readonly number[])[] | undefined
-  /** b_0..b_T per sequence, where the trainer has measured them; else those of the batch. */
+  /** b_0..b_T per sequence, if the trainer measured them. Otherwise those of the batch are used. */
   beliefs?: BeliefCurves | undefined
 }
 
-/** Belief curves by where they come from. */
+/** Belief curves by source. */
 export type BeliefCurves = { [Belief in SequenceBelief]?: readonly ArrayLike<number>[] }
 type SequenceBelief = Exclude<BeliefSpec['belief'], 'token'>
 
-/** The beliefs in whole responses that the terms of an objective are rewarded by. */
+/** The beliefs in whole responses that an objective's terms use as rewards. */
 export function beliefsOf({ terms }: Objective): SequenceBelief[] {
   const all = terms.map(({ advantage }) => advantage.loops?.belief)
   return (['gold-answer', 'forced-exit'] as const).filter((belief) => all.includes(belief))
@@ -134,18 +142,18 @@ const perSequence = [
   ...(['costs', 'exitLoops', 'truncated', 'answers', 'embeddings', 'beliefs', 'initialStates', 'inputVectors'] as const),
   ...(['columns'] as const),
 ]
-/** The names of the fields of a {@link RolloutBatch}. */
+/** The field names of a {@link RolloutBatch}. */
 export const rolloutFields: readonly (keyof RolloutBatch)[] = ['sequences', 'promptLengths', ...perSequence]
 
-/** What changes what is learnt, and is refused where it is not read. */
+/** Fields that change what is learned. They are rejected if the trainer does not use them. */
 const essential: readonly string[] = ['mask', 'inputVectors']
-/** Fields of other trainers' batches that may be left in one. */
+/** Fields of other trainers' batches that are ignored. */
 const ignored: readonly string[] = [...rolloutFields.filter((field) => !essential.includes(field)), 'noise']
 
 /**
- * A copy of the fields of a batch that a trainer knows, so that the caller may go on with its arrays; null counts as absent.
+ * Copies the fields of a batch that a trainer knows, so that the caller may reuse its arrays. null counts as absent.
  *
- * @throws LoopLMError INVALID_ARGUMENT when the batch is no object or has a field that no trainer knows
+ * @throws LoopLMError INVALID_ARGUMENT if the batch is not an object or has a field that no trainer knows
  */
 export function copyBatch<Batch extends object>(
   operation: string,
@@ -185,7 +193,10 @@ function copyRow(values: unknown): unknown {
   return Array.isArray(values) || types.isTypedArray(values) ? (values as Int32Array).slice() : values
 }
 
-/** The fields of a batch that an objective reads. @param own whether the objective is a function of the caller's */
+/**
+ * The fields of a batch that an objective uses.
+ * @param own whether the objective is the caller's function
+ */
 export function usedFields(batch: RolloutBatch, objective: Objective, own: boolean): RolloutBatch {
   const { terms, lazy, filter } = objective
   const rated = batch.advantages === undefined
@@ -217,7 +228,8 @@ export function usedFields(batch: RolloutBatch, objective: Objective, own: boole
 }
 
 /**
- * Computes the advantages of every term for a batch whose sequences are checked and whose fields are those that the objective reads.
+ * Computes the advantages of every term. The sequences must be checked, and the batch must only have the fields that the
+ * objective uses.
  *
  * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field, NON_FINITE for a reward that is not finite
  */
@@ -278,14 +290,14 @@ function shaped(
   batch: RolloutBatch,
   { groupSize, step }: RatingSettings,
 ): (number | null)[] {
-  named(operation, () => groupAdvantages(raw, groupSize)) // refuses rewards that are not finite or no whole groups
+  named(operation, () => groupAdvantages(raw, groupSize)) // rejects rewards that are not finite or do not form whole groups
   const { answers, embeddings } = batch
   const exitLoops = numbers(operation, 'exitLoops', batch.exitLoops)
   const input = { rewards: raw, groupSize, lengths, answers, embeddings, exitLoops }
   return named(operation, () => shapeRewards(objective.rewards, input, step))
 }
 
-/** What an action returns; its error with the operation in front. */
+/** Runs an action and prefixes its error with the operation. */
 function named<Result>(operation: string, action: () => Result): Result {
   try {
     return action()
@@ -296,9 +308,9 @@ function named<Result>(operation: string, action: () => Result): Result {
 }
 
 /**
- * Nulls in place of what the filter leaves out.
+ * Replaces the rewards of filtered sequences by null.
  *
- * @throws LoopLMError INVALID_ARGUMENT when the filter asks for `truncated` and the batch has none
+ * @throws LoopLMError INVALID_ARGUMENT if the filter needs `truncated` and the batch has none
  */
 export function filterRewards(
   operation: string,
@@ -359,7 +371,7 @@ function costsOf(
   return lengths.map((length) => Math.min(1, length / longest))
 }
 
-/** Adds the rewards of single loops, and says which sequences have a gradient at all. */
+/** Adds the rewards of single loops, and determines which sequences have a gradient. */
 function addBeliefs(
   operation: string,
   objective: Objective,
@@ -388,7 +400,7 @@ function fromRewards({ source }: AdvantageSpec): boolean {
   return source === 'reward' || source === 'turn'
 }
 
-/** The advantages of turns, at their tokens. A sequence without turns is one. */
+/** The advantages of turns, spread over their tokens. A sequence without turns counts as one turn. */
 function advantagesOfTurns(
   operation: string,
   { discount, scale }: AdvantageSpec,
@@ -436,7 +448,7 @@ function checkTurns(
   return own
 }
 
-/** The curves of one belief: those that the trainer measured, or the batch's. */
+/** The curves of one belief: those that the trainer measured, otherwise the batch's. */
 function beliefCurves(
   operation: string,
   objective: Objective,
@@ -452,12 +464,12 @@ function beliefCurves(
     throw refuse(
       `the objective has the beliefs ${kinds.join(' and ')}, but a batch has the curves of only one; use run(), which measures both`,
     )
-  // packed for the checks of its rows alone
+  // only for its checks of the rows
   packValues(curves, 'beliefs', () => [{ shape: 'loops + 1', length: loops + 1 }], batch.sequences.length, operation)
   return curves
 }
 
-/** Response tokens that the mask keeps; without a mask all. */
+/** Number of response tokens per sequence that the mask keeps. Without a mask, all. */
 export function maskedLengths(
   operation: string,
   { sequences, promptLengths, mask }: Pick<RolloutBatch, 'sequences' | 'promptLengths' | 'mask'>,
@@ -482,13 +494,13 @@ export function maskedLengths(
   })
 }
 
-/** Response tokens of each sequence. */
+/** Number of response tokens per sequence. */
 export function responseLengths(batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number> }): number[] {
   return batch.sequences.map((sequence, i) => sequence.length - batch.promptLengths[i]!)
 }
 
 /**
- * Checks the token ids of all sequences, also of those that will have no gradient, and their prompt lengths.
+ * Checks the token ids and prompt lengths of all sequences, including those without a gradient.
  *
  * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field and the sequence
  */
@@ -516,7 +528,7 @@ export function checkSequences(
   }
 }
 
-/** Refuses a field that has not one entry per sequence. */
+/** Rejects a field that does not have one entry per sequence. */
 export function checkCount(operation: string, field: string, values: unknown, count: number): void {
   if (values === undefined) return
   const length = typeof values === 'object' ? (values as { length?: unknown } | null)?.length : undefined

@@ -10,7 +10,10 @@ import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { Problem } from './rollout-record.js'
 
-/** A completion's answer as label-free rewards compare it, thinking left out: the last box, else all of it; null when there is none. */
+/**
+ * A completion's answer in the form that label-free rewards compare: the last box, otherwise the whole completion, without
+ * thinking. null if it is empty.
+ */
 export function answerKey(completion: string, _columns: Record<string, unknown>): string | null {
   const said = withoutThinking(completion)
   const answer = (lastBoxed(said) ?? said).trim()
@@ -18,11 +21,11 @@ export function answerKey(completion: string, _columns: Record<string, unknown>)
 }
 
 /**
- * Belief in the gold answer, teacher-forced behind the prompt: the geometric mean of its tokens' probabilities, after each loop; before
- * any loop every token is equally likely. Rows without an answer have a flat curve.
+ * Belief in the gold answer after each loop: the geometric mean of its tokens' probabilities, teacher-forced after the prompt.
+ * Before the first loop, all tokens count as equally likely. Rows without an answer have a flat curve.
  *
- * @param problems one per rollout, `groupSize` consecutive ones alike
- * @param options.loops which loops, from 1
+ * @param problems one per rollout, `groupSize` consecutive ones are equal
+ * @param options.loops the loops, counted from 1
  * @returns per rollout b_0 and one per loop
  */
 export async function goldAnswerBeliefs(
@@ -49,9 +52,9 @@ export async function goldAnswerBeliefs(
 }
 
 /**
- * Belief by trial: the reward of a greedy answer that is forced to stop at each loop, between 0 and 1; 0 before any loop.
+ * Belief by trial: the reward, between 0 and 1, of a greedy response with each number of loops. 0 before the first loop.
  *
- * @param problems one per rollout, `groupSize` consecutive ones alike
+ * @param problems one per rollout, `groupSize` consecutive ones are equal
  * @returns per rollout b_0..b_T
  */
 export async function forcedExitBeliefs(

@@ -8,29 +8,29 @@ export interface RankedStep {
   value: number
 }
 
-/** A metric of held-out data that is worse than at the first evaluation. */
+/** A held-out metric that is worse than at the first evaluation. */
 export interface Fall {
   metric: string
   before: number
   after: number
-  /** Steps of the two evaluations. */
+  /** The steps of the two evaluations. */
   from: number
   to: number
 }
 
-/** What {@link BestCheckpoints} knows; part of a checkpoint. */
+/** The state of {@link BestCheckpoints}, which is part of a checkpoint. */
 export interface BestCheckpointsState {
-  /** Step of the newest evaluation; -1: none yet. */
+  /** Step of the newest evaluation. -1: none yet. */
   evaluated: number
-  /** Evaluations since the last one that was better than all before it by more than `earlyStoppingThreshold`. */
+  /** Number of evaluations since the last one that improved on all earlier ones by more than `earlyStoppingThreshold`. */
   stalled: number
-  /** The best evaluations, best first, at most `saveBest`. The one before the first step is among the candidates. */
+  /** The best evaluations, best first, at most `saveBest`. The evaluation before the first step is a candidate too. */
   best: RankedStep[]
   /** The first evaluation, with its finite metrics. */
   firstEvaluation?: { step: number; metrics: Metrics } | undefined
 }
 
-/** Follows the evaluations of a run: which steps are best, and when patience has run out. */
+/** Follows the evaluations of a run: which steps are best, and when to stop early. */
 export class BestCheckpoints {
   readonly #config: TrainerConfig
   readonly #sign: 1 | -1
@@ -70,9 +70,9 @@ export class BestCheckpoints {
   }
 
   /**
-   * Takes the metrics of an evaluation.
+   * Adds the metrics of an evaluation.
    *
-   * @throws LoopLMError INVALID_CONFIG when they have no `metricForBestModel`
+   * @throws LoopLMError INVALID_CONFIG if they do not contain `metricForBestModel`
    */
   add(step: number, metrics: Metrics): void {
     const { metricForBestModel: name, earlyStoppingThreshold } = this.#config
@@ -91,8 +91,8 @@ export class BestCheckpoints {
   }
 
   /**
-   * What the newest evaluation of this run measured as worse than the first one: `metricForBestModel`, without it rewards, accuracies and
-   * losses at the most loops.
+   * The metrics that the newest evaluation of this run measured as worse than the first one: `metricForBestModel` or, if it is
+   * not set, rewards, accuracies and losses at the largest number of loops.
    */
   falls(): Fall[] {
     const { firstEvaluation: first, evaluated: to } = this.#state
@@ -107,7 +107,7 @@ export class BestCheckpoints {
     })
   }
 
-  /** Best first; of equal ones the earlier. A value that is not a number is never among them. */
+  /** Sorts best first; the earlier one wins a tie. Values that are not finite are dropped. */
   #ranked(list: readonly RankedStep[]): RankedStep[] {
     if (this.#config.metricForBestModel === undefined) return []
     const numbers = list.filter(({ value }) => Number.isFinite(value))
@@ -115,12 +115,12 @@ export class BestCheckpoints {
   }
 }
 
-/** A metric by its name, also without the `eval/` in front. */
+/** Looks up a metric by its name, with or without the prefix `eval/`. */
 function metricOf(metrics: Metrics, name: string): number | undefined {
   return [name, `eval/${name}`].filter((key) => Object.hasOwn(metrics, key)).map((key) => metrics[key]!)[0]
 }
 
-/** Of each quantity that is measured per loop, the metric at the most loops. */
+/** For each quantity that is measured per loop, the metric at the largest number of loops. */
 function leadingMetrics(names: readonly string[]): string[] {
   const deepest = new Map<string, { name: string; loops: number }>()
   for (const name of names) {

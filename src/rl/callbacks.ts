@@ -11,13 +11,13 @@ export interface BestEvaluation {
   step: number
   /** The value of `metricForBestModel`. */
   value: number
-  /** Its checkpoint, where the run has a folder. */
+  /** The folder of its checkpoint, if the run has a folder. */
   path?: string
 }
 
-/** A trainer as callbacks see it; every trainer of looplm is one. */
+/** A trainer as callbacks see it. Every trainer of looplm implements it. */
 export interface RunningTrainer {
-  /** As configuration files call it. */
+  /** The trainer's name in configuration files. */
   readonly name: string
   /** The model that is trained. */
   readonly model: LoopLM
@@ -25,7 +25,7 @@ export interface RunningTrainer {
   readonly optimizer: AdamW
   /** The options with all defaults filled in. */
   readonly config: object
-  /** Steps made so far. */
+  /** Number of steps so far. */
   readonly step: number
   /** The evaluation with the best `metricForBestModel` so far. */
   readonly best: BestEvaluation | undefined
@@ -35,19 +35,19 @@ export interface RunningTrainer {
 export interface CallbackContext {
   /** The trainer whose run this is. */
   trainer: RunningTrainer
-  /** The step that was made, evaluated or saved; steps count from 1, and 0 is before the first one. */
+  /** The step that was just made, evaluated or saved. Steps count from 1; 0 is before the first step. */
   step: number
 }
 
-/** What callbacks of measured numbers get. */
+/** What callbacks that report metrics get. */
 export interface Measurement extends CallbackContext {
-  /** The numbers by name; those of the last step when the run ends. */
+  /** The metrics by name. At the end of the run, those of the last step. */
   metrics: Metrics
 }
 
 /**
- * Functions that a run calls. Each may return a promise, which is awaited; what it throws ends the run, with the callback named. To end a run in good
- * order, abort the signal that `run` was given.
+ * Functions that a run calls. If one returns a promise, the run awaits it. If one throws, the run fails with an error that
+ * names the callback. To stop a run cleanly, abort the signal that you passed to `run`.
  *
  * @example
  * ```ts
@@ -61,20 +61,20 @@ export interface Measurement extends CallbackContext {
  * ```
  */
 export interface TrainerCallbacks {
-  /** Before the first step and evaluation, after a resume. */
+  /** Called before the first step and evaluation, after a resume. */
   onRunBegin?(
     run: CallbackContext & {
-      /** The options as loggers get them. */
+      /** The options in the form that loggers get. */
       config: Readonly<Record<string, unknown>>
       /** The run folder. */
       folder: string | undefined
-      /** The model and the data as loggers get them. */
+      /** The facts about the model and the data that loggers get. */
       facts: RunFacts
     },
   ): unknown
   /**
-   * After the rollouts of a step were sampled and rewarded, before they are trained on. The step is under way: the model must not be
-   * trained by a callback, and `step` is the one that the rollouts will make.
+   * Called after the rollouts of a step were sampled and rewarded, before training on them. The step is not finished: a
+   * callback must not train the model. `step` is the number that this step will have.
    */
   onRollouts?(
     made: CallbackContext & {
@@ -82,43 +82,43 @@ export interface TrainerCallbacks {
       rollouts: readonly Rollout[]
     },
   ): unknown
-  /** After a step. Numbers that are added to `metrics` are logged with the others. */
+  /** Called after a step. Metrics that you add to `metrics` are logged with the others. */
   onStep?(
     made: Measurement & {
-      /** All completions of the step; none where nothing was sampled. */
+      /** All completions of the step. Empty if nothing was sampled. */
       completions: readonly SampledCompletion[]
     },
   ): unknown
-  /** After an evaluation. Numbers that are added to `metrics` are logged with the others. */
+  /** Called after an evaluation. Metrics that you add to `metrics` are logged with the others. */
   onEvaluate?(made: Measurement): unknown
-  /** Before metrics go to the loggers: after `onStep` and `onEvaluate`. Numbers that are added here are logged too. */
+  /** Called before metrics go to the loggers, after `onStep` and `onEvaluate`. Metrics that you add here are logged too. */
   onLog?(
     logged: Measurement & {
-      /** Whether a step or an evaluation was measured. */
+      /** Whether these are the metrics of a step or of an evaluation. */
       kind: 'step' | 'eval'
     },
   ): unknown
-  /** After a checkpoint was written. */
+  /** Called after a checkpoint was written. */
   onSave?(
     saved: CallbackContext & {
       /** The folder of the checkpoint. */
       folder: string
     },
   ): unknown
-  /** Once, however the run ends. The report is written by then. */
+  /** Called once at the end of the run, also if it fails. The report is already written. */
   onRunEnd?(
     end: Measurement & {
-      /** By itself, by its signal or a loop that was left, or with an error. */
+      /** How the run ended: normally, by its signal or by leaving the loop over its events, or with an error. */
       status: 'finished' | 'aborted' | 'failed'
-      /** Whether `earlyStoppingPatience` ended it. */
+      /** Whether `earlyStoppingPatience` ended the run. */
       stoppedEarly: boolean
-      /** What it failed with. */
+      /** The error, if the run failed. */
       error?: unknown
     },
   ): unknown
 }
 
-/** What a callback is called with. */
+/** The argument of a callback. */
 export type CallbackArgument<Name extends keyof TrainerCallbacks> = Parameters<NonNullable<TrainerCallbacks[Name]>>[0]
 
 const names = {
@@ -135,7 +135,7 @@ const names = {
 export const callbackNames = Object.keys(names) as (keyof TrainerCallbacks)[]
 
 /**
- * Calls a callback, if there is one.
+ * Calls a callback, if it is set.
  *
  * @throws LoopLMError that names the callback and the step
  */

@@ -9,9 +9,10 @@ import { exists, jsonText, onDisk } from '../files/write.js'
 import { checkSchema } from '../validation/schema.js'
 
 /*
- * A checkpoint is runDir/checkpoints/step-<n>: the model as a Hugging Face folder, optimizer.safetensors and trainer_state.json.
- * Prompts, draws and the learning rate are functions of (seed, step), so these three are all that a run consists of. The last file is
- * written last and has checksums: its own, and those of the others, so that no file of another checkpoint passes for one of this.
+ * A checkpoint is the folder runDir/checkpoints/step-<n>. It holds the model as a Hugging Face folder, optimizer.safetensors
+ * and trainer_state.json. Prompts, draws and the learning rate are functions of (seed, step), so a run needs nothing else.
+ * trainer_state.json is written last. It holds checksums of itself and of the other files, so that files of different
+ * checkpoints cannot be mixed.
  */
 
 const step = z
@@ -21,7 +22,7 @@ const step = z
 const stepFolder = /^step-(\d+)$/
 
 const stateSchema = z.object({
-  /** 1: without checksums. */
+  /** 1 is the format without checksums. */
   format: z.union([z.literal(1), z.literal(2)]),
   /** Checksum of each safetensors file of the folder. */
   files: z.record(z.string(), z.string()).default({}),
@@ -31,9 +32,12 @@ const stateSchema = z.object({
   step,
   tokens: z.int().min(0),
   skippedUpdates: z.int().min(0),
-  /** What the run reads: a hash, and words for people. */
+  /** The data of the run: a hash, and a description for people. */
   data: z.object({ fingerprint: z.string(), description: z.string() }).optional(),
-  /** Evaluations so far: the newest one's step, -1 for none; those since the last improvement; the best ones; the first one. */
+  /**
+   * Evaluations so far: the step of the newest one (-1 for none), the number since the last improvement, the best ones, the
+   * first one.
+   */
   evaluated: z
     .int()
     .min(-1)
@@ -45,18 +49,18 @@ const stateSchema = z.object({
   config: z.record(z.string(), z.unknown()),
 })
 
-/** What a trainer knows beside parameters and optimizer moments; trainer_state.json. */
+/** The state of a trainer besides parameters and optimizer moments: the content of trainer_state.json. */
 export type TrainerState = Omit<z.output<typeof stateSchema>, 'format' | 'files' | 'checksum'>
 
 /**
- * Writes a checkpoint, and removes all but the newest ones and those that are to stay.
+ * Writes a checkpoint, and removes old ones: only the newest and the best stay.
  *
  * @param runDir the run's folder
- * @param state what goes into trainer_state.json; names the folder by its step
- * @param parts write the model, the optimizer and what else belongs there
+ * @param state the content of trainer_state.json; its step names the folder
+ * @param parts functions that write the model, the optimizer and other files
  * @param keep the newest checkpoints to keep; those of `state.best` stay too
  * @returns the checkpoint's path
- * @throws LoopLMError INVALID_FILE naming the file that could not be written; earlier checkpoints are untouched then
+ * @throws LoopLMError INVALID_FILE naming the file that could not be written; earlier checkpoints are then unchanged
  */
 export async function saveCheckpoint(
   runDir: string,
@@ -70,7 +74,7 @@ export async function saveCheckpoint(
   const best = new Set(state.best.map(({ step }) => step))
   const old = (await checkpointSteps(folder)).slice(0, -keep).filter((step) => !best.has(step))
   for (const step of old) {
-    const going = join(folder, `.step-${step}.tmp`) // half a folder must not look like a checkpoint
+    const going = join(folder, `.step-${step}.tmp`) // a half-removed folder must not look like a checkpoint
     await onDisk('remove', checkpointPath(runDir, step), rename(checkpointPath(runDir, step), going))
     await onDisk('remove', going, rm(going, { recursive: true, force: true }))
   }
@@ -91,13 +95,14 @@ function stateChecksum(content: object): string {
   return sha256(JSON.stringify({ ...content, checksum: undefined }))
 }
 
-/** Where the checkpoint of a step lies. */
+/** The path of a step's checkpoint. */
 export function checkpointPath(runDir: string, step: number): string {
   return join(runDir, 'checkpoints', `step-${step}`)
 }
 
 /**
- * Ends what a process that died had begun in a run's folder, the reference and checkpoints. Other files and folders are the user's.
+ * Finishes interrupted writes of a process that died, for the reference and the checkpoints in a run's folder. Other files and
+ * folders belong to the user.
  */
 export async function settle(runDir: string): Promise<void> {
   await settleFolder(runDir, 'reference')
@@ -105,14 +110,14 @@ export async function settle(runDir: string): Promise<void> {
   for (const name of await unsettledFolders(checkpoints)) if (stepFolder.test(name)) await settleFolder(checkpoints, name)
 }
 
-/** The newest checkpoint of a run, or undefined. */
+/** The newest checkpoint of a run, or undefined if there is none. */
 export async function newestCheckpoint(runDir: string): Promise<string | undefined> {
   const step = (await checkpointSteps(join(runDir, 'checkpoints'))).at(-1)
   return step === undefined ? undefined : checkpointPath(runDir, step)
 }
 
 /**
- * The checkpoint that a run goes on from, as its option `resume` says; undefined for a new run.
+ * The checkpoint to resume from, as the option `resume` says. undefined for a new run.
  *
  * @throws LoopLMError INVALID_CONFIG
  */
@@ -128,7 +133,7 @@ export async function findCheckpoint(
   throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 
-/** What has changed between a checkpoint and the run that goes on from it, in sentences. */
+/** Describes what changed between a checkpoint and the run that resumes from it, in sentences. */
 export function changesSince(
   checkpoint: string,
   state: TrainerState,
@@ -150,10 +155,10 @@ export function changesSince(
 }
 
 /**
- * Takes the checkpoints after a step out of a run that goes on from that step: they belong to a course that was abandoned. They keep
- * their content as given-up-step-<n>.
+ * Renames the checkpoints after a step when a run resumes from that step, because they belong to an abandoned continuation.
+ * They keep their content as given-up-step-<n>.
  *
- * @returns the steps
+ * @returns the steps of these checkpoints
  */
 export async function setAside(runDir: string, step: number): Promise<number[]> {
   const folder = join(runDir, 'checkpoints')
@@ -167,11 +172,11 @@ export async function setAside(runDir: string, step: number): Promise<number[]> 
 }
 
 /**
- * Reads trainer_state.json of a checkpoint, and checks that the other files are those that it was written with.
+ * Reads trainer_state.json of a checkpoint, and checks that the other files belong to it.
  *
  * @param trainer the trainer that wants to resume
- * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also when the folder's name has another step, or the file with another
- *   checksum, or INVALID_CONFIG when another trainer wrote it
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also if the folder's name has another step or a file another
+ *   checksum, INVALID_CONFIG if another trainer wrote it
  */
 export async function readTrainerState(checkpoint: string, trainer: string): Promise<TrainerState> {
   const operation = 'resume'
@@ -197,7 +202,8 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
   }
   for (const [name, saved] of Object.entries(files)) {
     const found = await checksumOf(join(checkpoint, name))
-    if (found === saved || !(await exists(join(checkpoint, name), operation))) continue // a missing one is named when it is read
+    // reading a missing file reports its name
+    if (found === saved || !(await exists(join(checkpoint, name), operation))) continue
     const has = found === undefined ? 'no checksum' : `the checksum ${found}`
     throw invalid(
       `${join(checkpoint, name)} has ${has}, ${path} says ${saved}; the file is damaged or of another checkpoint. ${remedy}`,
@@ -207,9 +213,9 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
 }
 
 /**
- * Refuses a state whose steps the optimizer cannot have made: every step of a run is one update of it or more, or skipped ones.
+ * Rejects a state with more steps than the optimizer can have made: every step of a run makes at least one update, or skips it.
  *
- * @param updates those that the optimizer's state counts
+ * @param updates the number of updates in the optimizer's state
  * @throws LoopLMError INVALID_FILE
  */
 export function checkUpdates(checkpoint: string, { step, skippedUpdates }: TrainerState, updates: number): void {
@@ -219,7 +225,7 @@ export function checkUpdates(checkpoint: string, { step, skippedUpdates }: Train
   throw new LoopLMError('INVALID_FILE', message, { operation: 'resume' })
 }
 
-/** Steps of the complete checkpoints of a folder, in ascending order. */
+/** The steps of a folder's complete checkpoints, ascending. */
 async function checkpointSteps(folder: string): Promise<number[]> {
   return (await namesIn(folder))
     .map((name) => stepFolder.exec(name)?.[1])

@@ -3,13 +3,13 @@ import { type Objective, objectiveSchema } from './objective/schema.js'
 import type { ClassicConfig } from './options.js'
 import type { ObjectiveSchedule } from './policy-gradient.js'
 
-/** The objective of every step, and whether it is compared with the starting model. */
+/** The same objective for every step, and the reference that it needs, if any. */
 export function classicSchedule(config: ClassicConfig): ObjectiveSchedule {
   const objective = classicObjective(config)
   return { at: () => objective, reference: () => (needsReference(objective) ? 'frozen' : undefined) }
 }
 
-/** The objective that the options of RLTT and GRPO spell: one token term and perhaps a KL (math.md §2–§4). */
+/** The objective that the options of RLTT and GRPO describe: one token term and optionally a KL term (math.md §2–§4). */
 export function classicObjective(config: ClassicConfig): Objective {
   const { epsilon, epsilonHigh, dualClip, cap, beta } = config
   const surrogates = {

@@ -1,4 +1,4 @@
-// Adds to rollouts what the model itself, or the reference, says of them.
+// Adds to rollouts what the model or the reference computes about them.
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
@@ -17,14 +17,14 @@ import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
 import type { Ranks } from './ranks.js'
 
-/** Values of some rows in their places among all rows. */
+/** Puts the values of some rows at their places among all rows. Other rows get `empty`. */
 function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
   const whole = Array<Value>(count).fill(empty)
   for (const [k, i] of rows.entries()) whole[i] = values[k]!
   return whole
 }
 
-/** What the model is asked with, beside training. */
+/** What is needed to query the model outside of training. */
 export interface ModelsView {
   model: LoopLM
   ranks: Ranks
@@ -32,8 +32,8 @@ export interface ModelsView {
 }
 
 /**
- * Adds what the model itself can say of a batch: embeddings for novelty, mean exit loops for costs and strata. An empty response
- * resembles nothing and took one loop.
+ * Adds what the model itself can compute for a batch: embeddings for novelty, mean exit loops for costs and strata. An empty
+ * response gets a zero embedding and one loop.
  */
 export async function addModelsView(
   { model, ranks, signal }: ModelsView,
@@ -94,7 +94,10 @@ async function maskedExitLoops(
   })
 }
 
-/** One loop's log-probabilities say nothing of the ratios at the others. @throws LoopLMError INVALID_SHAPE */
+/**
+ * Checks that `oldLogprobs` cover every loop that has ratios.
+ * @throws LoopLMError INVALID_SHAPE
+ */
 export function checkOldLogprobs(
   { sequences, oldLogprobs }: RolloutBatch,
   objective: Objective,
@@ -114,19 +117,21 @@ export function checkOldLogprobs(
   throw new LoopLMError('INVALID_SHAPE', message, { operation })
 }
 
-/** What {@link withLogprobs} asks, and how. */
+/** The arguments of {@link withLogprobs}. */
 export interface Scoring {
   model: LoopLM
   reference(): Promise<LoopLM>
   config: PolicyConfig
   loops: TrainedLoops
   objective: Objective
-  /** The objective is a function of the caller's, of which `objective` says nothing. */
+  /** The objective is the caller's function, so `objective` does not describe it. */
   custom: boolean
-  /** More than one optimizer step is made on these rollouts; with one, every ratio is 1 and nothing is scored. */
+  /**
+   * Whether several optimizer steps are made on these rollouts. With only one, every ratio is 1 and nothing needs to be scored.
+   */
   several: boolean
   signal: AbortSignal | undefined
-  /** The sequences that this process trains; of the others nothing is added. */
+  /** The sequences that this process trains. Nothing is added for the others. */
   rows: readonly number[]
 }
 
@@ -141,7 +146,7 @@ export function activeRows(
   return counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
 }
 
-/** Adds the log-probabilities that the objective needs and the batch does not bring. */
+/** Adds the log-probabilities that the objective needs and the batch lacks. */
 export async function withLogprobs(rated: RatedBatch, active: readonly boolean[], scoring: Scoring): Promise<RatedRollouts> {
   const { batch, lengths, counted, advantages, tokenAdvantages } = rated
   const { objective, rows } = scoring
@@ -157,7 +162,7 @@ export async function withLogprobs(rated: RatedBatch, active: readonly boolean[]
   return complete
 }
 
-/** The responses behind one start token. */
+/** The responses after a start token, without their prompts. */
 function marginal({ sequences, promptLengths, mask }: RolloutBatch, { config, model }: Scoring) {
   const start = config.marginalToken ?? model.config.bos_token_id ?? 0
   return {
@@ -166,7 +171,7 @@ function marginal({ sequences, promptLengths, mask }: RolloutBatch, { config, mo
   }
 }
 
-/** The first states and input vectors of some rows, where the batch brings them. */
+/** The initial states and input vectors of some rows, if the batch has them. */
 export function inputsOf({ initialStates, inputVectors }: RatedRollouts, rows: readonly number[]) {
   return {
     ...(initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }),
@@ -224,7 +229,8 @@ async function addReference(complete: RatedRollouts, rows: readonly number[], sc
   complete.referenceEntropy = scatter(scores.entropy.map((entropy, i) => entropy.slice((loops - 1) * widths[i]!)))
   complete.referenceExitPdf = scatter(
     scores.exitPdf.map((pdf, i) => {
-      const [width, stride] = [widths[i]!, widths[i]! + 1] // the pdf has an entry per token, the prediction behind the last is left out
+      // the pdf has one entry per token; the one after the last token is not used
+      const [width, stride] = [widths[i]!, widths[i]! + 1]
       return Array.from({ length: loops }, (_, t) => [...pdf.subarray(t * stride, t * stride + width)]).flat()
     }),
   )

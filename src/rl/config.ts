@@ -34,9 +34,7 @@ import type {
 } from './options.js'
 import type { RolloutFunction } from './rollout-function.js'
 
-/*
- * One schema per trainer. Validation and the documentation of the options (registry.ts) are read from here; options.ts has the types.
- */
+/* One schema per trainer. Validation and the documentation of the options (registry.ts) use them. options.ts has the types. */
 
 const natural = z.int().min(0)
 const positiveInt = z.int().min(1)
@@ -46,16 +44,16 @@ const share = z.number().min(0).max(1)
 const count = (most: number) => z.int().min(1).max(most)
 
 /*
- * Counts whose things are held in memory at the same time have a bound far above what is of use: one more zero must be an error that
- * names the option, not the end of the process.
+ * Bounds for options that determine how many things are in memory at once. They are far above useful values: an extra zero must
+ * give an error that names the option instead of killing the process.
  */
-const mostSequences = 2 ** 20 // of a batch, a step or an evaluation
+const mostSequences = 2 ** 20 // sequences of a batch, a step or an evaluation
 const mostInGroup = 2 ** 16
 const defaultSteps = 100
-const mostSteps = 2 ** 32 // as checkpoints count them
-const maxTimeout = 2_147_483 // seconds; beyond, a timer of Node fires at once
+const mostSteps = 2 ** 32 // limit of step numbers in checkpoints
+const maxTimeout = 2_147_483 // seconds; longer timers of Node fire immediately
 
-/** How conversations become text. */
+/** How conversations are turned into text. */
 const chatTemplate = z
   .object({
     template: z.string().min(1).optional(),
@@ -69,7 +67,7 @@ const chatTemplate = z
     "How to render conversations: `template` (Jinja, or a .jinja file) instead of the tokenizer's, `tools` to show, a `system` message for conversations without one. With `wrapPrompts: true` a string prompt becomes a user message. Every other field is a variable of the template, for example `enable_thinking: false`.",
   )
 
-/** The run: how long, which seed, what is saved and evaluated. */
+/** The run: its length, its seed, what is saved and evaluated. */
 const run = {
   steps: count(mostSteps)
     .default(defaultSteps)
@@ -185,7 +183,7 @@ const optimizer = {
     ),
 }
 
-/** Which loops are trained, and how they begin. */
+/** Which loops are trained, and their initial states. */
 const depth = {
   loops: count(maxLoops)
     .optional()
@@ -219,7 +217,7 @@ const betas = (beta2: number) =>
     .default([0.9, beta2])
     .describe('Decay rates of the two moments of AdamW.')
 
-/** The exit rule of rollouts; which rule has which field is in one list of the model. */
+/** The exit rule of rollouts. exit-rules.ts lists the fields of each rule. */
 const exit = z
   .strictObject({
     rule: z.enum(exitRuleNames).describe('Rule that decides after which loop a token exits.'),
@@ -239,7 +237,7 @@ const exit = z
 
 type Grammar = NonNullable<GenerateOptions['grammar']>
 
-/** What completions of rollouts must be. */
+/** The grammar that completions of rollouts must match. */
 const grammar = z
   .strictObject({
     jsonSchema: z
@@ -371,7 +369,7 @@ const episodes = {
     ),
 }
 
-/** What makes rollouts other than single turns. */
+/** What replaces single-turn rollouts. */
 const rolloutResources = {
   rollout: fn<RolloutFunction>().describe(
     'Function that makes the rollouts of a step. Default: the model completes the prompts.',
@@ -429,7 +427,7 @@ const rows = z
   )
   .optional()
 
-/** What is not plain data, and therefore not part of a configuration file. */
+/** Options that are not plain data, and therefore not part of a configuration file. */
 export const resources = {
   runDir: z
     .string()
@@ -503,7 +501,7 @@ const rewards = {
     ),
 }
 
-/** What the trainers that learn from given tokens measure beside their losses. */
+/** What the trainers on given tokens measure besides their losses. */
 const answered = {
   reward: rewards.reward.describe(
     'Reward for the answers to held-out problems in evaluations: a function, a list of { name, reward, weight }, or functions by name. Default: the reward of the task.',
@@ -564,7 +562,7 @@ interface RunOptions {
   gradientAccumulation?: number
 }
 
-/** Rollouts have one source. */
+/** Checks that rollouts have only one source. */
 function checkRolloutResources(
   { rollout, environment, tools }: { rollout?: unknown; environment?: unknown; tools?: unknown },
   context: z.RefinementCtx,
@@ -585,7 +583,7 @@ function checkClassic(
   context.addIssue({ code: 'custom', path: ['epsilonHigh'], message })
 }
 
-/** Rules between the options that all trainers have. */
+/** Checks rules between the options that all trainers share. */
 function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   const refuse = (field: keyof RunOptions, message: string) => context.addIssue({ code: 'custom', path: [field], message })
   const { metricForBestModel: metric, saveBest, loadBestModelAtEnd, earlyStoppingPatience } = options
@@ -831,24 +829,24 @@ const looprptWhole = looprpt.safeExtend({
     .describe('Teacher, a model of the same configuration. Default: a copy of the model.'),
 })
 
-/** A schema by what it gives and takes. */
+/** A schema, by its output and input types. */
 export type OptionSchema<Config, Options> = z.ZodType<Config, Options> & { readonly shape: Readonly<Record<string, z.ZodType>> }
 
-// Options that are plain data, as files have them.
+// The options that are plain data, as in configuration files.
 export const rlttSchema: z.ZodObject = rltt
 export const grpoSchema: z.ZodObject = grpo
 export const objectiveTrainerSchema: z.ZodObject = z.strictObject(objectiveTrainer).superRefine(checkPolicy)
 export const pretrainSchema: z.ZodObject = pretrain
 export const looprptSchema: z.ZodObject = looprpt
 
-// The same with the task, the rewards and the callbacks: all that a trainer takes.
+// The same with the task, the rewards and the callbacks: all options of the trainer.
 export const rlttOptions: OptionSchema<RLTTConfig, RLTTOptions> = rlttWhole
 export const grpoOptions: OptionSchema<GRPOConfig, GRPOOptions> = grpoWhole
 export const objectiveTrainerOptions: OptionSchema<ObjectiveTrainerConfig, ObjectiveTrainerOptions> = objectiveWhole
 export const pretrainOptions: OptionSchema<PretrainConfig, PretrainOptions> = pretrainWhole
 export const looprptOptions: OptionSchema<LoopRPTConfig, LoopRPTOptions> = looprptWhole
 
-/** The types of options.ts are what the schemas take and give; a line that does not compile names the trainer that differs. */
+/** Checks that the types of options.ts match the schemas. A line that does not compile names the trainer that differs. */
 type Agreed<Schema extends z.ZodType, Config, Options> = readonly [Same<z.output<Schema>, Config>, Same<z.input<Schema>, Options>]
 const agreed: readonly [true, true] = [true, true]
 agreed satisfies Agreed<typeof rlttWhole, RLTTConfig, RLTTOptions>
@@ -859,7 +857,7 @@ agreed satisfies Agreed<typeof looprptWhole, LoopRPTConfig, LoopRPTOptions>
 
 const notData = new Set(['teacher'])
 
-/** The part of a trainer's configuration that is plain data, as stored in files. */
+/** The part of a trainer's configuration that is plain data, for files. */
 export function plainConfig(config: object): Record<string, unknown> {
   const entries = Object.entries(config).filter(
     ([key, value]) =>
@@ -887,7 +885,7 @@ function isObject(value: unknown): boolean {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
-/** Refuses a misspelt callback, which would never be called. */
+/** Rejects misspelt callbacks, which would never be called. */
 function checkCallbacks(callbacks: TrainerCallbacks, context: z.RefinementCtx): void {
   const refuse = (name: string, message: string) => context.addIssue({ code: 'custom', path: [name], message })
   for (const name of Object.keys(callbacks ?? {})) {

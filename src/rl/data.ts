@@ -5,27 +5,27 @@ import { LoopLMError } from '../errors.js'
 import type { ProblemSource } from './problems.js'
 import type { Problem } from './rollout-record.js'
 
-/** What a run trains on, as far as checkpoints are concerned. */
+/** The data that a run trains on, as recorded in checkpoints. */
 export interface DataDescription {
   tokenizer: Tokenizer
-  /** Equal as long as the data is. */
+  /** Equal if the data is equal. */
   fingerprint: string
-  /** For people, for example `a dataset of 7473 rows`. */
+  /** A description for people, for example `a dataset of 7473 rows`. */
   description: string
-  /** Rows or packed sequences of a pass; undefined where there is no end. */
+  /** Rows or packed sequences per pass. undefined if the data never ends. */
   rows?: number | undefined
-  /** Whether rows were seen whose text are messages. */
+  /** Whether some rows have messages as their text. */
   conversations?: boolean
 }
 
 const sampledProblems = 8
 
 /**
- * A dataset is known by all its rows, a task by its first problems.
+ * Describes the data of a source. The fingerprint covers all rows of a dataset, but only the first problems of a task.
  *
- * @param rows.problemOf what is wrong with a row, or undefined
- * @param rows.read turns a row into tokens or refuses it; called for those that may be too long for the model
- * @throws LoopLMError INVALID_ARGUMENT naming the first row that is refused or has no JSON, ABORTED
+ * @param rows.problemOf returns what is wrong with a row, or undefined
+ * @param rows.read tokenizes a row or rejects it; called for rows that may be too long for the model
+ * @throws LoopLMError INVALID_ARGUMENT naming the first row that is rejected or is not JSON, ABORTED
  */
 export async function describeProblems(
   source: ProblemSource,
@@ -34,7 +34,7 @@ export async function describeProblems(
 ): Promise<DataDescription> {
   const { task, tokenizer, maxLength, chat } = source
   const { problemOf, read } = rows
-  // no token has less than a byte, but a template adds some
+  // no token has less than one byte, but a template adds tokens
   const mayBeLong = (row: Problem, bytes: number) =>
     bytes + (chat.wrapsPrompts || isConversation(row) ? chat.extraLength : 0) >= maxLength
   const described = await source.describe({ problemOf, read, mayBeLong }, signal)

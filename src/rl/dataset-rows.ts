@@ -6,49 +6,56 @@ import { DatasetSampler } from '../data/sampler.js'
 import { LoopLMError } from '../errors.js'
 import { nextTurn, turnIsOver } from '../turns.js'
 
-/** The files of a dataset with the options of `loadDataset`, and how many rows are shuffled among each other. */
+/** The files of a dataset with the options of `loadDataset`, and the size of the shuffle buffer. */
 export interface DatasetFiles extends Omit<DatasetOptions, 'signal' | 'maxFileBytes'> {
   /** A file, a folder, or `hub:org/name`. */
   path: string
-  /** Rows that are shuffled among each other and lie in memory; default as many as take 32 MiB. */
+  /** How many rows the shuffle buffer holds in memory. Defaults to as many as take 32 MiB. */
   shuffleBuffer?: number | undefined
 }
 
 /** Rows in memory, a stream, a path, or files with options. */
 export type DatasetSource = Dataset | DatasetStream | string | DatasetFiles
 
-/** What a trainer asks of every row before it begins. */
+/** How a trainer checks every row before it begins. */
 export interface RowCheck {
-  /** What is wrong with a row, or undefined. */
+  /** Returns what is wrong with a row, or undefined. */
   problemOf(row: Example): string | undefined
-  /** Turns a row into tokens or refuses it. */
+  /** Tokenizes a row or rejects it. */
   read(row: Example): Promise<void>
-  /** Whether a row whose JSON has so many bytes may be too long for the model. */
+  /** Whether a row whose JSON has this many bytes may be too long for the model. */
   mayBeLong(row: Example, bytes: number): boolean
 }
 
-/** What a dataset holds. */
+/** A description of a dataset's rows. */
 export interface RowsDescription {
-  /** Equal as long as the rows and their order are. */
+  /** Equal if the rows and their order are equal. */
   fingerprint: string
   rows: number
-  /** Whether rows were seen whose text are messages. */
+  /** Whether some rows have messages as their text. */
   conversations: boolean
 }
 
-/** Rows that a trainer draws or answers, wherever they lie. */
+/** Rows that a trainer draws or answers, in memory or in files. */
 export interface DatasetRows {
-  /** Rows in the order of the seed, pass after pass. */
+  /** Rows in the order that the seed determines, pass after pass. */
   take(start: number, count: number): Promise<Example[]>
   /** The first rows. */
   head(count: number): Promise<Example[]>
-  /** Reads all rows once. @throws LoopLMError naming the first row that is refused, ABORTED */
+  /**
+   * Reads all rows once.
+   * @throws LoopLMError naming the first row that is rejected, ABORTED
+   */
   describe(check: RowCheck, signal: AbortSignal | undefined): Promise<RowsDescription>
-  /** How errors name a row. */
+  /** The name of a row in errors. */
   nameOf(row: Example): string | undefined
 }
 
-/** @param name of the option, for errors. @throws LoopLMError INVALID_CONFIG for what is no dataset */
+/**
+ * Opens the rows of a dataset.
+ * @param name of the option, for errors
+ * @throws LoopLMError INVALID_CONFIG if the source is not a dataset
+ */
 export function openRows(source: DatasetSource, name: string, seed: number, operation: string): DatasetRows {
   if (Array.isArray(source)) {
     if (source.length > 0) return new LoadedRows(source, name, seed)
@@ -111,9 +118,12 @@ class LoadedRows implements DatasetRows {
   }
 }
 
-const charactersAtOnce = 2 ** 20 // hashing them takes a turn of the event loop
+const charactersAtOnce = 2 ** 20 // after this many characters, hashing yields to the event loop
 
-/** Files that are read as rows are needed. The set is opened when it is described, or when rows are drawn for the first time. */
+/**
+ * Rows that are read from files when they are needed. The files are opened when the dataset is described or when rows are drawn
+ * for the first time.
+ */
 class StreamedRows implements DatasetRows {
   readonly #source: DatasetStream | DatasetFiles
   readonly #seed: number
@@ -176,14 +186,14 @@ class StreamedRows implements DatasetRows {
   }
 }
 
-/** @param json of the row */
+/** @param json returns the row as JSON */
 async function checkRow(row: Example, name: string, check: RowCheck, json: () => string): Promise<void> {
   const wrong = check.problemOf(row)
   if (wrong !== undefined) throw new LoopLMError('INVALID_ARGUMENT', `${name} ${wrong}`, { operation: 'dataset' })
   if (check.mayBeLong(row, Buffer.byteLength(json()))) await check.read(row)
 }
 
-/** @throws LoopLMError INVALID_ARGUMENT naming the column that has no JSON */
+/** @throws LoopLMError INVALID_ARGUMENT naming the column that cannot be written as JSON */
 function jsonOf(row: Example, name: string): string {
   try {
     return JSON.stringify(row) ?? ''

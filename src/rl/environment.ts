@@ -4,8 +4,8 @@ import type { ToolCall } from '../data/tool-calls.js'
 import type { Problem } from './rollout-record.js'
 
 /**
- * Makes the episode of a problem, once per completion. What it does must follow from the problem and the seed: a step that is repeated
- * gets the same seeds, and completions of one problem share theirs.
+ * Creates the episode of a problem. It is called once per completion. Its behaviour must only depend on the problem and the
+ * seed: a repeated step gets the same seeds, and all completions of a problem share one seed.
  *
  * @example
  * ```ts
@@ -19,22 +19,26 @@ import type { Problem } from './rollout-record.js'
  */
 export type Environment = (problem: Problem, context: EnvironmentContext) => Episode | Promise<Episode>
 
-/** What an environment gets beside the problem. */
+/** What an environment gets besides the problem. */
 export interface EnvironmentContext {
-  /** Seed of the episode: the same in a run that is repeated. */
+  /** Seed of the episode. A repeated run gets the same seed. */
   seed: number
-  /** Fires when the episode is over, has taken too long, or the run is aborted. */
+  /** Fires when the episode is over, has taken too long, or the run was aborted. */
   signal: AbortSignal
 }
 
 /** A conversation of the model with an environment. */
 export interface Episode {
-  /** A string is read as it is; messages go through the chat template. */
+  /** The first prompt. A string is used as it is; messages go through the chat template. */
   prompt: string | readonly ChatMessage[]
-  /** Offered through the chat template beside the tools of the trainer. Calls are run, and their results go back as tool messages. */
+  /**
+   * Tools that the chat template offers, in addition to those of the trainer. Calls are executed, and their results go back as
+   * tool messages.
+   */
   tools?: readonly Tool[]
   /**
-   * Answers a turn of the model; tools that it called have run. Without `step` an episode ends with a turn that calls no tool.
+   * Responds to a turn of the model, after the tools that it called have run. Without `step`, an episode ends with the first
+   * turn that calls no tool.
    */
   step?(turn: EpisodeTurn): StepResult | Promise<StepResult>
   /** Called when the episode is over, also after an error. */
@@ -43,22 +47,25 @@ export interface Episode {
 
 /** What the model wrote in a turn. */
 export interface EpisodeTurn {
-  /** Without the token that ended it. */
+  /** The text of the turn, without the token that ended it. */
   text: string
   /** The ids of its tokens. */
   tokens: readonly number[]
-  /** Calls in the form of Qwen and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`. */
+  /** Tool calls in the format of Qwen and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`. */
   toolCalls: readonly ToolCall[]
-  /** Counted from 0. */
+  /** The number of the turn, counted from 0. */
   index: number
 }
 
-/** What an environment says to a turn. */
+/** The environment's response to a turn. */
 export interface StepResult {
-  /** What the model reads next: text behind a string prompt, else a user message or messages. Without it and without tool calls the episode ends. */
+  /**
+   * What the model reads next: text if the prompt is a string, otherwise a user message or messages. If it is omitted and no
+   * tool was called, the episode ends.
+   */
   reply?: string | readonly ChatMessage[]
-  /** Of this turn. The reward of an episode is the sum over its turns and the reward functions. */
+  /** The reward of this turn. The reward of an episode is the sum over its turns and the reward functions. */
   reward?: number
-  /** The episode ends with this turn. */
+  /** true ends the episode with this turn. */
   done?: boolean
 }

@@ -1,4 +1,4 @@
-// One episode: turns of the model, tools, the environment's replies, in the cache all the while.
+// One episode: turns of the model, tool calls and the environment's replies. The cache keeps the conversation throughout.
 import { setMaxListeners } from 'node:events'
 import { whenAborted } from '../abort.js'
 import { sampledTurn } from '../chat/sampled-turn.js'
@@ -25,59 +25,59 @@ export interface EpisodeSettings {
   chat: ChatFormat
   scheduler: Scheduler
   runner: ToolRunner
-  /** `maxNewTokens` is that of a turn. */
+  /** `maxNewTokens` applies to a turn. */
   generation: SchedulerRequestOptions & { maxNewTokens: number }
   maxTurns: number
   maxEpisodeTokens: number
   reencode: boolean
-  /** Prompts that one of them has encoded. */
+  /** Cache of encoded prompts. */
   encoded: EncodedPrompts
-  /** Where the model is so uncertain, in nats, an episode goes on several times. */
+  /** Branch where the mean entropy of the model is at least this many nats. */
   branch?: { entropy: number } | undefined
-  /** Seconds that a call of the environment may take; 0: any number. */
+  /** Time limit in seconds for a call of the environment. 0 means no limit. */
   timeout: number
-  /** Ends all episodes when one of them fails, and when the run is aborted. */
+  /** Ends all episodes if one of them fails or the run is aborted. */
   signal: AbortSignal
   nameOf(problem: Problem): string
 }
 
-/** Which episode it is. */
+/** Identifies an episode. */
 export interface EpisodePlace {
   problem: Problem
-  /** Of the environment. */
+  /** Seed of the environment. */
   seed: number
   /** Draws of tokens depend on this number and on the seed of the settings. */
   sequence: number
-  /** Such numbers of the episodes that may branch off. */
+  /** Such numbers for the episodes that may branch off. */
   spare?: readonly number[]
 }
 
-/** Everything that an episode has come to. */
+/** The result of an episode. */
 export interface EpisodeRecord {
   tokens: number[]
   promptLength: number
-  /** Per token behind the prompt. */
+  /** One entry per token after the prompt. */
   mask: number[]
   logprobs: number[]
   loops: number[]
   turns: { begin: number; end: number; reward: number | null }[]
-  /** Sum of the rewards of all turns; null when none had one. */
+  /** Sum of the rewards of all turns. null if none had a reward. */
   reward: number | null
   truncated: boolean
-  /** As the model reads it. */
+  /** The text that the model reads. */
   prompt: string
-  /** Of the last turn. */
+  /** The text of the last turn. */
   text: string
   messages: ChatMessage[] | undefined
   calls: number
   failures: number
 }
 
-/** An episode that is under way. */
+/** A running episode. */
 export class EpisodePlayer {
   readonly #settings: EpisodeSettings
   readonly place: EpisodePlace
-  readonly #controller = new AbortController() // of this episode
+  readonly #controller = new AbortController() // for this episode
   readonly #unwatch: () => void
   readonly #record: EpisodeRecord
   #episode: Episode | undefined
@@ -86,8 +86,8 @@ export class EpisodePlayer {
   #request: GenerateRequest | undefined
   #turn = 0
   #spare: readonly number[]
-  #before: GenerateRequest | undefined // the turn before, while episodes may branch off behind it
-  #given: readonly number[] = [] // what the environment wrote behind it
+  #before: GenerateRequest | undefined // the previous turn, while episodes may still branch off after it
+  #given: readonly number[] = [] // what the environment wrote after it
   readonly #played: EpisodeTurn[] = []
   #replays: readonly EpisodeTurn[] = []
 
@@ -103,7 +103,7 @@ export class EpisodePlayer {
     }
   }
 
-  /** Makes the environment's episode and encodes its prompt. */
+  /** Creates the environment's episode and encodes its prompt. */
   async open(): Promise<void> {
     const { tokenizer, chat, reencode, maxEpisodeTokens, encoded } = this.#settings
     const episode = await this.#makeEpisode()
@@ -132,16 +132,16 @@ export class EpisodePlayer {
     return episode
   }
 
-  /** Enters the prompt into the batch; those of several episodes that enter together run once where they are equal. */
+  /** Adds the prompt to the batch. Equal prompts of episodes that enter together run once. */
   enter(): void {
     this.#request = this.#settings.scheduler.add(this.#record.tokens, this.#options())
   }
 
   /**
-   * Plays to the end.
+   * Plays the episode to its end.
    *
-   * @param branched is told of the episodes that branch off, which are then under way
-   * @returns the numbers that no branch has used too
+   * @param branched is called with the episodes that branch off; they are then running
+   * @returns the record, and the sequence numbers that no branch has used
    */
   async play(
     branched: (players: readonly EpisodePlayer[]) => void = () => {},
@@ -170,7 +170,7 @@ export class EpisodePlayer {
     return { record: this.#record, spare: this.#spare }
   }
 
-  /** Episodes that begin as this one did, and draw the turn that was just drawn once more; none where the model was certain. */
+  /** Creates episodes that share this episode's beginning and sample the newest turn again. None if the model was certain. */
   #branchOff({ topLogprobs = [] }: GenerateResult): EpisodePlayer[] {
     const before = this.#before
     this.#before = undefined
@@ -188,14 +188,14 @@ export class EpisodePlayer {
       player.#transcript = this.#transcript!.copy()
       player.#turn = this.#turn
       player.#replays = [...this.#played]
-      // the last one releases the turn before, once all have begun
+      // the last one releases the previous turn, after all have begun
       const options = { ...player.#options(), fork: i + 1 < sequences.length }
       player.#request = scheduler.continue(before, this.#given, options)
       return player
     })
   }
 
-  /** Brings the environment of an episode that branched off to where it is: it follows from its seed and the turns. */
+  /** Brings the environment of a branched episode to the current state, by replaying its turns with the same seed. */
   async #catchUp(): Promise<void> {
     if (this.#replays.length === 0) return
     await this.#makeEpisode()
@@ -205,7 +205,7 @@ export class EpisodePlayer {
     }
   }
 
-  /** Gives everything back. */
+  /** Releases all resources. */
   async close(): Promise<void> {
     this.#unwatch()
     this.#before?.release()
@@ -226,7 +226,7 @@ export class EpisodePlayer {
     return { ...generation, ...watched, keep: true, sequence: this.place.sequence, maxNewTokens, signal }
   }
 
-  /** Adds a turn; what the model reads behind it, or undefined at the end. */
+  /** Adds a turn. Returns what the model reads next, or undefined at the end. */
   async #answer(result: GenerateResult): Promise<{ tokens: number[]; reencoded: boolean } | undefined> {
     const record = this.#record
     const { maxTurns, maxEpisodeTokens, tokenizer, generation } = this.#settings
@@ -271,14 +271,14 @@ export class EpisodePlayer {
     return checkStep(step, (message) => this.#error(message))
   }
 
-  /** Tokens that the environment wrote. */
+  /** Adds tokens that the environment wrote. */
   #add(tokens: readonly number[]): void {
     const record = this.#record
     record.tokens.push(...tokens)
     for (const list of [record.mask, record.logprobs, record.loops]) list.push(...tokens.map(() => 0))
   }
 
-  /** The template has rewritten the conversation: what is sampled from now on is trained. */
+  /** Called when the template rewrote the conversation. Only tokens that are sampled from now on are trained. */
   #restart(tokens: readonly number[]): void {
     const record = this.#record
     let same = 0
@@ -293,7 +293,7 @@ export class EpisodePlayer {
     this.#before = undefined
   }
 
-  /** A call of the environment, for a bounded time. */
+  /** Calls the environment with a time limit. */
   async #ask<T>(what: string, call: () => Promise<T>, cut = true): Promise<T> {
     const { timeout, signal } = this.#settings
     const late = () =>
@@ -331,7 +331,7 @@ function uncertainty(tops: readonly (readonly { logprob: number }[])[]): number 
   return entropies.reduce((a, b) => a + b, 0) / Math.max(1, first.length)
 }
 
-/** The calls of a turn. */
+/** The tool calls in a turn. */
 function callsIn(text: string): ToolCall[] {
   const stream = new ToolCallStream()
   return [...stream.push(text).calls, ...stream.flush().calls]

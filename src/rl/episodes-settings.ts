@@ -1,4 +1,4 @@
-// What the options of a trainer or of an evaluation say of episodes.
+// Reads the settings of episodes from the options of a trainer or an evaluation.
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
 import type { EpisodesSettings } from './episodes.js'
@@ -7,15 +7,15 @@ import type { ProblemSource } from './problems.js'
 import { generation } from './rollout.js'
 import { samplingOptions } from './sampling.js'
 
-/** How the turns and completions of a trainer are sampled. */
+/** How a trainer samples turns and completions. */
 export function samplingOf(source: ProblemSource, config: PolicyConfig): SampledTurns {
   return { ...generation(source, config.maxNewTokens), ...samplingOptions(config) } as SampledTurns
 }
 
-/** `maxNewTokens` is that of a turn. */
+/** `maxNewTokens` applies to a turn. */
 export type SampledTurns = GenerateOptions & { maxNewTokens: number }
 
-/** Episodes of an environment; what `config` lacks has the defaults of trainers. */
+/** The settings of an environment's episodes. Options that `config` lacks have the defaults of trainers. */
 export function episodesSettings(
   model: LoopLM,
   source: ProblemSource,

@@ -1,4 +1,4 @@
-// The episodes of a step or of an evaluation: all of them run together.
+// Plays the episodes of a step or of an evaluation, all at the same time.
 import { setMaxListeners } from 'node:events'
 import { ToolRunner } from '../chat/tools.js'
 import { Random } from '../data/random.js'
@@ -9,7 +9,7 @@ import { type EpisodePlace, EpisodePlayer, type EpisodeRecord, type EpisodeSetti
 import type { Metrics } from './events.js'
 import type { Problem } from './rollout-record.js'
 
-/** What the episodes have in common. */
+/** What the episodes share. */
 export interface EpisodesSettings
   extends Pick<
     EpisodeSettings,
@@ -27,7 +27,7 @@ export interface EpisodesSettings
   > {
   branch?: { entropy: number; width: number } | undefined
   toolConcurrency: number
-  /** Seconds. */
+  /** In seconds. */
   toolTimeout: number
 }
 
@@ -35,18 +35,18 @@ export interface EpisodesSettings
 export interface SeededProblem {
   problem: Problem
   seed: number
-  /** Of its first episode; the others follow. */
+  /** Sequence number of its first episode. The others have the following numbers. */
   sequence: number
 }
 
-const mostRows = 1024 // of the batch: more gain nothing, and bound the cache of keys and values
+const mostRows = 1024 // rows of the batch: more gain nothing, and this bounds the KV cache
 const prefillTokens = 4096
 
 /**
  * Plays `groupSize` episodes of each problem.
  *
  * @returns the records in the order of the problems, group after group
- * @throws LoopLMError naming the problem whose environment failed; ABORTED. The others are closed by then.
+ * @throws LoopLMError naming the problem whose environment failed; ABORTED. The other episodes are then already closed.
  */
 export async function playEpisodes(
   model: LoopLM,
@@ -56,7 +56,7 @@ export async function playEpisodes(
   signal: AbortSignal | undefined,
 ): Promise<{ records: EpisodeRecord[]; metrics: Metrics }> {
   const controller = new AbortController()
-  setMaxListeners(0, controller.signal) // one per waiting call
+  setMaxListeners(0, controller.signal) // one listener per waiting call
   const stop = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { cause: signal?.reason }))
   signal?.addEventListener('abort', stop, { once: true })
   if (signal?.aborted === true) stop()
@@ -66,7 +66,7 @@ export async function playEpisodes(
   using scheduler = model.scheduler({
     maxRows: Math.max(1, Math.min(problems.length * groupSize, mostRows)),
     prefillTokens,
-    promptCache: true, // openings have their instructions in common
+    promptCache: true, // first prompts share their instructions
     ...(loops === undefined ? {} : { loops }),
   })
   const runner = new ToolRunner({ concurrency, timeout, signal: controller.signal })
@@ -91,7 +91,7 @@ export async function playEpisodes(
   }
 }
 
-/** The episodes of a group that begin at its prompt: each stands for `width` of them, the last one for what is left. */
+/** The root episodes of a group. Each root stands for `width` episodes with its branches; the last one takes the remainder. */
 function placesOf({ problem, seed, sequence }: SeededProblem, groupSize: number, width: number): EpisodePlace[] {
   return Array.from({ length: Math.ceil(groupSize / width) }, (_, root) => {
     const first = root * width
@@ -101,7 +101,7 @@ function placesOf({ problem, seed, sequence }: SeededProblem, groupSize: number,
   })
 }
 
-/** An episode with those that branch off it. Where fewer do than may, others begin at the prompt in their place. */
+/** Plays an episode and its branches. If it branches less often than allowed, more episodes start from the prompt instead. */
 async function playTree(
   root: EpisodePlayer,
   settings: EpisodeSettings,
@@ -111,7 +111,7 @@ async function playTree(
   const { record, spare } = await root.play((players) => {
     adopt(players)
     for (const player of players) branches.push(player.play())
-    for (const one of branches) one.catch(() => {}) // awaited below, after the root
+    for (const one of branches) one.catch(() => {}) // the results are awaited below, after the root
   })
   const fresh = spare.map((sequence) => new EpisodePlayer(settings, { ...root.place, sequence, spare: [] }))
   adopt(fresh)
@@ -121,7 +121,7 @@ async function playTree(
   return [record, ...others.map((other) => other.record)]
 }
 
-/** Closes what is open. What close() throws counts where nothing else has failed. */
+/** Closes all open episodes. An error of close() is only thrown if nothing else has failed. */
 async function closeAll(players: readonly EpisodePlayer[], signal: AbortSignal): Promise<void> {
   const closed = await Promise.allSettled(players.map((player) => player.close()))
   const failed = closed.find(({ status }) => status === 'rejected')
@@ -141,7 +141,9 @@ function metricsOf(records: readonly EpisodeRecord[], stats: SchedulerStats): Me
   }
 }
 
-/** The seeds of the environments of a step, one per problem: they follow from the step, the round and the number of the problem. */
+/**
+ * The seeds of a step's environments, one per problem. They depend on the seed, the step, the round and the problem's number.
+ */
 export function environmentSeeds(seed: number, step: number, round: number, problems: number): number[] {
   const random = new Random(seed, step, environmentStream + round)
   return Array.from({ length: problems }, () => random.word())

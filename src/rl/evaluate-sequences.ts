@@ -10,23 +10,23 @@ import { bootstrapInterval, type Interval } from './statistics.js'
 
 /** How well given tokens are predicted after a loop. */
 export interface SequenceEvaluation {
-  /** Loops, counted from 1. */
+  /** The number of loops. */
   loops: number
   /** Mean negative log-probability of a token, in nats. */
   loss: number
-  /** Share of the tokens that are the most probable ones. */
+  /** Fraction of the tokens that are the model's most probable ones. */
   accuracy: number
-  /** Where that share lies with 95 % confidence, by {@link bootstrapInterval} over the sequences. */
+  /** 95 % confidence interval of the accuracy, by {@link bootstrapInterval} over the sequences. */
   interval: Interval
-  /** Tokens that were predicted. */
+  /** Number of predicted tokens. */
   tokens: number
 }
 
-const sequencesPerCall = 32 // bounds the scores that are held at once
+const sequencesPerCall = 32 // bounds the memory for scores
 
 /**
- * Predicts each token after the prompt from those before it, once for all loop counts. Under a launcher all processes call it alike, share
- * the sequences out, and get the same results.
+ * Predicts each token after the prompt from the tokens before it, in one pass for all loop counts. Under a launcher, all
+ * processes call it with the same arguments, share the sequences, and get the same results.
  *
  * @throws LoopLMError ABORTED
  */
@@ -34,14 +34,14 @@ export async function evaluateSequences(
   model: LoopLM,
   sequences: readonly TrainingSequence[],
   options: {
-    /** Loop counts; default 1 to the number of loops of the model. */
+    /** Loop counts. Defaults to 1 up to the model's number of loops. */
     loops?: readonly number[] | undefined
     /**
-     * Decode the tokens one after the other through a cache of this type, as generation does, once for each loop count: slow. Default: whole
-     * sequences at once, without a cache.
+     * Decode token by token with a cache of this type, as generation does, once per loop count. This is slow. By default whole
+     * sequences run at once, without a cache.
      */
     cacheType?: CacheType | undefined
-    /** Ends the evaluation with code ABORTED. */
+    /** Aborts the evaluation with code ABORTED. */
     signal?: AbortSignal | undefined
   } = {},
 ): Promise<SequenceEvaluation[]> {
@@ -73,7 +73,7 @@ export async function evaluateSequences(
   return evaluations
 }
 
-/** Of each sequence the sums over its tokens, for each loop count. */
+/** Per sequence, the sums over its tokens for each loop count. */
 async function predict(
   model: LoopLM,
   part: readonly TrainingSequence[],

@@ -23,84 +23,94 @@ import type { Problem } from './rollout-record.js'
 import { checkGrammarTokenizer, constrained } from './sampling.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
 
-/** A sampled answer and what it earned; null where there was no opinion. */
+/** A response and its reward. */
 export interface Answer {
   /** What the model wrote. */
   completion: string
-  /** What it earned; null: the reward had no opinion. */
+  /** Its reward. null if no reward function returned one. */
   reward: number | null
 }
 
-/** Answers to held-out problems with one loop count. */
+/** Responses to held-out problems with one loop count. */
 export interface Evaluation {
-  /** Loops that every token ran. */
+  /** The number of loops of every token. */
   loops: number
-  /** Mean reward; the accuracy when rewards are 0 and 1. With several samples the mean over problems of their means (avg@k). */
+  /**
+   * Mean reward, which is the accuracy if rewards are 0 and 1. With several samples, the mean over problems of their means
+   * (avg@k).
+   */
   reward: number
-  /** Where the mean lies with 95 % confidence: {@link wilsonInterval} for a share of problems, else {@link bootstrapInterval}. */
+  /**
+   * 95 % confidence interval of the mean: {@link wilsonInterval} if the rewards are 0 and 1, else {@link bootstrapInterval}.
+   */
   interval: Interval
-  /** {@link passAtK} for k = 1, 2, 4, … and the number of samples; only with several samples whose rewards are 0 and 1. */
+  /**
+   * {@link passAtK} for k = 1, 2, 4, … and the number of samples. Only set with several samples whose rewards are 0 and 1.
+   */
   passAt?: Record<number, number>
   /** Mean tokens per completion. */
   completionLength: number
-  /** Share of the answers that were cut off at the length limit; undefined where every answer has that length. */
+  /** Fraction of the responses that were cut off at the length limit. undefined if every response has that length. */
   clippedRatio?: number
-  /** Problems answered. */
+  /** Number of problems. */
   problems: number
-  /** Answers to each problem. */
+  /** Responses per problem. */
   samples: number
-  /** Reward of each problem, the mean of its samples; null where there was no opinion. */
+  /** Reward per problem: the mean of its samples. null if there is no reward. */
   rewards: (number | null)[]
-  /** Of each problem its answers. */
+  /** The responses per problem. */
   answers: Answer[][]
-  /** The problems that were answered: the rows of the dataset, or what the task drew. */
+  /** The problems: rows of the dataset, or what the task drew. */
   columns: Problem[]
 }
 
-/** What {@link evaluate} answers, and how. */
+/** Options of {@link evaluate}. */
 export interface EvaluateOptions {
-  /** Its held-out problems are answered. */
+  /** Task whose held-out problems are used. */
   task?: Task | undefined
-  /** Rows to answer, or where they are read, instead of a task. */
+  /** Rows to use instead of a task, or where to read them. */
   dataset?: DatasetSource | undefined
-  /** How prompts that are conversations become text; default as the tokenizer's chat template says. */
+  /** How conversations are turned into text. Defaults to the tokenizer's chat template. */
   chatTemplate?: ChatSettings | undefined
-  /** Tokenizer of a dataset; default the model's. */
+  /** Tokenizer for a dataset. Defaults to the model's. */
   tokenizer?: Tokenizer | undefined
-  /** Default: the task's, `exactMatch` for a dataset. */
+  /** Reward functions. Defaults to the task's, or `exactMatch` for a dataset. */
   reward?: Rewards | undefined
-  /** How many problems; default 256. */
+  /** Number of problems. Defaults to 256. */
   problems?: number | undefined
-  /** Loop counts; default 1 to the model's. */
+  /** Loop counts. Defaults to 1 up to the model's. */
   loops?: readonly number[] | undefined
-  /** Longest answer in tokens; default what the task says, 256 for a dataset. */
+  /** The longest response in tokens. Defaults to the task's value, or 256 for a dataset. */
   maxNewTokens?: number | undefined
-  /** Answers to each problem; default 1. */
+  /** Responses per problem. Defaults to 1. */
   samples?: number | undefined
-  /** 0: greedy. Default 0 for one sample, 1 for several. */
+  /** 0 is greedy. Defaults to 0 for one sample, 1 for several. */
   temperature?: number | undefined
-  /** Of the draws; default 0. */
+  /** Seed of the draws. Defaults to 0. */
   seed?: number | undefined
-  /** Problems are answered by episodes of it, `maxNewTokens` being that of a turn. Without `reward` the rewards of their turns count. */
+  /**
+   * Answer problems by episodes of this environment. `maxNewTokens` then applies to a turn. Without `reward`, the rewards of
+   * the turns count.
+   */
   environment?: Environment | undefined
   /** Tools that every episode offers. */
   tools?: readonly Tool[] | undefined
-  /** Most turns of an episode; default 8. */
+  /** The most turns of an episode. Defaults to 8. */
   maxTurns?: number | undefined
-  /** Answers, or the turns of episodes, are texts of it. Needs a model whose tokenizer is that of the data. */
+  /** Grammar that responses, or the turns of episodes, must match. Requires that the model's tokenizer is that of the data. */
   grammar?: GenerateOptions['grammar'] | undefined
-  /** Called after every part that was answered. */
+  /** Called after every answered batch of problems. */
   onProgress?:
     | ((progress: {
-        /** The loop count that is evaluated. */
+        /** The loop count that is being evaluated. */
         loops: number
-        /** Problems that have been answered with it. */
+        /** Number of problems answered with it so far. */
         answered: number
-        /** Problems in all. */
+        /** Total number of problems. */
         of: number
       }) => void)
     | undefined
-  /** Ends the evaluation with code ABORTED. */
+  /** Aborts the evaluation with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 
@@ -124,11 +134,11 @@ const evaluateOptions = {
   signal: true,
 } satisfies Keys<EvaluateOptions>
 
-const promptsPerCall = 1024 // bounds the cache of keys and values
+const promptsPerCall = 1024 // bounds the KV cache
 
 /**
- * Answers held-out problems once per loop count, greedily or by sampling; the same problems each time. Under a launcher all processes call
- * it alike, share the problems out, and get the same results.
+ * Answers held-out problems once per loop count, greedily or by sampling. The problems are the same each time. Under a
+ * launcher, all processes call it with the same arguments, share the problems, and get the same results.
  *
  * @throws LoopLMError INVALID_CONFIG without a task, dataset or tokenizer, ABORTED
  *
@@ -179,7 +189,7 @@ export function checkSampling(
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
-/** The body of {@link evaluate}, for a source that is open already. */
+/** Implements {@link evaluate} for a source that is already open. */
 export async function answerProblems(
   model: LoopLM,
   source: ProblemSource,
@@ -209,7 +219,8 @@ export async function answerProblems(
       const generated: GenerateResult[] = []
       for (let start = 0; start < prompts.length; start += promptsPerCall) {
         const rows = own.filter((row) => row >= start && row < start + promptsPerCall)
-        const drawn = new Random(seed, start, loops).word() // a draw depends on the seed of its call and the number in it
+        // a draw depends on the seed of the call and on the number within it
+        const drawn = new Random(seed, start, loops).word()
         const sequenceNumbers = rows.map((row) => row - start)
         const options = { ...settings, loops, seed: drawn, sequenceNumbers }
         const part = rows.map((row) => prompts[row]!.tokens)
@@ -274,9 +285,9 @@ async function summarize(answers: readonly Answer[][]): Promise<Pick<Evaluation,
 }
 
 /**
- * Tasks that are evaluated beside the data of a run, in its tokens.
+ * Opens tasks that are evaluated in addition to the data of a run, with the run's tokenizer.
  *
- * @throws LoopLMError INVALID_CONFIG naming a task whose prompts the tokenizer refuses
+ * @throws LoopLMError INVALID_CONFIG naming a task whose prompts the tokenizer rejects
  */
 export async function openEvalTasks(
   tasks: Readonly<Record<string, Task>>,
@@ -296,9 +307,10 @@ export async function openEvalTasks(
 }
 
 /**
- * `eval/loop_<t>/reward` with its interval, `pass_at_<k>` of several samples, `mean_length` and `clipped_ratio` for each loop count t.
+ * The metrics of an evaluation: for each loop count t `eval/loop_<t>/reward` with its interval, `pass_at_<k>` of several
+ * samples, `mean_length` and `clipped_ratio`.
  *
- * @param task its name comes after `eval/` where there are several
+ * @param task its name follows `eval/` if there are several tasks
  */
 export function evaluationMetrics(evaluations: readonly Evaluation[], task?: string): Metrics {
   const prefix = task === undefined ? 'eval' : `eval/${task}`

@@ -20,7 +20,7 @@ import type { Ranks } from './ranks.js'
 import type { Problem } from './rollout-record.js'
 import type { Constrained } from './sampling.js'
 
-/** What a caller of `evaluate` of a trainer may say. */
+/** The options of a trainer's `evaluate`. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
 
 /** @throws LoopLMError INVALID_ARGUMENT */
@@ -29,7 +29,7 @@ export function checkAsked(asked: Asked, operation: string): void {
   checkSampling(asked, operation)
 }
 
-/** The evaluations of a run: of its own data, and of `evalTasks`. */
+/** The evaluations of a run, on its own data and on `evalTasks`. */
 export class Evaluations {
   readonly #model: LoopLM
   readonly #config: TrainerConfig
@@ -44,14 +44,14 @@ export class Evaluations {
     this.#selection = selection
   }
 
-  /** Whether a step is to be evaluated and was not yet. */
+  /** Whether a step must be evaluated and has not been yet. */
   isDue(step: number): boolean {
     const { evalEvery, evalOnStart } = this.#config
     if (evalEvery === 0 || this.#selection.state.evaluated === step) return false
     return step === 0 ? evalOnStart : step % evalEvery === 0
   }
 
-  /** @throws LoopLMError INVALID_CONFIG naming a task of `evalTasks` that cannot be asked in these tokens */
+  /** @throws LoopLMError INVALID_CONFIG naming a task of `evalTasks` whose prompts the tokenizer cannot encode */
   async check(tokenizer: Tokenizer): Promise<void> {
     await this.#tasks(tokenizer)
   }
@@ -59,7 +59,7 @@ export class Evaluations {
   /**
    * Evaluates, and ranks the step.
    *
-   * @param ofData the metrics of the run's own held-out data
+   * @param ofData computes the metrics of the run's own held-out data
    */
   async evaluate(
     step: number,
@@ -76,11 +76,11 @@ export class Evaluations {
   }
 
   /**
-   * Answers held-out problems as the options of the run say, where the caller says nothing else.
+   * Answers held-out problems. `asked` overrides the options of the run.
    *
-   * @param rewards asked for where nothing else judges the answers
-   * @param how.maxNewTokens of the trainer; the option `evalMaxNewTokens` comes first
-   * @param how.answer answers in place of single completions
+   * @param rewards called if nothing else judges the responses
+   * @param how.maxNewTokens the trainer's; the option `evalMaxNewTokens` takes precedence
+   * @param how.answer answers instead of single completions
    */
   answer(
     source: ProblemSource,
@@ -102,13 +102,13 @@ export class Evaluations {
     })
   }
 
-  /** Reads what an evaluation will ask: all rows of a dataset that it takes, one problem of a task. */
+  /** Reads what an evaluation will use: the dataset's rows that it takes, or one problem of a task. */
   async read(source: ProblemSource, read: (row: Problem) => Promise<void>): Promise<void> {
     const rows = await source.heldOut(source.task === undefined ? this.#config.evalProblems : 1)
     await inTurns(rows, read)
   }
 
-  /** `evalTasks` in the tokens that the run trains on. */
+  /** `evalTasks`, opened with the run's tokenizer. */
   #tasks(tokenizer: Tokenizer) {
     return openEvalTasks(this.#config.evalTasks ?? {}, tokenizer, this.#model.config.max_position_embeddings)
   }

@@ -1,48 +1,48 @@
-/** Numbers of a step by name. Names follow TRL where TRL has the quantity. */
+/** Metrics of a step by name. Names follow TRL if TRL has the quantity. */
 export type Metrics = Record<string, number>
 
-/** The metrics of an optimizer step: `grad_norm` is that before clipping. */
+/** The metrics of an optimizer step. `grad_norm` is the norm before clipping. */
 export type UpdateMetrics = Metrics & {
-  /** The loss that was minimised. */
+  /** The loss that was minimized. */
   loss: number
   /** Global norm of the gradients before clipping. */
   grad_norm: number
 }
 
-/** A completion that was sampled in a step, with what it earned. */
+/** A completion that was sampled in a step, with its reward. */
 export interface SampledCompletion {
   /** The text of the prompt. */
   prompt: string
   /** What the model wrote. */
   completion: string
-  /** The column `answer` of the problem. */
+  /** The problem's column `answer`. */
   answer?: unknown
-  /** Weighted sum of the rewards; null when all were null. */
+  /** Weighted sum of the rewards. null if all were null. */
   reward: number | null
-  /** Scores by reward, before weighting. */
+  /** Rewards by reward function, before weighting. */
   rewards: Record<string, number | null>
 }
 
 /** What every event has. */
 interface Measured {
-  /** Steps made so far. */
+  /** Number of steps so far. */
   step: number
-  /** Numbers by name. */
+  /** Metrics by name. */
   metrics: Metrics
 }
 
 /** What `run` of a trainer yields. */
 export type TrainerEvent =
   | ({
-      /** A step was made. */
+      /** A step is done. */
       type: 'step'
-      /** All that the step was made of; none where nothing was sampled. */
+      /** All completions of the step. Empty if nothing was sampled. */
       completions: readonly SampledCompletion[]
     } & Measured)
   | ({
       /**
-       * Held-out problems were answered: `eval/loop_<t>/reward` for each loop count t, `eval/<name>/loop_<t>/reward` for `evalTasks`.
-       * Step 0 is the model before its first step.
+       * Held-out problems were answered. Metrics are `eval/loop_<t>/reward` for each loop count t, and
+       * `eval/<name>/loop_<t>/reward` for `evalTasks`. Step 0 is the model before its first step.
        */
       type: 'eval'
     } & Measured)
@@ -53,7 +53,7 @@ export type TrainerEvent =
       path: string
     } & Measured)
   | ({
-      /** The run is over. `metrics` are those of the last step. */
+      /** The run has ended. `metrics` are those of the last step. */
       type: 'done'
       /** Whether the AbortSignal ended it. */
       aborted: boolean

@@ -6,7 +6,7 @@ import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import type { TrainerConfig } from './options.js'
 
-/** What must be the same in all processes of a run, by names for an error. */
+/** Values that must be equal in all processes of a run, by names for error messages. */
 export function factsOfRun(
   trainer: string,
   config: TrainerConfig,
@@ -27,7 +27,7 @@ export function factsOfRun(
   }
 }
 
-/** Equal for equal batches. */
+/** A hash that is equal for equal batches. */
 export function checksumOfSequences(sequences: readonly TokenSequence[]): string {
   const hash = createHash('sha256')
   for (const sequence of sequences) hash.update(`${Array.from(sequence).join()}\n`)

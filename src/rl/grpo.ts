@@ -6,8 +6,9 @@ import type { GRPOConfig, GRPOOptions } from './options.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 
 /**
- * GRPO (DeepSeekMath, arXiv 2402.03300; math.md §3) on the last loop: RLTT's code with all weight on loop T and, unless told otherwise,
- * the clipped ratio of PPO. With `surrogate: 'reinforce'` its numbers are those of `RLTTTrainer` with `weights: 'last'`.
+ * GRPO (DeepSeekMath, arXiv 2402.03300; math.md §3) on the last loop. It uses RLTT's code with all weight on loop T and, by
+ * default, the clipped ratio of PPO. With `surrogate: 'reinforce'` it computes the same as `RLTTTrainer` with
+ * `weights: 'last'`.
  *
  * @example
  * ```ts
@@ -17,9 +18,9 @@ import { PolicyGradientTrainer } from './policy-gradient.js'
  */
 export class GRPOTrainer extends PolicyGradientTrainer<GRPOConfig> {
   /**
-   * @param model trained in place
+   * @param model the model to train, in place
    * @param options see {@link GRPOOptions}; `looplm options grpo` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   * @throws LoopLMError INVALID_CONFIG naming every rejected option
    */
   constructor(model: LoopLM, options: GRPOOptions = {}) {
     const config = parseOptions('GRPOTrainer', grpoOptions, options)

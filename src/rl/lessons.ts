@@ -1,4 +1,4 @@
-// The one place where problems become tokens: prompts to answer, and sequences to learn.
+// Turns problems into tokens: prompts to answer, and sequences to learn. This is the only place that does.
 import type { ChatMessage } from '../data/chat-template.js'
 import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
@@ -9,25 +9,25 @@ import type { Problem } from './rollout-record.js'
 /** A prompt as the model gets it. */
 export interface EncodedPrompt {
   tokens: number[]
-  /** A conversation as its template writes it. */
+  /** The text of the prompt. A conversation is rendered by its template. */
   text: string
 }
 
-/** Tokens to learn. */
+/** A token sequence to learn from. */
 export interface TrainingSequence {
   /** Token ids, at least two. */
   tokens: number[] | Int32Array
-  /** How many of them are given. */
+  /** How many of its tokens are the prompt. */
   promptLength: number
-  /** len-1: 0 where a prediction behind them is given as well; absent where all are learned. */
+  /** len-1: 0 for predictions after the prompt that are not learned. Absent if all are learned. */
   mask?: Uint8Array
 }
 
 /**
- * The tokens of a prompt that is to be answered: a text, or messages as the chat template writes them.
+ * The tokens of a prompt: a string, or messages that the chat template renders.
  *
- * @throws LoopLMError INVALID_ARGUMENT naming the row and the field, when it is no prompt, when the tokenizer or the template refuses it, or
- *   when it leaves no room for an answer
+ * @throws LoopLMError INVALID_ARGUMENT naming the row and the field, if it is not a prompt, if the tokenizer or the template
+ *   rejects it, or if it leaves no room for a response
  */
 export async function encodePrompt(source: ProblemSource, problem: Problem): Promise<EncodedPrompt> {
   const refuse = refusal(source, problem)
@@ -40,23 +40,23 @@ export async function encodePrompt(source: ProblemSource, problem: Problem): Pro
   throw refuse(`field "prompt" has ${tokens.length} tokens, ${lengthLimit(source, 'a prompt with its answer')}`)
 }
 
-/** {@link encodePrompt} of many, between which other work of the process gets its turn. */
+/** {@link encodePrompt} for many problems. Yields to the event loop in between. */
 export function encodePrompts(source: ProblemSource, problems: readonly Problem[]): Promise<EncodedPrompt[]> {
   return inTurns(problems, (problem) => encodePrompt(source, problem))
 }
 
-/** What of a row is learned. */
+/** What is learned from a row. */
 export interface LessonOptions {
-  /** Every message of the assistant, in place of the last message alone. */
+  /** Learn every message of the assistant instead of only the last message. */
   assistantOnly?: boolean
 }
 
 /**
- * A problem with its answer as one token sequence: prompt, answer and the token that ends it. The answer is the column `completion` where
- * there is one, else `answer`. Of a row of chat `messages`, rendered by the tokenizer's template with its `tools`, the last message is
- * learned, or every one of the assistant. A row of `text` is learned whole.
+ * A problem and its answer as one token sequence: prompt, answer and end token. The answer is the column `completion` if it
+ * exists, else `answer`. For a row of chat `messages`, the tokenizer's template renders them with the row's `tools`; the last
+ * message is learned, or every message of the assistant. A row of `text` is learned as a whole.
  *
- * @returns the tokens and how many of them are prompt. Of a row without an answer all tokens but the first are trained.
+ * @returns the tokens and how many of them are prompt. For a row without an answer all tokens but the first are trained.
  * @throws LoopLMError INVALID_ARGUMENT naming the row and the field that cannot be learned
  */
 export async function trainingSequence(
@@ -74,7 +74,7 @@ export async function trainingSequence(
   return checkLength(source, problem, made)
 }
 
-/** {@link trainingSequence} of many, between which other work of the process gets its turn. */
+/** {@link trainingSequence} for many problems. Yields to the event loop in between. */
 export function trainingSequences(
   source: ProblemSource,
   problems: readonly Problem[],
@@ -84,7 +84,7 @@ export function trainingSequences(
 }
 
 /**
- * A prompt with its answer right behind it and the token that ends it, whatever further columns the row has.
+ * A prompt, directly followed by its answer and the end token. Other columns of the row are ignored.
  *
  * @throws LoopLMError INVALID_ARGUMENT naming the row and the field
  */
@@ -116,16 +116,16 @@ async function textSequence(source: ProblemSource, problem: Problem): Promise<Tr
   if (learned === undefined) return { tokens: [...prompt, ...end], promptLength: 1 }
   const given = (completion ?? answer) as string
   const tokens = [...prompt, ...(await encodeField(source, problem, learned, given, { addSpecialTokens: false })), ...end]
-  return { tokens, promptLength: Math.max(1, prompt.length) } // the first token of all is never predicted
+  return { tokens, promptLength: Math.max(1, prompt.length) } // the first token of a sequence is never predicted
 }
 
-/** Messages of which some are given. */
+/** Messages, the first of which are the prompt. */
 interface Conversation {
   messages: readonly ChatMessage[]
   given: number
 }
 
-/** A row as a conversation; undefined for a row of texts. */
+/** A row as a conversation. undefined if its fields are strings. */
 function conversationOf(source: ProblemSource, problem: Problem): Conversation | undefined {
   const { prompt, messages, completion, answer } = problem
   if (isConversation(problem) && !Array.isArray(prompt)) {
@@ -160,19 +160,19 @@ async function chatSequence(
   }
   const first = learned.indexOf(true)
   if (first === -1) throw refusal(source, problem)(`field "${field}": the chat template writes nothing that is to be learned`)
-  const promptLength = Math.max(1, first) // the first token of all is never predicted
+  const promptLength = Math.max(1, first) // the first token of a sequence is never predicted
   if (learned.indexOf(false, promptLength) === -1) return { tokens, promptLength }
   return { tokens, promptLength, mask: Uint8Array.from(learned.slice(1), Number) }
 }
 
-/** The end of a conversation with a token that ends it, unless the template has written one. */
+/** Adds an end token to a conversation, unless the template already wrote one. */
 function withEnd(source: ProblemSource, tokens: number[]): number[] {
   const turnEnd = source.tokenizer.chatEndToken()
   const ended = tokens.some((token) => token === turnEnd || source.stop.includes(token))
   return ended ? tokens : [...tokens, ...source.stop.slice(0, 1)]
 }
 
-/** What the chat template makes of a row; its refusals name the row and the field. */
+/** Calls the chat template for a row. Its errors name the row and the field. */
 function chatting<Result>(source: ProblemSource, problem: Problem, field: string, render: () => Result): Result {
   try {
     return render()
@@ -195,7 +195,8 @@ async function encodeField(
   try {
     const tokens = await tokenizer.encodeAsync(text, options)
     const { bosTokenId: bos } = tokenizer
-    return bos !== undefined && tokens[0] === bos && tokens[1] === bos ? tokens.slice(1) : tokens // the text began with it already
+    // the text already began with it
+    return bos !== undefined && tokens[0] === bos && tokens[1] === bos ? tokens.slice(1) : tokens
   } catch (cause) {
     const { code, message } = toLoopLMError(cause)
     throw new LoopLMError(code, `${source.nameOf(problem)} field "${field}": ${message}`, { operation: 'dataset', cause })

@@ -9,7 +9,7 @@ import type { TrainerConfig } from './options.js'
  * Overwrites a model's parameters with those of a checkpoint of the same configuration.
  *
  * @param folder a Hugging Face checkpoint folder
- * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, also with the field by which the checkpoint computes differently
+ * @throws LoopLMError NOT_FOUND or INVALID_FILE naming the file, and the field if the checkpoint computes differently
  */
 async function loadParameters(model: LoopLM, folder: string): Promise<void> {
   using loaded = await LoopLM.fromPretrained(folder, model.place)
@@ -18,22 +18,25 @@ async function loadParameters(model: LoopLM, folder: string): Promise<void> {
   await model.copyParametersFrom(loaded)
 }
 
-/** Reads into a model what {@link saveTrained} wrote of it. @throws LoopLMError as {@link loadParameters} */
+/**
+ * Loads what {@link saveTrained} wrote into a model.
+ * @throws LoopLMError as {@link loadParameters}
+ */
 export async function loadTrained(model: LoopLM, folder: string): Promise<void> {
   if (model.adapter === undefined) await loadParameters(model, folder)
   else await model.loadAdapter(folder)
 }
 
-/** Writes the model, or the adapter alone where it has one. */
+/** Saves the model, or only its adapter if it has one. */
 export async function saveTrained(model: LoopLM, folder: string): Promise<void> {
   if (model.adapter === undefined) await model.save(folder)
   else await model.saveAdapter(folder)
 }
 
 /**
- * Gives a model the adapter that the option `lora` describes, unless it has it.
+ * Adds the adapter that the option `lora` describes, unless the model already has it.
  *
- * @throws LoopLMError INVALID_CONFIG when the model has another adapter
+ * @throws LoopLMError INVALID_CONFIG if the model has another adapter
  */
 export async function addTrainedAdapter(
   model: LoopLM,

@@ -15,26 +15,27 @@ import type { Prepared } from './trainer.js'
 import type { Portion } from './updates.js'
 
 /**
- * Sequences to learn from, as `update` and `gradients` of {@link LoopRPTTrainer} take them. Fields of rollouts are ignored, other names are
- * refused; null stands for an absent field.
+ * Sequences to learn from, which `update` and `gradients` of {@link LoopRPTTrainer} accept. Fields of rollouts are ignored.
+ * null means absent. Unknown names are rejected.
  */
 export interface LoopRPTBatch {
   /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
-  /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
+  /** Per sequence, how many tokens are the prompt and carry no loss. Defaults to 1 each. */
   promptLengths?: ArrayLike<number>
-  /** Per sequence len-1: 0 where a prediction is never learned, for example tokens that a tool wrote. */
+  /** Per sequence len-1: 0 for predictions that are never learned, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
-  /** Per sequence, rollouts × loops × len × hidden_size, in place of the trainer's own draws (for tests). */
+  /** Per sequence rollouts × loops × len × hidden_size. Used instead of the trainer's own draws (for tests). */
   noise?: readonly ArrayLike<number>[]
-  /** Per sequence, rollouts × (len-1), loops counted from 0, in place of the trainer's own draws (for tests). */
+  /** Per sequence rollouts × (len-1), loops counted from 0. Used instead of the trainer's own draws (for tests). */
   exits?: readonly ArrayLike<number>[]
 }
 
 /**
- * LoopRPT (arXiv 2603.19714; math.md §5): reinforcement pre-training of the latent steps. On the hard tokens of each sequence, noisy rollouts
- * of the loops earn what their exit gained over the teacher's reference step, less a price per loop; the gate and the trunk follow
- * that reward, every loop learns the token by its weight, and the teacher follows the model in float32.
+ * LoopRPT (arXiv 2603.19714; math.md §5): reinforcement pre-training of the latent steps. On the hard tokens of each sequence,
+ * it samples noisy rollouts of the loops. Their reward is the gain of their exit over the teacher's reference step, minus a
+ * cost per loop. The reward trains the gate and the trunk, and every loop learns the token with its weight. The teacher is a
+ * moving average of the model in float32.
  *
  * @example
  * ```ts
@@ -49,16 +50,16 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
   #ownsTeacher = false
 
   /**
-   * @param model trained in place
+   * @param model the model to train, in place
    * @param options see {@link LoopRPTOptions}; `looplm options looprpt` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   * @throws LoopLMError INVALID_CONFIG naming every rejected option
    */
   constructor(model: LoopLM, options: LoopRPTOptions = {}) {
     super('looprpt', model, parseOptions('LoopRPTTrainer', looprptOptions, options))
     this.#teacher = this.config.teacher
   }
 
-  /** The teacher; undefined until the first step makes a copy of the model. */
+  /** The teacher. undefined until the first step copies the model. */
   get teacher(): LoopLM | undefined {
     return this.#teacher
   }
@@ -97,7 +98,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     ] as const) {
       for (const [loop, value] of values.entries()) metrics[`loop_${loop + 1}/${name}`] = value
     }
-    // each a sum over hard tokens, divided by those of the whole batch
+    // each is a sum over hard tokens, divided by the number of hard tokens in the whole batch
     const sums = Object.keys(metrics).filter((name) => name !== 'hard_tokens')
     return { metrics, weight: 1, sums }
   }
@@ -110,7 +111,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     return { portion: this.#portion(batch, this.step * this.config.batchSize, operation), metrics: {} }
   }
 
-  /** The teacher continues from the checkpoint that the run resumes from. */
+  /** Loads the teacher from the checkpoint that the run resumes from. */
   protected override async start(checkpoint: string | undefined): Promise<void> {
     const average = await this.#following()
     if (checkpoint !== undefined) await average.load(`${checkpoint}/teacher.safetensors`)
@@ -151,7 +152,7 @@ export class LoopRPTTrainer extends SequenceTrainer<LoopRPTConfig, LoopRPTBatch,
     }
   }
 
-  /** Leaves out sequences without a response; draws are numbered from `first`, so that a resumed run repeats them. */
+  /** Drops sequences without a response. Draws are numbered from `first`, so that a resumed run repeats them. */
   #portion(batch: LoopRPTBatch, first: number, operation: string): Portion<LoopRptBatch> {
     const { sequences, mask, noise, exits } = batch
     const promptLengths = batch.promptLengths!

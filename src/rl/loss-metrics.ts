@@ -2,7 +2,8 @@ import type { LossMetrics } from '../model/types.js'
 import type { Metrics } from './events.js'
 
 /**
- * The engine's measurements under TRL's names. A loop that was not scored has no entry; the loss always has one, NaN included.
+ * The engine's measurements under TRL's names. Loops that were not scored have no entry. The loss always has an entry, even if
+ * it is NaN.
  *
  * @param loss from `LoopLM.accumulateLoss`
  * @param terms which optional terms the objective has
@@ -39,16 +40,16 @@ export function meanMetrics(list: readonly Metrics[]): Metrics {
   return means
 }
 
-/** What a loss came to in this process. */
+/** The loss and metrics of this process. */
 export interface Measured {
   metrics: Metrics & { loss: number }
-  /** Weight of this process's means among those of the others, for example its tokens. */
+  /** Weight of this process's means among those of the other processes, for example its number of tokens. */
   weight: number
-  /** The metrics that are sums over the processes; the others are means. */
+  /** The metrics that are sums over the processes. All others are means. */
   sums: readonly string[]
 }
 
-/** The metrics of a batch from those of its shares: sums, and means by the weights of the shares. */
+/** Combines the metrics of the shares of a batch: sums, and weighted means. */
 export function sharedMetrics(shares: readonly Measured[]): Metrics & { loss: number } {
   const [first] = shares
   if (first === undefined) return { loss: 0 }

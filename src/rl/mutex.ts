@@ -2,21 +2,21 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 
-/** An action that has a model to itself. */
+/** An action that has exclusive use of a model. */
 interface Holder {
   model: LoopLM
   over: boolean
 }
 
 const newest = new WeakMap<LoopLM, Promise<unknown>>()
-const around = new AsyncLocalStorage<readonly Holder[]>() // those that the running code is part of
+const around = new AsyncLocalStorage<readonly Holder[]>() // the holders that the running code is part of
 
 /**
- * Runs an action when those that were given before for the same model have ended, whoever gave them and however they ended. Gradients
- * belong to the model, so two trainers that accumulated at the same time would each step on the sum of both.
+ * Runs an action after all earlier actions for the same model have ended, even if they failed. Gradients belong to the model,
+ * so two trainers that accumulated at the same time would both step on the sum.
  *
  * @param operation names the caller in an error
- * @throws LoopLMError INVALID_ARGUMENT when it is called from inside such an action, which would wait for itself; what the action throws
+ * @throws LoopLMError INVALID_ARGUMENT if called from inside such an action, which would be a deadlock; errors of the action
  */
 export async function exclusively<Result>(model: LoopLM, operation: string, action: () => Promise<Result>): Promise<Result> {
   const outer = (around.getStore() ?? []).filter(({ over }) => !over)
@@ -37,7 +37,7 @@ export async function exclusively<Result>(model: LoopLM, operation: string, acti
   const result = (newest.get(model) ?? Promise.resolve()).then(run)
   newest.set(
     model,
-    result.catch(() => {}), // whoever asked hears of the error; the next one goes on
+    result.catch(() => {}), // the caller gets the error; the next action runs anyway
   )
   return result
 }

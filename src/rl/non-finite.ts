@@ -2,7 +2,7 @@ import type { LoopLM } from '../model/model.js'
 import type { RealArray, TokenSequence } from '../model/types.js'
 
 /**
- * Finds out why a loss is not finite: a parameter, or the first loop whose states or predictions are not.
+ * Finds out why a loss is not finite: a parameter, or the first loop whose states or predictions are not finite.
  *
  * @returns words for an error, for example `the parameter lm_head.weight holds NaN`
  */
@@ -30,7 +30,7 @@ export async function findNonFinite(model: LoopLM, sequences: readonly TokenSequ
   return 'parameters, hidden states and log-probabilities of the model are finite, so it comes from what the objective was given'
 }
 
-/** The first gradient that is not finite, in words for an error; undefined when all are. */
+/** The first gradient that is not finite, in words for an error. undefined if all are finite. */
 export function nonFiniteGradient(gradients: ReadonlyMap<string, RealArray>): string | undefined {
   for (const [name, values] of gradients) {
     for (let i = 0; i < values.length; i++) {

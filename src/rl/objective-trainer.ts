@@ -9,8 +9,8 @@ import type { ObjectiveTrainerConfig, ObjectiveTrainerOptions } from './options.
 import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient.js'
 
 /**
- * Policy-gradient training with any objective of the algebra (docs/objectives.md): a recipe by name, an objective of your own
- * making, several of them one after the other, or a function that returns coefficients.
+ * Policy-gradient training with any objective of the algebra (docs/objectives.md): a recipe by name, your own objective,
+ * several of them in sequence, or a function that returns coefficients.
  *
  * @example
  * ```ts
@@ -24,9 +24,9 @@ import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient
  */
 export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConfig> {
   /**
-   * @param model trained in place
+   * @param model the model to train, in place
    * @param options see {@link ObjectiveTrainerOptions}; `looplm options objective` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   * @throws LoopLMError INVALID_CONFIG naming every rejected option
    */
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
     const config = parseOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
@@ -35,7 +35,7 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
   }
 }
 
-/** The configuration with the exit rule of its rollouts, which an objective with sampled exits decides. */
+/** The configuration with the exit rule of its rollouts. An objective with sampled exits determines that rule. */
 function withSampledExits(config: ObjectiveTrainerConfig, steps: Schedule): ObjectiveTrainerConfig {
   if (!steps.samplesExits) return config
   const { exit, exitThreshold, readLoops, rollout, environment } = config
@@ -50,7 +50,10 @@ interface Schedule extends ObjectiveSchedule {
   samplesExits: boolean
 }
 
-/** The objective of each step, with what it compares with. @throws LoopLMError INVALID_CONFIG naming what contradicts itself */
+/**
+ * The objective of each step and the reference that it needs.
+ * @throws LoopLMError INVALID_CONFIG naming options that contradict each other
+ */
 export function objectiveSchedule(option: ObjectiveTrainerConfig['objective']): Schedule {
   if (typeof option === 'function') return { at: () => option, reference: () => undefined, samplesExits: false }
   const phases = phasesOf(option as Parameters<typeof phasesOf>[0]).flatMap(({ until, objective }) => {
@@ -159,7 +162,7 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
   }
 }
 
-/** What an objective with sampled exits replays: one policy, the one that sampled. */
+/** Checks an objective with sampled exits. It may only use the one policy that sampled. */
 function checkSampledExits({ exits, terms, kl, lazy, entropy }: Objective): void {
   const refuse = (path: string, problem: string) => refuseOptions('ObjectiveTrainer', `objective.${path}: ${problem}`)
   for (const [i, { channel, weights, surrogate, space, advantage }] of terms.entries()) {

@@ -3,7 +3,7 @@ import type { TrainerEvent } from './events.js'
 
 type Events = AsyncGenerator<TrainerEvent, void, undefined>
 
-/** Whether a run is computing or waits for its caller, and what gives its folder back. */
+/** Whether a run is computing or waiting for its caller, and the function that unlocks its folder. */
 interface State {
   computing: boolean
   unlock: (() => void) | undefined
@@ -15,20 +15,22 @@ function release(state: State): void {
   unlock?.()
 }
 
-const dropped = new FinalizationRegistry<State>(release) // iterators that nobody holds and nobody ended
+// releases the folders of iterators that were garbage-collected before they ended
+const dropped = new FinalizationRegistry<State>(release)
 
 /**
- * The run of a trainer, of which there is one at a time. Its folder is locked from the first event on until the run ends, the caller's loop
- * is left, the iterator is collected, or {@link OngoingRun.release} is called.
+ * The run of a trainer, which has at most one at a time. Its folder is locked from the first event until the run ends, the
+ * caller's loop exits, the iterator is garbage-collected, or {@link OngoingRun.release} is called.
  */
 export class OngoingRun {
   #newest: { events: WeakRef<Events>; state: State } | undefined
 
   /**
-   * A run that begins when its first event is asked for. An earlier one of the trainer whose caller has not asked for more is ended first.
+   * Creates a run that begins when its first event is requested. If an earlier run of the trainer still waits for its caller,
+   * it is ended first.
    *
-   * @param lock called before anything else; what it returns gives the folder back
-   * @param warn told when an earlier run is ended
+   * @param lock called before anything else; returns a function that unlocks the folder
+   * @param warn called when an earlier run is ended
    */
   begin(lock: () => Promise<(() => void) | undefined>, run: () => Events, warn: (message: string) => void): Events {
     const earlier = this.#newest
@@ -43,7 +45,7 @@ export class OngoingRun {
     return events
   }
 
-  /** Gives the folder back where the run waits for its caller. */
+  /** Unlocks the folder if the run is waiting for its caller. */
   release(): void {
     const state = this.#newest?.state
     if (state !== undefined && !state.computing) release(state)

@@ -1,5 +1,5 @@
-// The options of every trainer as types. The schemas in config.ts check them at run time, and the compiler that both agree;
-// test/rl/trainer-config.test.ts holds the comments against the descriptions of the schemas.
+// The types of all trainer options. The schemas in config.ts check them at run time, and the compiler checks that both agree.
+// test/rl/trainer-config.test.ts compares the comments with the descriptions of the schemas.
 
 import type { Tool } from '../chat/tools.js'
 import type { ChatSettings } from '../data/chat-format.js'
@@ -20,10 +20,10 @@ import type { RecipeName } from './objective/recipes.js'
 import type { Normalizer, Objective, ObjectiveInput } from './objective/schema.js'
 import type { RolloutFunction } from './rollout-function.js'
 
-/** A reward function, several with names and weights, or several by name. */
+/** A reward function, a list with names and weights, or functions by name. */
 export type Rewards = RewardFunction | readonly WeightedReward[] | Readonly<Record<string, RewardFunction>>
 
-/** The run: how long, which seed, what is saved and evaluated. */
+/** The run: its length, its seed, what is saved and evaluated. */
 export interface RunConfig {
   /**
    * Number of steps of `run`. A step samples rollouts, or takes a batch of sequences, and makes its optimizer updates. Default
@@ -78,7 +78,7 @@ export interface RunConfig {
   chatTemplate?: ChatSettings | undefined
 }
 
-/** A low-rank adapter that is trained in place of the model. */
+/** A low-rank adapter that is trained instead of the model. */
 export interface LoRAConfig {
   /** Rank of the adapter's matrices. Default `16`. */
   rank: number
@@ -131,7 +131,7 @@ export interface OptimizerConfig {
   adamBetas: [number, number]
 }
 
-/** Which loops are trained, and how they begin. */
+/** Which loops are trained, and their initial states. */
 export interface LoopConfig {
   /** Loops per token, in rollouts and in training. Default: those of the model. Nanbeige and HRM-Text allow no more. */
   loops?: number | undefined
@@ -151,7 +151,7 @@ export interface LoopConfig {
   stateSeed: number
 }
 
-/** What is not plain data, and therefore not part of a configuration file. */
+/** Options that are not plain data, and therefore not part of a configuration file. */
 export interface Resources {
   /** Folder for checkpoints, metrics and completions. Nothing is written without it. */
   runDir?: string | undefined
@@ -185,7 +185,7 @@ export interface Resources {
   onWarning?: ((message: string) => void) | undefined
 }
 
-/** What all trainers have in common. */
+/** Options that all trainers share. */
 export interface TrainerConfig extends RunConfig, OptimizerConfig, Resources {}
 
 /** Rollouts and advantages. */
@@ -263,7 +263,7 @@ export interface RolloutConfig extends LoopConfig {
   reward?: Rewards | undefined
 }
 
-/** Episodes of an `environment`, and what is no data of rollouts. */
+/** Options of the episodes of an `environment`. */
 export interface EpisodeConfig {
   /** Most turns of the model in an episode. Default `8`. */
   maxTurns: number
@@ -294,7 +294,7 @@ export interface EpisodeConfig {
   reencode: boolean
 }
 
-/** What makes rollouts other than single turns; none of it is data. */
+/** Options that replace single-turn rollouts. They are not plain data. */
 export interface RolloutResources {
   /** Function that makes the rollouts of a step. Default: the model completes the prompts. */
   rollout?: RolloutFunction | undefined
@@ -304,7 +304,7 @@ export interface RolloutResources {
   tools?: readonly Tool[] | undefined
 }
 
-/** What all policy-gradient trainers have in common. Those whose options lack the last three leave them undefined. */
+/** Options that all policy-gradient trainers share. Trainers without the last three options leave them undefined. */
 export interface PolicyConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources {
   /**
    * Rollout tokens exit at the first loop where the exit CDF reaches this, and exit terms train these exits. Default: full
@@ -328,7 +328,7 @@ export interface AdvantageConfig {
   discount: number
 }
 
-/** The objective of math.md §2–§4, as RLTT and GRPO spell it. */
+/** The objective of math.md §2–§4, as options of RLTT and GRPO. */
 export interface ClassicObjectiveConfig {
   /**
    * `reward`: one advantage per sequence, from its reward. `turn`: one per turn of an episode, from its reward and those of
@@ -391,7 +391,7 @@ export interface GRPOConfig extends TrainerConfig, RolloutConfig, EpisodeConfig,
   adamBetas: [number, number]
 }
 
-/** Checked options of a trainer whose objective is made of its options. */
+/** Checked options of a trainer whose objective follows from its options. */
 export type ClassicConfig = RLTTConfig | GRPOConfig
 
 /** Checked options of `ObjectiveTrainer`. */
@@ -414,14 +414,14 @@ type ObjectiveOption<Algebra> =
   | RecipeName
   | Algebra
   | readonly {
-      /** The step, not included, until which it holds; absent: to the end. */
+      /** The first step after the phase. Absent: to the end of the run. */
       until?: number | undefined
       /** A recipe by name, or an objective of the algebra. */
       objective: RecipeName | Algebra
     }[]
   | OwnObjective
 
-/** What the trainers that learn from given tokens have in common. */
+/** Options that the trainers on given tokens share. */
 export interface SequenceConfig extends TrainerConfig {
   /** Sequences per step. Default `32`. */
   batchSize: number
@@ -529,7 +529,7 @@ export interface LoopRPTConfig extends SequenceConfig {
   adamBetas: [number, number]
 }
 
-/** A configuration as a caller writes it: every field may be absent, as may those of `lora` and `advantage`. */
+/** A configuration in the form that callers write. Every field is optional, as are those of `lora` and `advantage`. */
 type Options<Config extends TrainerConfig> = {
   [Key in keyof Config]?: Key extends 'lora'
     ? { [Field in keyof LoRAConfig]?: LoRAConfig[Field] | undefined } | undefined

@@ -1,4 +1,4 @@
-// What a step of a run will compute, as its options say; `looplm plan` makes bytes and seconds of it.
+// What a step of a run will compute, according to its options. `looplm plan` converts it to bytes and seconds.
 import type { LoopLM } from '../model/model.js'
 import { classicSchedule } from './classic-objective.js'
 import { needsReference, onlyLastLoop, usesRatio, usesTeacher } from './objective/compile.js'
@@ -7,14 +7,14 @@ import { objectiveSchedule } from './objective-trainer.js'
 import type { ClassicConfig, LoopRPTConfig, ObjectiveTrainerConfig, PolicyConfig, PretrainConfig } from './options.js'
 import type { TrainerName } from './registry.js'
 
-/** Tokens that go through the model. */
+/** A pass of tokens through the model. */
 export interface PlannedPass {
   tokens: number
-  /** Loops that run. */
+  /** Number of loops that run. */
   loops: number
-  /** Loops that the head reads for each token; a part where it reads some of the tokens. */
+  /** Number of loops that the head reads per token. It is a fraction if the head only reads some of the tokens. */
   reads: number
-  /** Loops that carry gradient; 0: forward alone. */
+  /** Number of loops that carry gradient. 0: only a forward pass. */
   backward: number
 }
 
@@ -23,25 +23,25 @@ export interface PlannedRollouts {
   prompts: number
   completions: number
   promptTokens: number
-  /** Of a completion; the turns of an episode together. */
+  /** Per completion; for an episode, all turns together. */
   newTokens: number
   loops: number
 }
 
-/** What one step computes. Evaluations, rewards and the optimizer are not in it. */
+/** What one step computes, without evaluations, rewards and the optimizer. */
 export interface PlannedStep {
   rollouts: PlannedRollouts | undefined
   passes: PlannedPass[]
-  /** Frozen or moving models beside the one that is trained, of its size. */
+  /** Number of additional models of the same size: frozen references, teachers, averages. */
   copies: number
-  /** Tokens of a row of data, or of a rollout, with its prompt. */
+  /** Tokens of a row of data or of a rollout, including its prompt. */
   rowTokens: number
 }
 
-/** Tokens that the data says nothing of before it is read. */
+/** Lengths that are only known after reading the data. */
 export interface PlannedLengths {
   promptTokens: number
-  /** Where the options do not say it: of a completion. */
+  /** Tokens per completion, if the options do not set it. */
   newTokens: number
 }
 
@@ -88,7 +88,7 @@ function policyStep(
   const prompts = promptsPerStep * gradientAccumulation
   const completions = prompts * groupSize
   const tokens = prompts * promptTokens + completions * newTokens // training runs a shared prompt once
-  const apart = completions * (promptTokens + newTokens) // scoring does not
+  const apart = completions * (promptTokens + newTokens) // scoring runs it for every completion
   const last = onlyLastLoop(objective, 'conditional', run)
   const reads = last ? 1 : all
   const forward = (amount: number, read: number): PlannedPass => ({ tokens: amount, loops: run, reads: read, backward: 0 })
@@ -117,13 +117,16 @@ function pretraining(config: PretrainConfig, own: number, lengths: PlannedLength
   return { rollouts: undefined, passes: [pass], copies: 0, rowTokens: row }
 }
 
-/** As native/engine/looprpt.cpp counts: the first loop once, the clean pass, and the rollouts behind the first loop. */
+/**
+ * Counts as native/engine/looprpt.cpp does: the first loop once, the clean pass, and the noisy rollouts from the second loop
+ * on.
+ */
 function latentSteps(config: LoopRPTConfig, loops: number, lengths: PlannedLengths): PlannedStep {
   const { batchSize, rollouts, rho, tokensPerMicroBatch } = config
   const row = rowTokens(config, lengths)
   const tokens = batchSize * row
   const noisy = config.noiseSite === 'state' ? loops - 1 : loops
-  const read = rho * loops // of hard tokens alone
+  const read = rho * loops // only of hard tokens
   const passes: PlannedPass[] = [
     { tokens, loops, reads: 1 + read, backward: 0 }, // the teacher
     { tokens, loops, reads: read, backward: loops },

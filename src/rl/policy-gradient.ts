@@ -42,15 +42,15 @@ import { type Prepared, Trainer } from './trainer.js'
 import { turnGains } from './turn-gains.js'
 import type { Portion, StepWork } from './updates.js'
 
-/** What is trained when; steps count from 0. */
+/** The objective of each step; steps count from 0. */
 export interface ObjectiveSchedule {
-  /** The objective of a step; a function stands for a caller's own. */
+  /** The objective of a step, or the caller's function. */
   at(step: number): Objective | OwnObjective
-  /** What this step or a later one compares with: the model as it was at the start, or its moving average. */
+  /** The reference that this step or a later one needs: the starting model, or its moving average. */
   reference(step: number): 'frozen' | 'ema' | undefined
 }
 
-/** Completed rollouts of a step with what the objective must know of them. */
+/** The completed rollouts of a step, with everything that the objective needs. */
 interface Gathered {
   batch: RolloutBatch
   gains: number[][] | undefined
@@ -67,8 +67,8 @@ const ownTerms: Objective = {
 }
 
 /**
- * Trainers that ask a source for rollouts and follow the gradient of an objective of the algebra (docs/objectives.md). RLTT and GRPO are
- * two of its objectives.
+ * A trainer that gets rollouts from a source and follows the gradient of an objective of the algebra (docs/objectives.md). RLTT
+ * and GRPO are two such objectives.
  */
 export abstract class PolicyGradientTrainer<Config extends PolicyConfig = PolicyConfig> extends Trainer<
   Config,
@@ -126,7 +126,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     if (objective.exits === 'sampled') checkReplay(batch, operation)
     if (!this.#custom) checkOldLogprobs(batch, objective, this.#loops, operation)
     const reference = this.#schedule.reference(this.step)
-    // a later phase, or an average, begins at the model as it is before this step
+    // the reference of a later phase, or an average, starts from the model as it is before this step
     if (!needsReference(objective) || reference === 'ema') await this.#reference.keep(reference)
     const complete = await addModelsView(this.#view(undefined), batch, objective, this.#loops)
     const rated = rateBatch(operation, complete, objective, this.#rating(this.maxNewTokens))
@@ -195,13 +195,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return this.#reference.checkpointParts()
   }
 
-  /** The objective of the current step; for a caller's own, what the rating of rollouts needs. */
+  /** The objective of the current step. If it is the caller's function, an objective that rates rollouts for it. */
   #objective(): Objective {
     const objective = this.#schedule.at(this.step)
     return typeof objective === 'function' ? ownTerms : objective
   }
 
-  /** Whether the objective of the current step is a function of the caller's. */
+  /** Whether the objective of the current step is the caller's function. */
   get #custom(): boolean {
     return typeof this.#schedule.at(this.step) === 'function'
   }
@@ -223,7 +223,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return { groupSize: this.config.groupSize, step: this.step, maxLength, loops: read.length, deepest: run }
   }
 
-  /** Rollouts of the step; with dynamic sampling, groups without spread are replaced by those of later rounds. */
+  /** The rollouts of the step. With dynamic sampling, groups whose rewards are equal are replaced by groups of later rounds. */
   #sample(
     problems: ProblemSource,
     objective: Objective,
@@ -249,7 +249,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return sampleStep(this.ranks, source, this.step, wanted, moving, signal)
   }
 
-  /** The batch of a step, with what the objective must know of its rollouts. */
+  /** The batch of a step, with everything that the objective needs to know of its rollouts. */
   async #gather(
     source: ProblemSource,
     rollouts: readonly Rollout[],
@@ -308,13 +308,13 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     return beliefs
   }
 
-  /** How the model is asked about rollouts beside training on them. */
+  /** What is needed to query the model about rollouts, outside of training. */
   #view(signal: AbortSignal | undefined): ModelsView {
     return { model: this.model, ranks: this.ranks, signal }
   }
 
   /**
-   * This process's shares of logical batches, with what their losses need to know of the sequences.
+   * This process's shares of logical batches, with what their losses need.
    *
    * @param parts the sequences of each logical batch
    */
@@ -349,7 +349,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
   }
 }
 
-/** @throws LoopLMError INVALID_ARGUMENT where the exits of a batch cannot be replayed */
+/** @throws LoopLMError INVALID_ARGUMENT if the exits of a batch cannot be replayed */
 function checkReplay({ exits, mask }: RolloutBatch, operation: string): void {
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (exits === undefined)
@@ -360,7 +360,7 @@ function checkReplay({ exits, mask }: RolloutBatch, operation: string): void {
     )
 }
 
-/** @param exited the tokens left the loops where the gate said so */
+/** @param exited whether tokens exited early, by the gate */
 function batchOf(rollouts: readonly Rollout[], exited: boolean): RolloutBatch {
   const batch: RolloutBatch = {
     sequences: rollouts.map(({ tokens }) => tokens),
@@ -392,7 +392,7 @@ function meanOf(values: readonly number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length)
 }
 
-/** Of predictions, len-1: those in the prompt do not count anyway. */
+/** The mask of the predictions, len-1. Those in the prompt never count. */
 function predictionMask({ tokens, promptLength, mask }: Rollout): Uint8Array {
   const all = new Uint8Array(tokens.length - 1).fill(1)
   if (mask !== undefined) all.set(mask, promptLength - 1)

@@ -1,4 +1,4 @@
-// From rated rollouts to logical batches, and from those to gradients.
+// Turns rated rollouts into logical batches, and those into gradients.
 import { Random } from '../data/random.js'
 import type { LoopLM } from '../model/model.js'
 import type { InputVectors, LossMetrics } from '../model/types.js'
@@ -15,27 +15,30 @@ import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
 import type { LogicalBatch } from './updates.js'
 
-const shuffleStream = 2 ** 16 // above the substreams of rollouts
+const shuffleStream = 2 ** 16 // different from the substreams of rollouts
 const drawStream = 2 ** 17
 
-/** One logical batch: calls of the engine's loss core, or a caller's own objective. */
+/** One logical batch: calls of the engine's loss core, or the caller's own objective. */
 export interface PolicyLoss extends LogicalBatch {
-  /** What the engine computes, one after the other. */
+  /** The engine's calls, in order. */
   passes: EnginePass[]
-  /** An objective that is a function, instead. */
+  /** Set instead if the objective is a function. */
   own?: {
     /** The function. */
     objective: OwnObjective
-    /** What it gets, without the scores. */
+    /** Its argument, without the scores. */
     context: Omit<ObjectiveContext, 'scores'>
-    /** Per sequence len × D: the first state of its tokens, for families that begin with one. */
+    /** Per sequence len × D: the initial state of its tokens, for families that start from one. */
     initialStates?: readonly ArrayLike<number>[]
-    /** Per sequence its vectors in place of embedded tokens. */
+    /** Per sequence the vectors that replace embedded tokens. */
     inputVectors?: readonly (InputVectors | undefined)[]
   }
 }
 
-/** The logical batches of a step, as indices of rollouts: every pass over them, cut into minibatches of whole groups. */
+/**
+ * The logical batches of a step, as indices of rollouts. Every pass over the rollouts is split into minibatches of whole
+ * groups.
+ */
 export function logicalBatches(config: PolicyConfig, step: number, { rewards, groupSize }: RatedBatch): number[][] {
   const { updatesPerRollout, minibatches, seed } = config
   const groups = rewards.length / groupSize
@@ -51,11 +54,11 @@ export function logicalBatches(config: PolicyConfig, step: number, { rewards, gr
   return parts
 }
 
-/** What this process trains of a logical batch. */
+/** The part of a logical batch that this process trains. */
 export interface OwnPart {
   /** The sequences of the whole batch. */
   part: readonly number[]
-  /** Those that this process trains. */
+  /** The sequences that this process trains. */
   own: readonly number[]
 }
 
@@ -111,7 +114,7 @@ function customContext(
   }
 }
 
-/** Adds the gradient of a logical batch to the model's. */
+/** Accumulates the gradient of a logical batch. */
 export async function accumulatePolicyLoss(
   model: LoopLM,
   loss: PolicyLoss,
@@ -135,7 +138,7 @@ export async function accumulatePolicyLoss(
   return { metrics, weight: measured[0]!.responseTokens, sums: ['loss', 'policy_loss', 'lazy_loss'] }
 }
 
-/** Scores, the caller's coefficients, and the backward from them. */
+/** Scores the sequences, calls the caller's function, and runs the backward pass with its coefficients. */
 async function accumulateCustom(
   model: LoopLM,
   batch: PolicyLoss,

@@ -2,16 +2,16 @@ import type { LoopLM } from '../model/model.js'
 import type { CacheType, LogitsContext, RealArray } from '../model/types.js'
 import type { TrainingSequence } from './lessons.js'
 
-/** Of one sequence, summed over the tokens that count. */
+/** Sums over the tokens of one sequence that count. */
 export interface PredictionSum {
   /** Log-probabilities of the tokens. */
   logprob: number
-  /** Tokens that were the most probable ones. */
+  /** How many tokens were the most probable ones. */
   correct: number
 }
 
 /**
- * Sums of the predictions of given tokens, decoded one after the other through a cache: what generation would have said of each. Slow beside
+ * Predicts given tokens one after the other with a cache, exactly as generation would, and sums the results. It is slower than
  * {@link LoopLM.score}, which runs whole sequences without a cache.
  */
 export async function predictCached(
@@ -25,7 +25,7 @@ export async function predictCached(
     const sequence = sequences[index]!
     const position = prompt.length + tokens.length
     const token = sequence.tokens[position]
-    if (token === undefined) return // a longer sequence is not at its end yet
+    if (token === undefined) return // the sequence is complete, but longer ones are not
     if (counts(sequence, position)) sums[index]!.correct += Number(firstLargest(logits) === token)
     const own = logits[token]!
     logits.fill(-Infinity)

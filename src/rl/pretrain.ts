@@ -18,21 +18,27 @@ import type { Prepared } from './trainer.js'
 import type { LogicalBatch } from './updates.js'
 
 /**
- * Sequences to learn, as `update` and `gradients` of {@link PretrainTrainer} take them. Fields of rollouts are ignored, other names are
- * refused; null stands for an absent field.
+ * Sequences to learn, which `update` and `gradients` of {@link PretrainTrainer} accept. Fields of rollouts are ignored. null
+ * means absent. Unknown names are rejected.
  */
 export interface PretrainBatch {
   /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
-  /** Per sequence, how many tokens are given and carry no loss; default 1 each, since the first token has no prediction. */
+  /**
+   * Per sequence, how many tokens are the prompt and carry no loss. Defaults to 1 each, since the first token has no
+   * prediction.
+   */
   promptLengths?: ArrayLike<number>
-  /** Per sequence len-1: 0 where a prediction carries no loss, for example tokens that a tool wrote. */
+  /** Per sequence len-1: 0 for predictions that carry no loss, for example tokens that a tool wrote. */
   mask?: readonly ArrayLike<number>[]
-  /** Per sequence len × D, row-major: the first state of its tokens, for families that begin with one. Default: drawn from `stateSeed`. */
+  /**
+   * Per sequence len × D, row-major: the initial state of its tokens, for families that start from one. By default drawn from
+   * `stateSeed`.
+   */
   initialStates?: readonly ArrayLike<number>[]
   /**
-   * Per sequence its vectors in place of embedded tokens (soft prompts), or undefined, as `score` takes them. `gradients` returns
-   * their gradients, `update` hands them to `onInputVectors`. Stage I alone has them.
+   * Per sequence the vectors that replace embedded tokens (soft prompts), or undefined, as in `score`. `gradients` returns
+   * their gradients, `update` passes them to `onInputVectors`. Only Stage I supports them.
    */
   inputVectors?: readonly (InputVectors | undefined)[]
 }
@@ -41,15 +47,15 @@ export interface PretrainBatch {
 interface PretrainLoss extends LossBatch, LogicalBatch {
   /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
-  /** Response tokens of the whole batch. */
+  /** Number of response tokens of the whole batch. */
   tokens: number
 }
 
 /**
- * Pre-training and supervised fine-tuning of a looped model, Stage I of Ouro (arXiv 2510.25741; math.md §6): the cross-entropy of every
- * loop, expected under the exit distribution, minus `entropyCoefficient` times the entropy of that distribution; the mean over all
- * response tokens of the batch. It teaches the trunk, the head and the gate. With `stage: 2` the gate alone learns to go on exactly while
- * another loop lowers the cross-entropy of the token.
+ * Pre-training and supervised fine-tuning of a looped model, Stage I of Ouro (arXiv 2510.25741; math.md §6). The loss is the
+ * expected cross-entropy of the loops under the exit distribution, minus `entropyCoefficient` times the entropy of that
+ * distribution. It is averaged over all response tokens of the batch, and trains the trunk, the head and the gate. With
+ * `stage: 2` only the gate is trained: it learns to continue as long as another loop lowers the cross-entropy of the token.
  *
  * @example
  * ```ts
@@ -62,9 +68,9 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
   protected readonly fields = ['sequences', 'promptLengths', 'mask', 'initialStates', 'inputVectors'] as const
 
   /**
-   * @param model trained in place
+   * @param model the model to train, in place
    * @param options see {@link PretrainOptions}; `looplm options pretrain` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   * @throws LoopLMError INVALID_CONFIG naming every rejected option
    */
   constructor(model: LoopLM, options: PretrainOptions = {}) {
     const config = parseOptions('PretrainTrainer', pretrainOptions, options)

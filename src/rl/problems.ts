@@ -9,28 +9,34 @@ import { type DatasetRows, openRows, type RowCheck, type RowsDescription } from 
 import type { RolloutConfig, TrainerConfig } from './options.js'
 import type { Problem } from './rollout-record.js'
 
-/** Where a trainer's prompts come from: a task or a dataset. What a step gets depends on the seed and the step alone. */
+/** The source of a trainer's prompts: a task or a dataset. The prompts of a step only depend on the seed and the step. */
 export interface ProblemSource {
   readonly tokenizer: Tokenizer
-  /** Writes conversations. */
+  /** Renders conversations. */
   readonly chat: ChatFormat
-  /** Longest completion in tokens. */
+  /** The longest completion in tokens. */
   readonly maxNewTokens: number
-  /** Tokens that end a completion; the first one ends what is learned. Empty where every completion has `maxNewTokens` tokens. */
+  /**
+   * Tokens that end a completion. The first one is appended to sequences that are learned. Empty if every completion has
+   * `maxNewTokens` tokens.
+   */
   readonly stop: readonly number[]
-  /** Texts that end a completion as well. */
+  /** Strings that also end a completion. */
   readonly stopTexts?: readonly string[]
-  /** Most tokens of a prompt with its completion: `max_position_embeddings` of the model. */
+  /** The most tokens of a prompt and its completion together: the model's `max_position_embeddings`. */
   readonly maxLength: number
-  /** The task whose reward is used when the caller gives none. */
+  /** The task, whose reward is used if the caller sets none. */
   readonly task: Task | undefined
   /** `count` training problems from position `start` on. */
   take(start: number, count: number): Promise<Problem[]>
   /** Up to `count` held-out problems, always the same ones. */
   heldOut(count: number): Promise<Problem[]>
-  /** Reads all rows of a dataset once; undefined for a task. @throws LoopLMError naming the first row that is refused, ABORTED */
+  /**
+   * Reads all rows of a dataset once. Returns undefined for a task.
+   * @throws LoopLMError naming the first row that is rejected, ABORTED
+   */
   describe(check: RowCheck, signal: AbortSignal | undefined): Promise<RowsDescription | undefined>
-  /** How errors name a problem, for example `dataset[3]`. */
+  /** The name of a problem in errors, for example `dataset[3]`. */
   nameOf(problem: Problem): string
 }
 
@@ -39,8 +45,9 @@ const datasetMaxNewTokens = 256
 /**
  * Opens the task or dataset of a trainer's options.
  *
- * @param operation how errors name the trainer
- * @throws LoopLMError INVALID_CONFIG when there is none, both, or no tokenizer, or when the tokenizer has more tokens than the model
+ * @param operation the trainer's name in errors
+ * @throws LoopLMError INVALID_CONFIG if there is none, if there are both, if there is no tokenizer, or if the tokenizer has
+ *   more tokens than the model
  */
 export function openProblems(
   operation: string,
@@ -90,7 +97,10 @@ function openData(operation: string, model: LoopLM, config: Parameters<typeof op
   }
 }
 
-/** The tokenizer of text that a model reads. @throws LoopLMError INVALID_CONFIG when there is none, or it has more tokens than the model */
+/**
+ * Checks the tokenizer for a model's text.
+ * @throws LoopLMError INVALID_CONFIG if there is none, or if it has more tokens than the model
+ */
 export function checkTokenizer(operation: string, model: LoopLM, tokenizer: Tokenizer | undefined, data: string): Tokenizer {
   if (tokenizer === undefined) {
     const message = `tokenizer: a ${data} needs one, and the model has none; pass tokenizer, for example Tokenizer.bytes()`
@@ -101,9 +111,7 @@ export function checkTokenizer(operation: string, model: LoopLM, tokenizer: Toke
   throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 
-/**
- * The problems of a task, in the tokens of a tokenizer that may be another's: a model that was trained on text is asked in its own.
- */
+/** The problems of a task with any tokenizer: a model that was trained on text reads them with its own. */
 export function taskProblems(task: Task, tokenizer: Tokenizer, seed = 0, maxLength = Infinity): ProblemSource {
   return {
     task,

@@ -1,20 +1,20 @@
-// The processes that make a run together: the one place where trainers and evaluations know of them.
+// The processes that share a run. Trainers and evaluations only know of them through this file.
 import { deserialize, serialize } from 'node:v8'
 import { type ErrorCode, LoopLMError, toLoopLMError } from '../errors.js'
 import { largest } from '../extremes.js'
 import type { RealArray } from '../model/types.js'
 import { type World, worldOfLauncher } from '../parallel.js'
 
-/** What a rank tells the others: what it is at, and what came of it. */
+/** What a rank sends to the others: its current operation, and the result or error. */
 interface Outcome {
   operation: string
   value?: unknown
   failed?: { code: ErrorCode; message: string }
 }
 
-const failures = new WeakMap<object, number>() // errors that every process throws, and the rank that they come from
+const failures = new WeakMap<object, number>() // errors that every process throws, and the rank where they occurred
 
-/** The rank that an error comes from which every process throws; undefined: this process alone does. */
+/** The rank where an error occurred that every process throws. undefined if only this process throws it. */
 export function originOf(error: unknown): number | undefined {
   for (let cause = error; typeof cause === 'object' && cause !== null; cause = (cause as { cause?: unknown }).cause) {
     const rank = failures.get(cause)
@@ -24,11 +24,11 @@ export function originOf(error: unknown): number | undefined {
 }
 
 /**
- * This process among those that share a run. All of them call the same methods in the same order; alone, nothing is sent and nothing is
- * copied.
+ * This process among those that share a run. All of them call the same methods in the same order. A single process sends and
+ * copies nothing.
  */
 export class Ranks {
-  /** undefined: this process is alone. */
+  /** undefined: this is the only process. */
   readonly world: World | undefined
   readonly rank: number
   readonly size: number
@@ -43,7 +43,7 @@ export class Ranks {
   /**
    * The processes that a launcher started together with this one.
    *
-   * @param operation names the caller in an error
+   * @param operation names the caller in errors
    */
   static found(operation: string): Ranks {
     return new Ranks(worldOfLauncher(operation))
@@ -54,7 +54,7 @@ export class Ranks {
     return this.rank === 0
   }
 
-  /** Seconds that this process has spent on waiting for others and on telling them. */
+  /** Seconds that this process has spent on waiting for the others and on communication. */
   get waited(): number {
     return this.#waited
   }
@@ -65,12 +65,12 @@ export class Ranks {
   }
 
   /**
-   * Runs an action in every process.
+   * Runs an action in every process and exchanges the results.
    *
-   * @param operation what all of them are at
-   * @param action what it returns must be data: no functions, no instances of classes
-   * @returns what each process has, by rank
-   * @throws LoopLMError in every process alike where one of them fails; PARALLEL where processes are at different operations
+   * @param operation the operation that all processes must be at
+   * @param action its result must be plain data: no functions, no class instances
+   * @returns the result of each process, by rank
+   * @throws LoopLMError the same in every process if one of them fails; PARALLEL if the processes are at different operations
    */
   async all<Value>(operation: string, action: () => Value | Promise<Value>): Promise<Value[]> {
     const { world } = this
@@ -104,7 +104,10 @@ export class Ranks {
     return outcomes.map((outcome, rank) => (rank === this.rank ? value : outcome.value) as Value)
   }
 
-  /** What an action returns here, once it has been carried out in every process. @throws LoopLMError in every process alike */
+  /**
+   * Runs an action in every process. Returns this process's result once all have finished.
+   * @throws LoopLMError the same in every process
+   */
   async each<Value>(operation: string, action: () => Value | Promise<Value>): Promise<Value> {
     let value: Value | undefined
     await this.all(operation, async () => {
@@ -113,39 +116,48 @@ export class Ranks {
     return value as Value
   }
 
-  /** Runs an action in the first process, and then in the others. @throws LoopLMError in every process alike */
+  /**
+   * Runs an action in the first process, and then in the others.
+   * @throws LoopLMError the same in every process
+   */
   async leaderFirst(operation: string, action: () => Promise<void>): Promise<void> {
     await this.each(operation, async () => (this.leads ? action() : undefined))
     await this.each(operation, async () => (this.leads ? undefined : action()))
   }
 
-  /** Refuses processes whose facts differ. @throws LoopLMError PARALLEL in every process, naming the fact and the ranks */
+  /**
+   * Checks that facts are equal in all processes.
+   * @throws LoopLMError PARALLEL in every process, naming the fact and the ranks
+   */
   async agree(facts: () => Readonly<Record<string, string>> | Promise<Readonly<Record<string, string>>>, operation: string) {
     if (this.world !== undefined) await this.world.agree(await facts(), operation)
   }
 
-  /** What an action returns that the first process alone runs. @throws LoopLMError in every process alike */
+  /**
+   * Runs an action in the first process only, and returns its result in all of them.
+   * @throws LoopLMError the same in every process
+   */
   async first<Value>(operation: string, action: () => Value | Promise<Value>): Promise<Value> {
     const values = await this.all(operation, async () => (this.leads ? await action() : undefined))
     return values[0] as Value
   }
 
-  /** Whether something is true in any of the processes. */
+  /** Whether a condition is true in any process. */
   async any(operation: string, is: boolean): Promise<boolean> {
     return (await this.all(operation, () => is)).includes(true)
   }
 
-  /** The largest value of each name. */
+  /** The largest value over the processes, for each name. */
   async most<Values extends Record<string, number>>(operation: string, own: Values): Promise<Values> {
     const all = await this.all(operation, () => own)
     return Object.fromEntries(Object.keys(own).map((name) => [name, largest(all.map((one) => one[name]!))])) as Values
   }
 
   /**
-   * Values of rows that are shared out.
+   * Distributes rows over the processes and collects a value for each.
    *
-   * @param shares the rows of each process; every row belongs to one of them
-   * @param action returns a value for each of this process's rows; not called where it has none
+   * @param shares the rows of each process; every row belongs to exactly one
+   * @param action returns a value for each of this process's rows; not called if it has none
    * @returns a value for each row, in the order of the rows
    */
   async rows<Value>(
@@ -161,7 +173,7 @@ export class Ranks {
     return ordered
   }
 
-  /** The sums of arrays of numbers over the processes, added in the order of the ranks. */
+  /** Sums arrays over the processes, in the order of the ranks. */
   async sumOfArrays(operation: string, own: ReadonlyMap<string, RealArray>): Promise<Map<string, RealArray>> {
     const sums = new Map(own)
     if (this.world === undefined) return sums
@@ -173,7 +185,7 @@ export class Ranks {
     return sums
   }
 
-  /** Every size-th of so many rows, for each process. */
+  /** The rows of each process: rank r gets rows r, r + size, r + 2 · size and so on. */
   strided(count: number): number[][] {
     return Array.from({ length: this.size }, (_, rank) => {
       const own: number[] = []
@@ -183,7 +195,7 @@ export class Ranks {
   }
 }
 
-/** The rank whose error is everybody's: the lowest one, of those that were not merely aborted where there are others. */
+/** The rank whose error all processes throw: the lowest one that failed, preferring errors other than ABORTED. */
 function firstFailure(outcomes: readonly Outcome[]): number | undefined {
   const failed = [...outcomes.keys()].filter((rank) => outcomes[rank]!.failed !== undefined)
   return failed.find((rank) => outcomes[rank]!.failed!.code !== 'ABORTED') ?? failed[0]

@@ -6,7 +6,7 @@ import { MovingAverage } from '../model/looprpt.js'
 import type { LoopLM } from '../model/model.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 
-/** What a policy is compared with: the model as it was at the start, or its moving average. */
+/** The reference of a policy: the starting model, or its moving average. */
 export class ReferenceModel {
   readonly #model: LoopLM
   readonly #runDir: string | undefined
@@ -17,8 +17,8 @@ export class ReferenceModel {
   readonly #writes: boolean
 
   /**
-   * @param runDir where a frozen reference is kept
-   * @param writes whether this process keeps it there
+   * @param runDir the folder that stores a frozen reference
+   * @param writes whether this process writes it there
    */
   constructor(model: LoopLM, runDir: string | undefined, writes: boolean, operation: string) {
     this.#writes = writes
@@ -27,7 +27,7 @@ export class ReferenceModel {
     this.#operation = operation
   }
 
-  /** Makes the reference from the model as it is now, unless there is one. */
+  /** Copies the current model as the reference, unless there is one. */
   async keep(kind: 'frozen' | 'ema' | undefined): Promise<LoopLM | undefined> {
     if (kind === 'ema') await this.#following()
     else if (kind === 'frozen') this.#reference ??= await this.#model.clone()
@@ -35,9 +35,9 @@ export class ReferenceModel {
   }
 
   /**
-   * The reference that a batch without `referenceLogprobs` is compared with.
+   * The reference for a batch without `referenceLogprobs`.
    *
-   * @param updates that were made; a reference that was not kept before them is lost
+   * @param updates number of updates so far; after the first, a reference that was not kept cannot be recovered
    */
   async get(updates: number): Promise<LoopLM> {
     if (this.#reference === undefined && updates > 0) {
@@ -49,12 +49,15 @@ export class ReferenceModel {
     return this.#reference
   }
 
-  /** Takes the average one update further. */
+  /** Updates the moving average after an update of the model. */
   async follow(decay: number): Promise<void> {
     await (await this.#following()).update(decay)
   }
 
-  /** The frozen reference is the model as it is now, or as it was when the run that is resumed began; an average goes on. */
+  /**
+   * Prepares the reference when a run begins or resumes. A frozen reference is the model at the beginning of the run. A moving
+   * average is loaded from the checkpoint.
+   */
   async start(kind: 'frozen' | 'ema' | undefined, checkpoint: string | undefined): Promise<void> {
     const reference = await this.keep(kind)
     if (reference === undefined) return
@@ -69,11 +72,11 @@ export class ReferenceModel {
       await replaceFolder(folder, [(to) => saveTrained(reference, to)])
   }
 
-  /** What a checkpoint holds of it. */
+  /** The files that a checkpoint stores for it. */
   checkpointParts(): FolderPart[] {
     const average = this.#average
     if (average !== undefined) return [(to) => average.save(`${to}/reference.safetensors`)]
-    // a run folder that vanished and was made again lacks the reference, without which its checkpoints could not be resumed
+    // if the run folder vanished and was created again, it lacks the reference, without which its checkpoints cannot be resumed
     const reference = this.#reference
     const folder = resolve(this.#runDir ?? '', 'reference')
     if (reference === undefined || existsSync(folder)) return []

@@ -8,13 +8,13 @@ import { ObjectiveTrainer } from './objective-trainer.js'
 import { PretrainTrainer } from './pretrain.js'
 import { RLTTTrainer } from './rltt.js'
 
-/** A trainer as configuration files, the command line and the documentation know it. */
+/** A trainer, as configuration files, the command line and the documentation use it. */
 interface Entry<Trainer> {
-  /** In headings. */
+  /** The title for headings. */
   title: string
   /** Options that are plain data. */
   schema: z.ZodObject
-  /** @param options those of the schema, with the task, the rewards and the callbacks; checked by the trainer */
+  /** @param options those of the schema, plus the task, the rewards and the callbacks; the trainer checks them */
   create(model: LoopLM, options: object): Trainer
 }
 
@@ -26,7 +26,7 @@ function entry<Trainer>(
   return { title, schema, create: (model, options) => new Class(model, options) }
 }
 
-/** The trainers by the names that configuration files and the command line use. */
+/** The trainers, by their names in configuration files and on the command line. */
 export const trainers = {
   rltt: entry('RLTT', rlttSchema, RLTTTrainer),
   grpo: entry('GRPO', grpoSchema, GRPOTrainer),
@@ -35,7 +35,7 @@ export const trainers = {
   pretrain: entry('Pre-training and fine-tuning', pretrainSchema, PretrainTrainer),
 } as const
 
-/** Name of a trainer in configuration files and on the command line. */
+/** The name of a trainer in configuration files and on the command line. */
 export type TrainerName = keyof typeof trainers
 
 /** The names of all trainers. */

@@ -7,24 +7,24 @@ import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
 import type { Rewards } from './options.js'
 
-/** A completion and what the reward functions see of it. */
+/** A completion, and what reward functions get about it. */
 export interface Completion {
   prompt: string
   completion: string
-  /** Columns of the dataset row or of the task's problem. */
+  /** The columns of the dataset row or of the task's problem. */
   columns: Record<string, unknown>
 }
 
 /** The rewards of completions. */
 export interface ScoredCompletions {
-  /** Weighted sum per completion; null when every reward was null. */
+  /** Weighted sum per completion. null if every reward was null. */
   rewards: (number | null)[]
   /** Scores before weighting, per reward name and completion. */
   byName: Record<string, (number | null)[]>
 }
 
 /**
- * Brings the `reward` option into one form.
+ * Converts the `reward` option to a list.
  *
  * @param rewards a function, a list with names and weights, or functions by name
  * @throws LoopLMError INVALID_CONFIG for an empty list, a repeated name or something that is not a function
@@ -55,18 +55,18 @@ const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<W
 
 /** How reward functions are called. */
 export interface RewardCalls {
-  /** Calls of one function that wait at the same time; default all. */
+  /** How many calls of one function may run at the same time. Defaults to all. */
   concurrency?: number | undefined
-  /** Seconds until a call that has not answered is an error; default 0: never. */
+  /** Seconds after which an unfinished call fails. Defaults to 0: no limit. */
   timeout?: number | undefined
-  /** Ends the wait, and is passed on to the functions. */
+  /** Aborts the calls. It is also passed to the functions. */
   signal?: AbortSignal | undefined
 }
 
 /**
- * Runs every reward function on every completion, asynchronous ones side by side.
+ * Runs every reward function on every completion. Asynchronous functions run concurrently.
  *
- * @throws LoopLMError naming the reward that failed, returned neither a finite number nor null, or did not answer in time; ABORTED
+ * @throws LoopLMError naming the reward that failed, returned neither a finite number nor null, or timed out; ABORTED
  */
 export async function scoreCompletions(
   functions: readonly WeightedReward[],
@@ -87,7 +87,7 @@ export async function scoreCompletions(
 }
 
 /**
- * `rewards/<name>/mean` and `rewards/<name>/std` (unbiased); none for a reward that was null everywhere.
+ * `rewards/<name>/mean` and `rewards/<name>/std` (unbiased). A reward that was always null has no metrics.
  *
  * @param byName scores before weighting, per reward name and completion
  */
@@ -104,7 +104,7 @@ export function rewardMetrics(byName: Readonly<Record<string, readonly (number |
   return metrics
 }
 
-/** The scores of one function, at most `concurrency` calls at a time; the first failure ends the others. */
+/** The scores of one function, with at most `concurrency` calls at a time. The first failure aborts the others. */
 async function scoreWith(
   name: string,
   reward: RewardFunction,
@@ -113,7 +113,7 @@ async function scoreWith(
 ): Promise<(number | null)[]> {
   const operation = `reward ${name}`
   const controller = new AbortController()
-  setMaxListeners(0, controller.signal) // one per waiting call
+  setMaxListeners(0, controller.signal) // one listener per waiting call
   const scores: (number | null)[] = Array(completions.length)
   let next = 0
   const late = () => {
@@ -136,7 +136,7 @@ async function scoreWith(
     controller.signal.throwIfAborted()
     return scores
   } catch (error) {
-    controller.abort(error) // the calls that still wait are told
+    controller.abort(error) // tells the calls that are still running
     throw toLoopLMError(error, operation)
   } finally {
     signal?.removeEventListener('abort', abort)

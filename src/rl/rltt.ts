@@ -6,10 +6,10 @@ import type { RLTTConfig, RLTTOptions } from './options.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 
 /**
- * RLTT, reinforcement learning on the thoughts of every loop (arXiv 2602.10520; math.md §4): the policy gradient of the log-probabilities
- * after each loop, weighted by the probability of leaving there, so that early loops get credit as well.
+ * RLTT, reinforcement learning on the latent thoughts of every loop (arXiv 2602.10520; math.md §4). It is the policy gradient
+ * of the log-probabilities after each loop, weighted by the probability of exiting there, so that early loops get credit too.
  *
- * The constructor reads and writes nothing. `update` and `gradients` need neither task nor reward.
+ * The constructor reads and writes nothing. `update` and `gradients` need no task and no reward.
  *
  * @example
  * ```ts
@@ -19,9 +19,9 @@ import { PolicyGradientTrainer } from './policy-gradient.js'
  */
 export class RLTTTrainer extends PolicyGradientTrainer<RLTTConfig> {
   /**
-   * @param model trained in place
+   * @param model the model to train, in place
    * @param options see {@link RLTTOptions}; `looplm options rltt` lists them
-   * @throws LoopLMError INVALID_CONFIG naming every refused option
+   * @throws LoopLMError INVALID_CONFIG naming every rejected option
    */
   constructor(model: LoopLM, options: RLTTOptions = {}) {
     const config = parseOptions('RLTTTrainer', rlttOptions, options)

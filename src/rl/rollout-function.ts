@@ -1,4 +1,4 @@
-// Rollouts of a caller's own function.
+// Rollouts from the caller's own function.
 import { types } from 'node:util'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
@@ -8,26 +8,26 @@ import { maxReward } from '../tasks/rewards.js'
 import { checkNames, describe } from '../validation/arguments.js'
 import type { Problem, Rollout, RolloutTurn } from './rollout-record.js'
 
-/** What a {@link RolloutFunction} gets beside the problems. */
+/** What a {@link RolloutFunction} gets besides the problems. */
 export interface RolloutContext {
   /** The model to sample from. */
   model: LoopLM
   /** Turns prompts into tokens. */
   tokenizer: Tokenizer
-  /** Counted from 0. */
+  /** The step, counted from 0. */
   step: number
-  /** Follows from the seed of the trainer, the step and the round. */
+  /** A seed that depends on the seed of the trainer, the step and the round. */
   seed: number
   /** Rollouts per problem. */
   groupSize: number
-  /** The options of the trainer for `model.generate`. */
+  /** The trainer's options for `model.generate`. */
   generation: GenerateOptions
   /** Fires when the run is aborted. */
   signal: AbortSignal
 }
 
 /**
- * Makes the rollouts of a step: `groupSize` for each problem, one after the other, problem after problem.
+ * Makes the rollouts of a step: `groupSize` consecutive rollouts for each problem, in the order of the problems.
  *
  * @example
  * ```ts
@@ -66,12 +66,12 @@ const rolloutFields: Readonly<Record<keyof Rollout, true>> = {
   columns: true,
 }
 
-/** What the rollouts of a function must fit. */
+/** Limits for the rollouts of a function. */
 export interface RolloutLimits {
-  /** Rollouts that were asked for. */
+  /** The requested number of rollouts. */
   count: number
   vocabulary: number
-  /** Most tokens of a rollout. */
+  /** The most tokens of a rollout. */
   maxLength: number
 }
 

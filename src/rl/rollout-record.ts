@@ -2,42 +2,42 @@ import type { PromptContent } from '../data/chat-format.js'
 import type { ChatMessage } from '../data/chat-template.js'
 import type { RealArray } from '../model/types.js'
 
-/** A prompt with the columns that reward functions see. */
+/** A prompt with the columns that reward functions get. */
 export interface Problem {
-  /** A text, or the messages of a conversation. */
+  /** A string, or the messages of a conversation. */
   prompt: PromptContent
-  /** What rewards compare with. */
+  /** The expected answer, for rewards that compare. */
   answer?: string
   [column: string]: unknown
 }
 
-/** One completion with what is known of it. */
+/** One completion and its data. */
 export interface Rollout {
-  /** Prompt and response. */
+  /** Token ids of prompt and response. */
   tokens: Int32Array
-  /** How many of `tokens` are prompt. */
+  /** How many of `tokens` are the prompt. */
   promptLength: number
-  /** Per token behind the prompt: 1 where the model wrote it, 0 where the environment did. Absent: all are the model's. */
+  /** Per token after the prompt: 1 if the model wrote it, 0 if the environment did. Absent: the model wrote all. */
   mask?: Uint8Array
-  /** One log-probability per token behind the prompt as the sampler computed it; those of masked tokens are not read. */
+  /** Log-probabilities that the sampler computed, one per token after the prompt. Values of masked tokens are ignored. */
   samplingLogprobs?: RealArray
-  /** The loop each of these tokens was read from, 1-based; those of masked tokens are not read. */
+  /** The loop that each of these tokens was read from, 1-based. Values of masked tokens are ignored. */
   loops?: number[]
-  /** The model's turns as ranges of `tokens`, `end` not included, with their rewards. */
+  /** The model's turns with their rewards, as ranges of `tokens`; `end` is exclusive. */
   turns?: RolloutTurn[]
-  /** Weighted sum of the rewards, of all turns too; null when all were null. */
+  /** Weighted sum of the rewards, including those of all turns. null if all were null. */
   reward: number | null
-  /** Scores by reward, before weighting. */
+  /** Rewards by reward function, before weighting. */
   scores?: Record<string, number | null>
-  /** Whether the response was cut at a length limit. */
+  /** Whether the response was cut off at a length limit. */
   truncated: boolean
-  /** The prompt's text; a conversation as its template writes it. */
+  /** The text of the prompt. A conversation is rendered by its template. */
   prompt?: string
-  /** The response without the token that ended it; of an episode the last turn. */
+  /** The response without the token that ended it. For an episode, its last turn. */
   text: string
-  /** The conversation of an episode whose prompt is one. */
+  /** The conversation of an episode whose prompt is messages. */
   messages?: ChatMessage[]
-  /** The row of the dataset or the problem of the task. */
+  /** The dataset row or the task's problem. */
   columns: Problem
 }
 
@@ -45,8 +45,8 @@ export interface Rollout {
 export interface RolloutTurn {
   /** Index of its first token. */
   begin: number
-  /** Index behind its last token. */
+  /** Index after its last token. */
   end: number
-  /** The reward of this turn alone; null: none. */
+  /** The reward of this turn alone. null if there is none. */
   reward: number | null
 }

@@ -1,4 +1,4 @@
-// The three sources of rollouts: single turns, episodes of an environment, and a caller's own function.
+// The three sources of rollouts: single turns, episodes of an environment, and the caller's own function.
 import { Random } from '../data/random.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
@@ -14,9 +14,9 @@ import { checkRollouts } from './rollout-function.js'
 import type { Problem, Rollout } from './rollout-record.js'
 
 /**
- * The source of a trainer's rollouts, as its options say.
+ * The source of a trainer's rollouts, according to its options.
  *
- * @param rewards those of the options, else of the task; asked for only where they are needed
+ * @param rewards returns those of the options or of the task; only called if they are needed
  */
 export function rolloutSource(
   model: LoopLM,
@@ -29,7 +29,7 @@ export function rolloutSource(
   return singleTurn(model, source, rewards(), config)
 }
 
-/** A problem of a step with its number there. */
+/** A problem of a step and its number in the step. */
 interface Drawn {
   problem: Problem
   group: number
@@ -77,7 +77,7 @@ function rolloutOf(record: EpisodeRecord, columns: Problem): Rollout {
   }
 }
 
-/** Rollouts of a caller's own function. */
+/** Rollouts from the caller's own function. */
 function functionSource(model: LoopLM, source: ProblemSource, config: PolicyConfig): RolloutSource {
   const { groupSize } = config
   return async (step, round, mine, signal = new AbortController().signal) => {
@@ -104,7 +104,7 @@ function functionSource(model: LoopLM, source: ProblemSource, config: PolicyConf
   }
 }
 
-/** Adds the reward functions of the options to rewards that rollouts have already. */
+/** Adds the reward functions of the options to the rewards that rollouts already have. */
 async function addRewards(rollouts: Rollout[], config: PolicyConfig, signal: AbortSignal | undefined): Promise<void> {
   if (config.reward === undefined) return
   const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config

@@ -13,31 +13,31 @@ import { type Completion, rewardMetrics, scoreCompletions } from './rewards.js'
 import type { Problem, Rollout } from './rollout-record.js'
 import { samplingOptions } from './sampling.js'
 
-/** Rollouts, `groupSize` consecutive ones per prompt, and what they took. */
+/** Rollouts, `groupSize` consecutive ones per prompt, and the cost of sampling them. */
 export interface SampledRollouts {
   rollouts: Rollout[]
-  /** Of all that was sampled, what was discarded included. */
+  /** Cost of everything that was sampled, including discarded rollouts. */
   cost: SamplingCost
-  /** What else the source measured. */
+  /** Further metrics of the source. */
   metrics?: Metrics
 }
 
-/** What sampling took. */
+/** The cost of sampling. */
 export interface SamplingCost {
   completions: number
-  /** Prompts included. */
+  /** Including prompts. */
   tokens: number
   seconds: number
 }
 
 /**
- * Where the rollouts of a step come from. Trainers ask for them and know nothing of how text comes about. Several processes sample a round
- * together: each is asked for different groups, and what comes of a group depends on (seed, step, round, number of the group) alone.
+ * Produces the rollouts of a step, so that trainers are independent of how text is generated. Several processes sample a round
+ * together: each samples different groups. A group only depends on (seed, step, round, number of the group).
  *
  * @param step 0-based
- * @param round counted from 0; later rounds of a step bring other problems
- * @param mine the groups to sample, counted over the round
- * @param signal stops between two kernels with ABORTED
+ * @param round counted from 0; later rounds of a step use other problems
+ * @param mine whether this process samples a group; groups count over the round
+ * @param signal aborts between two kernels with ABORTED
  * @returns the rollouts of those groups, in their order
  */
 export type RolloutSource = (
@@ -47,12 +47,13 @@ export type RolloutSource = (
   signal: AbortSignal | undefined,
 ) => Promise<SampledRollouts>
 
-/** Of draws; above those of problems. */
+/** Substream of draws; different from those of problems. */
 export const seedStream = 2 // substreams 0 and 1 of Random(seed, ·) draw the problems of tasks
-export const roundStride = 2 ** 30 // positions of the problems of later rounds: the same step never draws one twice
+// offset between the positions of problems of successive rounds, so that a step never draws a problem twice
+export const roundStride = 2 ** 30
 export const roundStreams = 2 ** 11
 
-/** Samples one completion after another for each prompt of a source, and scores them. */
+/** Samples one completion at a time for each prompt of a source, and scores them. */
 export function singleTurn(
   model: LoopLM,
   source: ProblemSource,
@@ -111,10 +112,10 @@ export function singleTurn(
 }
 
 /**
- * The rollouts of a step. With dynamic sampling, groups that teach nothing are replaced by those of later rounds.
+ * The rollouts of a step. With dynamic sampling, groups without a gradient are replaced by groups of later rounds.
  *
- * @param resample most further rounds
- * @param moving the groups of rollouts that teach something, by their number; asked only with `resample`
+ * @param resample the most additional rounds
+ * @param moving returns the numbers of the groups that have a gradient; only called with `resample`
  */
 export async function sampleStep(
   ranks: Ranks,
@@ -147,7 +148,9 @@ export async function sampleStep(
   return { rollouts, cost, rounds }
 }
 
-/** Says which options of a trainer help where one rollout alone has found no memory, in place of those of generation. */
+/**
+ * Rewrites an out-of-memory error of generation: if a single rollout does not fit, it names the trainer's options that help.
+ */
 function explainMemory(error: unknown): never {
   const { code, message, operation } = toLoopLMError(error)
   if (code !== 'OUT_OF_MEMORY') throw error
@@ -157,7 +160,7 @@ function explainMemory(error: unknown): never {
   throw new LoopLMError('OUT_OF_MEMORY', explained, { operation, cause: error })
 }
 
-/** The rollouts of a round, each group sampled and rewarded by one process, in every process. */
+/** The rollouts of a round. Each group is sampled and rewarded by one process, and every process gets all of them. */
 async function sampleTogether(
   ranks: Ranks,
   source: RolloutSource,
@@ -180,13 +183,17 @@ async function sampleTogether(
   const metrics: Metrics = {}
   for (const { metrics: own = {}, cost } of parts)
     for (const [name, value] of Object.entries(own)) {
-      const weight = name.startsWith('sampling/') ? 1 : cost.completions / completions // counts add up, means are those of all
+      // counts are summed, other metrics are averaged over all completions
+      const weight = name.startsWith('sampling/') ? 1 : cost.completions / completions
       metrics[name] = (metrics[name] ?? 0) + weight * value
     }
   return { rollouts, cost: { completions, tokens: total((cost) => cost.tokens), seconds }, metrics }
 }
 
-/** The metrics of rollouts: rewards and clipped completions of those that are trained on, time and tokens of all that were sampled. */
+/**
+ * The metrics of rollouts: rewards and clipping of the completions that are trained on, time and tokens of everything that was
+ * sampled.
+ */
 export function rolloutMetrics({ rollouts, cost, metrics = {} }: SampledRollouts): Metrics {
   const names = new Set(rollouts.flatMap(({ scores = {} }) => Object.keys(scores)))
   const byName = Object.fromEntries([...names].map((name) => [name, rollouts.map(({ scores }) => scores?.[name] ?? null)]))
@@ -198,7 +205,7 @@ export function rolloutMetrics({ rollouts, cost, metrics = {} }: SampledRollouts
   }
 }
 
-/** Generation options that rollouts and evaluations share: full depth, and where a completion ends. */
+/** Generation options that rollouts and evaluations share: full depth, and the end of a completion. */
 export function generation(source: ProblemSource, maxNewTokens: number | undefined): GenerateOptions {
   return {
     maxNewTokens: maxNewTokens ?? source.maxNewTokens,
@@ -207,7 +214,7 @@ export function generation(source: ProblemSource, maxNewTokens: number | undefin
   }
 }
 
-/** What the reward functions see: the text without the token that ended it. */
+/** What the reward functions get: the text without the token that ended it. */
 export function completionOf(source: ProblemSource, problem: Problem, prompt: EncodedPrompt, result: GenerateResult): Completion {
   const ended = result.finishReason === 'stop' && source.stop.includes(result.tokens.at(-1)!)
   const tokens = ended ? result.tokens.slice(0, -1) : result.tokens
@@ -218,7 +225,7 @@ export function completionOf(source: ProblemSource, problem: Problem, prompt: En
 }
 
 /**
- * How far the sampler's log-probabilities are from those of the training kernels.
+ * The difference between the sampler's log-probabilities and those of the training kernels.
  *
  * @param scored per rollout len-1, last loop
  */

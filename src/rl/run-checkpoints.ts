@@ -25,11 +25,11 @@ import type { TrainerConfig } from './options.js'
 import type { Ranks } from './ranks.js'
 import type { Position } from './updates.js'
 
-/** What a run's checkpoints consist of, and whom they tell. */
+/** The parts of a run that its checkpoints need. */
 export interface CheckpointedParts {
-  /** The trainer as checkpoints call it. */
+  /** The trainer's name in checkpoints. */
   name: string
-  /** How errors name the trainer. */
+  /** The trainer's name in errors. */
   operation: string
   model: LoopLM
   optimizer: AdamW
@@ -37,14 +37,14 @@ export interface CheckpointedParts {
   ranks: Ranks
   position: Position
   selection: BestCheckpoints
-  /** Takes over what the trainer itself keeps in a checkpoint; undefined: the run begins. */
+  /** Loads what the trainer itself stored in a checkpoint. undefined: a new run begins. */
   start(checkpoint: string | undefined): Promise<void>
-  /** What the trainer itself keeps in a checkpoint. */
+  /** The files that the trainer itself stores in a checkpoint. */
   extra(): FolderPart[]
   warn(message: string): void
 }
 
-/** The checkpoint that a run goes on from. */
+/** The checkpoint that a run resumes from. */
 export interface FoundCheckpoint {
   path: string
   state: TrainerState
@@ -53,18 +53,18 @@ export interface FoundCheckpoint {
 /** Begins, resumes and saves the runs of a trainer. */
 export class RunCheckpoints {
   readonly #parts: CheckpointedParts
-  #refused: LoopLMError | undefined // of a resume that was refused when parts of the checkpoint had been taken over
+  #refused: LoopLMError | undefined // the error of a resume that failed after parts of the checkpoint were loaded
 
   constructor(parts: CheckpointedParts) {
     this.#parts = parts
   }
 
-  /** @throws LoopLMError where parts of a damaged checkpoint were taken over and cannot go back */
+  /** @throws LoopLMError if parts of a damaged checkpoint were loaded and cannot be restored */
   checkUsable(): void {
     if (this.#refused !== undefined) throw this.#refused
   }
 
-  /** The checkpoint that the option `resume` asks for. */
+  /** Finds the checkpoint that the option `resume` asks for. */
   async find(): Promise<FoundCheckpoint | undefined> {
     const { runDir, resume, loadBestModelAtEnd } = this.#parts.config
     const { operation, name } = this.#parts
@@ -73,19 +73,19 @@ export class RunCheckpoints {
       throw new LoopLMError('INVALID_CONFIG', message, { operation })
     }
     return this.#parts.ranks.first('resume', async () => {
-      if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is refused later
+      if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is rejected later
       const path = await findCheckpoint(resume, runDir, operation)
       return path === undefined ? undefined : { path, state: await readTrainerState(path, name) }
     })
   }
 
-  /** @throws LoopLMError PARALLEL where processes that train together do not run the same thing */
+  /** @throws LoopLMError PARALLEL if processes that train together do not run the same thing */
   async agree(data: DataDescription): Promise<void> {
     const { ranks, name, config, model, operation } = this.#parts
     await ranks.agree(() => factsOfRun(name, config, model, data), operation)
   }
 
-  /** @throws LoopLMError INVALID_ARGUMENT where a run begins in the folder of another */
+  /** @throws LoopLMError INVALID_ARGUMENT if a new run would begin in the folder of another run */
   async checkFolder(found: FoundCheckpoint | undefined): Promise<void> {
     const { runDir, resume } = this.#parts.config
     if (found !== undefined || runDir === undefined || resume !== false || !this.begins) return
@@ -93,8 +93,8 @@ export class RunCheckpoints {
   }
 
   /**
-   * Begins a run, or takes over all of a checkpoint. Where a part of it is damaged, model and position stay as they were. Optimizer and
-   * teacher cannot go back: a trainer whose optimizer was replaced by then refuses any further use.
+   * Begins a run, or loads a whole checkpoint. If a part of the checkpoint is damaged, model and position stay unchanged.
+   * Optimizer and teacher cannot be restored: a trainer whose optimizer was already replaced rejects any further use.
    */
   async begin(found: FoundCheckpoint | undefined, data: DataDescription): Promise<void> {
     const { ranks, model, operation } = this.#parts
@@ -131,7 +131,7 @@ export class RunCheckpoints {
    * Opens the run's folder at the position of the run.
    *
    * @param given replaces its config.yaml
-   * @returns undefined where the run has none, and in all processes but the first
+   * @returns undefined if the run has no folder, and in all processes but the first
    */
   async openFolder(given: Record<string, unknown> | undefined): Promise<RunFolder | undefined> {
     const { runDir } = this.#parts.config
@@ -154,10 +154,11 @@ export class RunCheckpoints {
   }
 
   /**
-   * Writes the checkpoint of the current step and returns its path: the first process the folder, each its share of the optimizer.
+   * Writes the checkpoint of the current step and returns its path. The first process writes the folder, and each process its
+   * share of the optimizer.
    *
    * @param folder of the first process
-   * @param flush waits there until no metric is lost, so that no checkpoint is newer than its metrics
+   * @param flush resolves when all metrics are safely written, so that no checkpoint is newer than its metrics
    */
   async save(folder: RunFolder | undefined, data: DataDescription, flush: () => Promise<void>): Promise<string> {
     const { ranks, optimizer } = this.#parts
@@ -176,7 +177,7 @@ export class RunCheckpoints {
         const failed = () => {
           throw cause
         }
-        if (!asked) await saveOptimizer(failed).catch(() => {}) // for whom the others wait
+        if (!asked) await saveOptimizer(failed).catch(() => {}) // the other processes wait for this one
         throw cause
       })
     })
@@ -211,14 +212,14 @@ export class RunCheckpoints {
     }
   }
 
-  /** The best evaluation so far, and its checkpoint where there is a run's folder. */
+  /** The best evaluation so far, and its checkpoint if the run has a folder. */
   get best(): { step: number; value: number; path?: string } | undefined {
     const { selection, config } = this.#parts
     const { best } = selection
     return best === undefined || config.runDir === undefined ? best : { ...best, path: checkpointPath(config.runDir, best.step) }
   }
 
-  /** Returns the step whose parameters the model got, or has already; undefined where the best ones are not asked for. */
+  /** Loads the best parameters. Returns their step, or undefined if the option is off or there is no best checkpoint. */
   async loadBest(): Promise<number | undefined> {
     const { best } = this
     const { config, model, position, ranks } = this.#parts
@@ -227,7 +228,7 @@ export class RunCheckpoints {
     return best.step
   }
 
-  /** Whether nothing of the run was made or evaluated yet. */
+  /** Whether the run is still at its beginning, without a step or an evaluation. */
   get begins(): boolean {
     return this.#parts.position.step === 0 && this.#parts.selection.state.evaluated < 0
   }

@@ -12,16 +12,16 @@ import type { TrainerConfig } from './options.js'
 import type { Ranks } from './ranks.js'
 import type { Rollout } from './rollout-record.js'
 
-/** Those that a run with a folder has unless its options say otherwise. */
+/** The default loggers of a run with a folder. */
 const usualLoggers: readonly LoggerName[] = ['jsonl', 'tensorboard', 'report']
 
-/** What a run tells of itself: its callbacks first, then its loggers. Of several processes the first one tells it, the others wait. */
+/** Calls the callbacks and then the loggers of a run. With several processes, the first one calls them and the others wait. */
 export class RunLog {
   readonly #trainer: RunningTrainer
   readonly #options: Pick<TrainerConfig, 'callbacks' | 'loggers'>
   readonly #ranks: Ranks
   #loggers: readonly Logger[] = []
-  /** Warnings that no logger has got yet. */
+  /** Warnings that the loggers have not received yet. */
   readonly #pending: RunNote[] = []
 
   constructor(trainer: RunningTrainer, options: Pick<TrainerConfig, 'callbacks' | 'loggers'>, ranks: Ranks) {
@@ -30,12 +30,12 @@ export class RunLog {
     this.#options = options
   }
 
-  /** Keeps a warning until loggers can be told. */
+  /** Stores a warning until the loggers can receive it. */
   warned(message: string): void {
     this.#pending.push({ type: 'warning', message })
   }
 
-  /** @param folder where the built-in loggers write; without one they do not run */
+  /** @param folder where the built-in loggers write; without a folder they do not run */
   async begin(
     folder: RunFolder | undefined,
     config: Readonly<Record<string, unknown>>,
@@ -53,12 +53,12 @@ export class RunLog {
     })
   }
 
-  /** The rollouts of the step that is being made. */
+  /** Reports the rollouts of the step in progress. */
   async rollouts(rollouts: readonly Rollout[]): Promise<void> {
     await this.#first(() => this.#call('onRollouts', { rollouts }, this.#trainer.step + 1))
   }
 
-  /** @param logged how many completions are written down */
+  /** @param logged how many completions are logged */
   async step(metrics: Metrics, completions: readonly SampledCompletion[], logged: number): Promise<void> {
     await this.#first(async () => {
       await this.#call('onStep', { metrics, completions })
@@ -77,16 +77,16 @@ export class RunLog {
     await this.#first(() => this.#call('onSave', { folder }))
   }
 
-  /** Waits until nothing that was logged can be lost; in the first process alone. */
+  /** Waits until everything that was logged is safely stored. Only in the first process. */
   async flush(): Promise<void> {
     await this.#tell()
     await this.#each('flush', (logger) => logger.flush?.())
   }
 
   /**
-   * Ends the loggers, also of a run that fails; what goes wrong after its error is a warning.
+   * Ends the loggers, also after a failed run. Errors that happen after the run's own error become warnings.
    *
-   * @param failed what the run failed with
+   * @param failed the error of the run
    */
   async end(
     { aborted, ...made }: { metrics: Metrics; aborted: boolean; stoppedEarly: boolean },
@@ -143,7 +143,8 @@ export class RunLog {
       try {
         await call(logger)
       } catch (cause) {
-        if (logger.name !== undefined && Object.hasOwn(builtInLoggers, logger.name)) throw cause // its errors name the file
+        // its errors already name the file
+        if (logger.name !== undefined && Object.hasOwn(builtInLoggers, logger.name)) throw cause
         const operation = `${nameOf(logger, i)}.${method}`
         throw new LoopLMError(toLoopLMError(cause).code, errorMessage(cause), { operation, cause })
       }
@@ -155,7 +156,10 @@ function nameOf(logger: Logger, i: number): string {
   return logger.name === undefined ? `loggers[${i}]` : `logger ${logger.name}`
 }
 
-/** Callbacks may add to metrics. @throws LoopLMError INVALID_ARGUMENT */
+/**
+ * Checks the metrics, because callbacks may add to them.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 function checkMetrics(metrics: Metrics): void {
   const wrong = Object.entries(metrics).find(([, value]) => typeof value !== 'number')
   if (wrong === undefined) return

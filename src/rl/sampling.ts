@@ -5,7 +5,7 @@ import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
 import type { PolicyConfig } from './options.js'
 
-/** How a trainer's options draw the tokens of rollouts; a seed, a signal and lengths are the caller's. */
+/** A trainer's options for sampling rollouts. The caller adds a seed, a signal and lengths. */
 export function samplingOptions(config: PolicyConfig): GenerateOptions {
   const { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, initialState, stateSeed } = config
   const { logitBias, bannedTokens, grammar, loops, speculate } = config
@@ -19,21 +19,21 @@ export function samplingOptions(config: PolicyConfig): GenerateOptions {
   }
 }
 
-/** What answers must be. */
+/** A constraint on responses. */
 export interface Constrained {
   grammar?: GenerateOptions['grammar'] | undefined
 }
 
-/** The grammar of generation options, where there is one. */
+/** Generation options with the grammar, if there is one. */
 export function constrained({ grammar }: Constrained): GenerateOptions {
   return grammar === undefined ? {} : { grammar }
 }
 
 /**
- * The model finds the tokens of a grammar with its own tokenizer.
+ * Checks that the model's tokenizer, which a grammar uses, is that of the data.
  *
  * @param tokenizer of the data
- * @throws LoopLMError INVALID_CONFIG where that is another one
+ * @throws LoopLMError INVALID_CONFIG if it is another one
  */
 export function checkGrammarTokenizer(model: LoopLM, tokenizer: Tokenizer, operation: string): void {
   const own = model.tokenizer
@@ -44,7 +44,7 @@ export function checkGrammarTokenizer(model: LoopLM, tokenizer: Tokenizer, opera
   throw new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 
-/** Where tokens of rollouts leave the loops. */
+/** The exit rule of rollouts. */
 export function rolloutExit({ exit, exitThreshold }: Pick<PolicyConfig, 'exit' | 'exitThreshold'>): ExitRule {
   if (exitThreshold !== undefined) return { rule: 'gate', threshold: exitThreshold }
   return exit ?? { rule: 'fixed' }

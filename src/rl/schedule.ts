@@ -1,23 +1,23 @@
 import { LoopLMError } from '../errors.js'
 
-/** What {@link learningRateAt} needs; the fields of a trainer's configuration. */
+/** The fields of a trainer's configuration that {@link learningRateAt} needs. */
 export interface Schedule {
   schedule: 'constant' | 'linear' | 'cosine'
-  /** Peak, reached after the warm-up. */
+  /** Peak learning rate, reached after the warm-up. */
   learningRate: number
   /** Learning rate at the end of `linear` and `cosine`. */
   minLearningRate: number
-  /** Steps of the whole run. */
+  /** Number of steps of the whole run. */
   steps: number
-  /** Steps of linear warm-up; takes precedence over `warmupRatio`. */
+  /** Number of steps of linear warm-up. Takes precedence over `warmupRatio`. */
   warmupSteps?: number | undefined
-  /** Share of `steps` that is warm-up, rounded up. */
+  /** Warm-up as a fraction of `steps`, rounded up. */
   warmupRatio?: number | undefined
 }
 
 /**
- * The learning rate of a step: linear warm-up from `learningRate / warmup` to `learningRate`, then constant, or falling
- * along a line or half a cosine so that `minLearningRate` would be reached by the step after the last one, where it stays.
+ * The learning rate of a step: linear warm-up from `learningRate / warmup` to `learningRate`, then constant, linear decay or
+ * cosine decay. Decay reaches `minLearningRate` at the step after the last one and stays there.
  *
  * @param schedule the schedule's fields of a configuration
  * @param step 0-based: 0 is the run's first step
@@ -39,11 +39,11 @@ export function learningRateAt(schedule: Schedule, step: number): number {
 }
 
 /**
- * Sets `steps` to what `epochs` come to, where they are given.
+ * Sets `steps` from `epochs`, if `epochs` is set.
  *
- * @param rows of a pass; undefined where the data has no end
- * @param rowsPerStep how many of them a step reads
- * @throws LoopLMError INVALID_CONFIG for epochs of what has no end
+ * @param rows per pass; undefined if the data never ends
+ * @param rowsPerStep how many rows a step reads
+ * @throws LoopLMError INVALID_CONFIG if `epochs` is set and the data never ends
  */
 export function countSteps(
   config: { steps: number; epochs?: number | undefined },

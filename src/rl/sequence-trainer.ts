@@ -20,17 +20,17 @@ import type { Problem } from './rollout-record.js'
 import { type Prepared, Trainer } from './trainer.js'
 import type { LogicalBatch, StepWork } from './updates.js'
 
-/** What the batches of such trainers have. */
+/** The fields that all batches of such trainers have. */
 interface SequenceBatch {
   /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
-  /** Per sequence, how many tokens are given and carry no loss; default 1 each. */
+  /** Per sequence, how many tokens are the prompt and carry no loss. Defaults to 1 each. */
   promptLengths?: ArrayLike<number>
 }
 
 /**
- * Trainers that learn from given tokens: problems of a task with their answers, rows of a dataset, or a corpus of packed text. What a step
- * gets depends on the seed and the step alone.
+ * A trainer that learns from given tokens: problems of a task with their answers, rows of a dataset, or a corpus of packed
+ * text. The data of a step only depends on the seed and the step.
  */
 export abstract class SequenceTrainer<
   Config extends SequenceConfig,
@@ -70,7 +70,7 @@ export abstract class SequenceTrainer<
     const [endToken = null] = stopTokens(this.model, tokenizer)
     const open = (paths: string | readonly string[], name: string, share: number) =>
       Corpus.open(paths, tokenizer, { contextLength, heldOutShare: share, seed, cache: this.#cache(name), signal, endToken })
-    // the first process writes the tokens into the run's folder, where the others find them if they can see it
+    // the first process writes the tokens into the run's folder; the others read them there if they can access it
     await this.ranks.leaderFirst('corpus', async () => {
       this.#corpus ??= await open(corpus, 'corpus', evalCorpus === undefined ? heldOutShare : 0)
       if (evalCorpus !== undefined) this.#evalCorpus ??= await open(evalCorpus, 'evalCorpus', 1)
@@ -99,7 +99,7 @@ export abstract class SequenceTrainer<
     throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
   }
 
-  /** Text and datasets are predicted token by token; tasks are asked. */
+  /** Evaluates text and datasets by predicting their tokens, and tasks by answering them. */
   protected override async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
     const { evalProblems, evalLoops, task, evalDataset, reward } = this.config
     if (task !== undefined || (this.#corpus === undefined && evalDataset === undefined)) return super.evaluateData(signal)
@@ -135,7 +135,7 @@ export abstract class SequenceTrainer<
     return { ...taken, promptLengths }
   }
 
-  /** Lessons that are conversations are asked without their last message. */
+  /** Held-out problems to answer. Of a conversation, the last message is removed. */
   protected override get questions(): ProblemSource {
     const source = this.problems
     const lessons = new Map<Problem, Problem>()
@@ -151,12 +151,12 @@ export abstract class SequenceTrainer<
     }
   }
 
-  /** What of a row is learned. */
+  /** What is learned from a row. */
   protected get lessons(): LessonOptions {
     return {}
   }
 
-  /** The fields of a batch that have a meaning. */
+  /** The fields of a batch that the trainer uses. */
   protected abstract readonly fields: readonly (keyof Batch & string)[]
   protected abstract override prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
 

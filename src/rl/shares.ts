@@ -1,26 +1,26 @@
-// Who trains which sequences of a logical batch.
+// Distributes the sequences of a logical batch over the processes.
 import { largest, smallest } from '../extremes.js'
 import type { TokenSequence } from '../model/types.js'
 
-/** A sequence that is to be trained on, as far as its cost goes. */
+/** A sequence to train on, with its cost in tokens. */
 export interface CostedRow {
-  /** Its number among all. */
+  /** Its index in the batch. */
   row: number
   prompt: number
   response: number
-  /** Sequences of one group have one prompt, which a process computes once. */
+  /** Sequences of a group share one prompt, which a process computes once. */
   group: number
 }
 
-/** Who trains what. */
+/** The distribution of sequences over processes. */
 export interface Shares {
-  /** The rows of each rank, in growing order. */
+  /** The rows of each rank, ascending. */
   rows: number[][]
-  /** Tokens that the busiest rank trains, over the mean of all; 1: balanced. */
+  /** Tokens of the busiest rank divided by the mean. 1 means balanced. */
   imbalance: number
 }
 
-/** The shares of some sequences of a batch, and what is known of them as a whole. */
+/** Distributes some sequences of a batch, and returns what is known about all of them. */
 export function sharesOf(
   size: number,
   batch: { sequences: readonly TokenSequence[]; promptLengths: ArrayLike<number>; groupSize: number },
@@ -36,8 +36,8 @@ export function sharesOf(
 }
 
 /**
- * Shares sequences out so that every rank trains about the same number of tokens: whole groups, or where that balances better, groups that
- * are cut where one rank's share ends and the next one's begins.
+ * Distributes sequences so that every rank trains about the same number of tokens. Groups stay whole, unless splitting groups
+ * between two neighbouring ranks gives a better balance.
  */
 export function balancedShares(size: number, rows: readonly CostedRow[]): Shares {
   if (size === 1) return { rows: [rows.map(({ row }) => row)], imbalance: 1 }
@@ -54,7 +54,7 @@ export function balancedShares(size: number, rows: readonly CostedRow[]): Shares
 
 type Parts = CostedRow[][]
 
-/** What each part costs: responses, and each prompt once. */
+/** The cost of each part in tokens: all responses, and each prompt once. */
 function tokensOf(parts: Parts): number[] {
   return parts.map((part) => {
     const groups = new Set<number>()
@@ -66,7 +66,7 @@ function tokensOf(parts: Parts): number[] {
   })
 }
 
-/** The next largest group goes to whoever has the least so far (Graham, 1969). */
+/** Gives the next largest group to the rank with the fewest tokens so far (Graham, 1969). */
 function longestFirst(size: number, rows: readonly CostedRow[]): Parts {
   const byGroup = new Map<number, CostedRow[]>()
   for (const row of rows) {
@@ -87,7 +87,7 @@ function longestFirst(size: number, rows: readonly CostedRow[]): Parts {
   return parts
 }
 
-/** In their order, each rank as many as fit into the smallest room with which there is a place for all. */
+/** Fills the ranks in order, each up to the smallest capacity with which all rows fit (found by bisection). */
 function cutInOrder(size: number, rows: readonly CostedRow[]): Parts {
   let [low, high] = [0, rows.reduce((sum, { prompt, response }) => sum + prompt + response, 0)]
   while (low < high) {

@@ -3,7 +3,7 @@ import { LoopLMError } from '../errors.js'
 import { nextTurn, turnIsOver } from '../turns.js'
 import { checkNumber } from '../validation/arguments.js'
 
-/** Where a share or a mean lies with the given confidence. */
+/** A confidence interval of a proportion or a mean. */
 export interface Interval {
   /** Lower end. */
   low: number
@@ -12,12 +12,12 @@ export interface Interval {
 }
 
 /**
- * The interval of Wilson (1927) for a share: it stays within 0 and 1 and is right for few trials and for shares near the ends, where the
- * normal approximation is not.
+ * Wilson's interval (1927) for a proportion. It stays within 0 and 1. It is also valid for few trials and for proportions near
+ * 0 or 1, where the normal approximation fails.
  *
  * @param successes a number from 0 to `trials`
  * @param trials at least 1, independent of each other
- * @param confidence between 0 and 1; default 0.95
+ * @param confidence between 0 and 1; defaults to 0.95
  * @throws LoopLMError INVALID_ARGUMENT
  *
  * @example
@@ -37,8 +37,8 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
 }
 
 /**
- * The percentile bootstrap (Efron, 1979) of a mean: between which values the mean lies when the values are drawn again, with replacement.
- * For several samples per problem, give the mean of each problem: problems are what an evaluation draws at random.
+ * The percentile bootstrap interval (Efron, 1979) of a mean: the range of the mean when the values are resampled with
+ * replacement. With several samples per problem, pass the mean of each problem, because an evaluation draws problems at random.
  *
  * @param values at least one finite number
  * @throws LoopLMError INVALID_ARGUMENT
@@ -51,13 +51,13 @@ export function wilsonInterval(successes: number, trials: number, confidence = 0
 export async function bootstrapInterval(
   values: ArrayLike<number>,
   options: {
-    /** How often such an interval holds the mean, between 0 and 1; default 0.95. */
+    /** Confidence level, between 0 and 1. Defaults to 0.95. */
     confidence?: number
-    /** How often the values are drawn again; default 1000. */
+    /** How often the values are resampled. Defaults to 1000. */
     resamples?: number
-    /** Seed of the draws; default 0. */
+    /** Seed of the draws. Defaults to 0. */
     seed?: number
-    /** Weights of the values in each mean, one per value and more than 0; default all alike. */
+    /** Weights of the values in each mean, one per value and more than 0. Defaults to equal weights. */
     weights?: ArrayLike<number>
   } = {},
 ): Promise<Interval> {
@@ -92,8 +92,9 @@ export async function bootstrapInterval(
 }
 
 /**
- * pass@k: the probability that of k samples at least one is right, estimated without bias from n ≥ k samples of a problem, of which c are
- * right: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1). The mean over problems is what is reported.
+ * pass@k: the probability that at least one of k samples is right. This is the unbiased estimate from n ≥ k samples of a
+ * problem, of which c are right: 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1). Usually the mean over
+ * problems is reported.
  *
  * @param correct c, from 0 to `samples`
  * @param samples n
@@ -111,7 +112,7 @@ export function passAtK(correct: number, samples: number, k: number): number {
   checkNumber(correct, 'correct', { min: 0, max: samples, integer: true }, operation)
   checkNumber(k, 'k', { min: 1, max: samples, integer: true }, operation)
   if (samples - correct < k) return 1
-  let allWrong = 1 // the product form of the paper: no binomial overflows
+  let allWrong = 1 // product form of the paper, which avoids overflow of binomials
   for (let i = samples - correct + 1; i <= samples; i++) allWrong *= 1 - k / i
   return 1 - allWrong
 }
@@ -120,7 +121,7 @@ export function passAtK(correct: number, samples: number, k: number): number {
  * avg@k: the mean score of the first k samples of each problem, over all problems.
  *
  * @param scores per problem, one per sample
- * @param k from 1 to the number of samples; default all of them
+ * @param k from 1 to the number of samples; defaults to all
  * @throws LoopLMError INVALID_ARGUMENT
  *
  * @example
@@ -145,9 +146,9 @@ function checkConfidence(confidence: number, operation: string): number {
   return checkNumber(confidence, 'confidence', { above: 0, below: 1 }, operation)
 }
 
-/** The value below which a standard normal variable lies with probability p ≥ 1/2, by bisection of {@link normalCdf}. */
+/** The quantile of the standard normal distribution for p ≥ 1/2, by bisection of {@link normalCdf}. */
 function normalQuantile(p: number): number {
-  let [low, high] = [0, 8.3] // beyond, the probability is 1 in double precision
+  let [low, high] = [0, 8.3] // above 8.3 the probability is 1 in double precision
   for (let i = 0; i < 60; i++) {
     const middle = (low + high) / 2
     if (normalCdf(middle) < p) low = middle
@@ -156,7 +157,10 @@ function normalQuantile(p: number): number {
   return (low + high) / 2
 }
 
-/** Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), Marsaglia, J. Stat. Softw. 11(4), 2004. All terms are positive: nothing cancels. */
+/**
+ * Φ(x) = 1/2 + φ(x) (x + x³/3 + x⁵/(3·5) + …), Marsaglia, J. Stat. Softw. 11(4), 2004. All terms are positive, so there
+ * is no cancellation.
+ */
 function normalCdf(x: number): number {
   let sum = x
   let term = x

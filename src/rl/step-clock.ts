@@ -1,7 +1,7 @@
 import type { Metrics } from './events.js'
 import type { Ranks } from './ranks.js'
 
-/** Times a step, and what its processes spent on each other. */
+/** Measures the time of a step, and how much of it its processes spent on communication. */
 export class StepClock {
   readonly #ranks: Ranks
   readonly #began = performance.now()
@@ -14,7 +14,7 @@ export class StepClock {
     this.#sent = ranks.world?.bytesSent ?? 0
   }
 
-  /** @param work what the step had to do */
+  /** @param work the size of the step's work */
   async read(work: { tokens: number; portions: readonly { imbalance: number }[] }): Promise<Metrics> {
     const { world } = this.#ranks
     const seconds = (performance.now() - this.#began) / 1000

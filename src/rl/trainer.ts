@@ -39,57 +39,57 @@ import { type LogicalBatch, type Portion, type Position, type StepWork, Updates 
 
 /** Options of `update`. */
 export interface UpdateOptions {
-  /** Receives ∂L/∂ the batch's `inputVectors`, one array per sequence in the form of its values. */
+  /** Called with ∂L/∂ the batch's `inputVectors`: one array per sequence in the layout of its values. */
   onInputVectors?: (gradients: RealArray[]) => void
 }
 
-/** What the batches of all trainers have. */
+/** The fields that the batches of all trainers have. */
 interface GivenBatch {
   /** Token ids, at least two each. */
   sequences: readonly TokenSequence[]
-  /** Per sequence its vectors in place of embedded tokens. */
+  /** Per sequence the vectors that replace embedded tokens. */
   inputVectors?: readonly (InputVectors | undefined)[]
 }
 
-/** What `gradients` of a trainer resolves to. */
+/** The result of a trainer's `gradients`. */
 export interface BatchGradients {
   /** The loss of the batch. */
   loss: number
-  /** Of every trained parameter by its published name, in the shape of the parameter, row-major. */
+  /** The gradient of every trained parameter by its published name, in the shape of the parameter, row-major. */
   gradients: Map<string, RealArray>
-  /** Of the vectors of the batch, one array per sequence in the form of its values. */
+  /** The gradients of the batch's `inputVectors`: one array per sequence in the layout of its values. */
   inputVectors: RealArray[]
 }
 
-/** What a run is told beside the trainer's options. */
+/** Options of `run`, besides the trainer's options. */
 interface RunOptions {
   /** Ends the run after the current step. */
   signal?: AbortSignal | undefined
-  /** Written to config.yaml in place of the options. */
+  /** Written to config.yaml instead of the options. */
   config?: Record<string, unknown> | undefined
 }
 
-/** This process's share of a logical batch as the engine takes it, with what is already known about the whole. */
+/** This process's share of a logical batch in the form that the engine takes, and metrics measured so far. */
 export interface Prepared<Loss = LossBatch> {
-  /** The loss of the batch, or of the part that this process computes. */
+  /** The loss of the batch, or of the share that this process computes. */
   portion: Portion<Loss>
-  /** Numbers that were measured meanwhile. */
+  /** Metrics that were measured meanwhile. */
   metrics: Metrics
 }
 
-/** A run that is under way. */
+/** A running run. */
 interface OpenRun {
   data: DataDescription
   folder: RunFolder | undefined
   log: RunLog
   begin(): Promise<void>
-  /** Step of the newest checkpoint of the folder; -1: none. */
+  /** Step of the newest checkpoint in the folder. -1: none. */
   saved: number
 }
 
 /**
- * What all trainers share: the loop of a run over steps, evaluations and checkpoints. A subclass says which loss is minimised and where
- * its batches come from.
+ * What all trainers share: the loop over steps, evaluations and checkpoints. A subclass defines the loss and the source of
+ * batches.
  */
 export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenBatch, Loss extends LogicalBatch = LossBatch> {
   /** The model that is trained. */
@@ -98,11 +98,11 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   readonly config: Readonly<Config>
   /** The optimizer of the model. */
   readonly optimizer: AdamW
-  /** The trainer as configuration files and checkpoints call it. */
+  /** The trainer's name in configuration files and checkpoints. */
   readonly name: string
   /** The processes that train together. */
   protected readonly ranks: Ranks
-  /** What a run tells its user that is no error. */
+  /** Warnings for the user. */
   protected readonly advice = new Advice((message) => this.warn(message))
   readonly #position: Position = { step: 0, tokens: 0, skippedUpdates: 0 }
   readonly #selection: BestCheckpoints
@@ -111,7 +111,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   readonly #checkpoints: RunCheckpoints
   readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
-  #log: RunLog | undefined // of the run that is under way
+  #log: RunLog | undefined // log of the current run
 
   constructor(name: string, model: LoopLM, config: Config) {
     checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', new.target.name)
@@ -148,26 +148,27 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     })
   }
 
-  /** Steps made so far. */
+  /** Number of steps so far. */
   get step(): number {
     return this.#position.step
   }
 
-  /** The evaluation with the best `metricForBestModel` so far, and its checkpoint where there is a `runDir`. */
+  /** The evaluation with the best `metricForBestModel` so far, and its checkpoint if `runDir` is set. */
   get best(): BestEvaluation | undefined {
     return this.#checkpoints.best
   }
 
   /**
-   * Makes one optimizer step on a given batch, at the learning rate that the schedule has for the current step. The batch is read before
-   * the call returns its promise. Calls of `update` and `gradients` on one model, also by several trainers, are carried out one after the
-   * other in the order in which they were made. Gradients that were accumulated on the model before play no part and are forgotten. Of
-   * several processes all give the same batch, and share the work.
+   * Makes one optimizer step on a given batch, with the schedule's learning rate for the current step. The batch is read before
+   * the call returns its promise. Calls of `update` and `gradients` on one model run one after the other in the order of the
+   * calls, even from several trainers. Gradients that were accumulated on the model before are discarded. With several
+   * processes, all pass the same batch and share the work.
    *
-   * @param options.onInputVectors called with the gradients of the batch's `inputVectors`, one array per sequence in the form of its values
+   * @param options.onInputVectors called with the gradients of the batch's `inputVectors`, one array per sequence in the layout
+   *   of its values
    * @returns `loss`, `grad_norm` (before clipping), `learning_rate` and the other metrics
-   * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field of the batch; NON_FINITE naming step and parameter, with
-   *   the parameters unchanged
+   * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the field of the batch; NON_FINITE naming step and parameter,
+   *   with the parameters unchanged
    */
   async update(batch: Batch, options: UpdateOptions = {}): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
@@ -186,9 +187,9 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   }
 
   /**
-   * The loss of a batch and its gradients before clipping. Parameters, optimizer and the trainer's step stay as they are. The model's
-   * own gradients are the place of the computation: what `model.backward` had accumulated there is zero afterwards, so read
-   * `model.gradients()` before. Calls wait for each other as those of `update` do.
+   * The loss of a batch and its gradients before clipping. Parameters, optimizer and the trainer's step do not change. The
+   * computation uses the model's own gradients: they are zero afterwards, so read what `model.backward` accumulated first.
+   * Calls run one after the other, like those of `update`.
    *
    * @throws LoopLMError as `update` does
    */
@@ -204,17 +205,17 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   }
 
   /**
-   * Trains for `steps` steps on the data of the options and yields what happens. A model without a tokenizer gets that of the data. With a
-   * `runDir`, metrics, completions and checkpoints are written, the last one when the run ends, is aborted, or when the loop over its events
-   * is left with `break` or an error; the abort takes effect between steps, or while sampling, scoring or evaluating. The folder is locked
-   * meanwhile. An iterator that is dropped without `return()` gives it back when it is collected, when `run` is called again, or with
-   * `dispose`.
+   * Trains for `steps` steps on the data of the options and yields events. A model without a tokenizer gets the tokenizer of
+   * the data. If `runDir` is set, metrics, completions and checkpoints are written. The last checkpoint is written when the run
+   * ends or is aborted, or when the loop over its events exits by `break` or an error. An abort takes effect between steps, or
+   * during sampling, scoring or evaluating. The folder is locked during the run. If an iterator is dropped without `return()`,
+   * the folder is unlocked when the iterator is garbage-collected, when `run` is called again, or by `dispose`.
    *
    * @param options.signal ends the run after the current step
-   * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted; without it the
-   *   options are written there, unless the file exists
-   * @throws LoopLMError INVALID_CONFIG when there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when the run's
-   *   folder cannot be written, INVALID_ARGUMENT when another run trains in it
+   * @param options.config replaces config.yaml of `runDir` once the run, or the checkpoint that it resumes from, is accepted;
+   *   without it the options are written there, unless the file exists
+   * @throws LoopLMError INVALID_CONFIG if there is nothing to train on, NON_FINITE naming step and tensor, INVALID_FILE when
+   *   the run's folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
   run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
     const { runDir } = this.config
@@ -229,7 +230,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     const { steps } = this.config
     let metrics: Metrics = {}
     let error: { cause: unknown } | undefined
-    let left = true // the caller has left the loop over the events
+    let left = true // whether the caller has left the loop over the events
     try {
       await run.begin()
       for (;;) {
@@ -265,11 +266,11 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   /**
    * Answers held-out problems of the task, or rows of `evalDataset`, with several loop counts.
    *
-   * @param options.problems default `evalProblems`
-   * @param options.loops loop counts; default `evalLoops`, else 1 to the model's
-   * @param options.samples answers to each problem; default `evalSamples`
-   * @param options.temperature default `evalTemperature`, else 0 for one sample and 1 for several
-   * @returns per loop count the mean reward, which is the accuracy when rewards are 0 and 1, with its interval
+   * @param options.problems number of problems; defaults to `evalProblems`
+   * @param options.loops loop counts; defaults to `evalLoops`, else to 1 up to the model's
+   * @param options.samples responses per problem; defaults to `evalSamples`
+   * @param options.temperature defaults to `evalTemperature`, else to 0 for one sample and 1 for several
+   * @returns per loop count the mean reward, which is the accuracy if rewards are 0 and 1, with its interval
    *
    * @example
    * ```ts
@@ -283,63 +284,71 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return this.#evaluations.answer(source, () => this.rewardFunctions(source), options, how)
   }
 
-  /** Gives the optimizer's memory back, and the folder of a run that was not ended; the model stays. */
+  /** Frees the optimizer's memory and unlocks the folder of an unfinished run. The model stays usable. */
   dispose(): void {
     this.#ongoing.release()
     this.optimizer.dispose()
   }
 
-  /** `using trainer = …` disposes at the end of the block. */
+  /** `using trainer = …` disposes the trainer at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
 
-  /** Adds the gradient of a share of a logical batch to the model's. @param last to be called before the last backward pass of it */
+  /**
+   * Accumulates the gradient of a share of a logical batch.
+   * @param last must be called before its last backward pass
+   */
   protected abstract accumulate(loss: Loss, last: () => Promise<void>): Promise<Measured>
-  /** The parameters that an optimizer step changes; undefined: all. */
+  /** The names of the parameters that an optimizer step changes. undefined: all. */
   protected get trained(): readonly string[] | undefined {
     return undefined
   }
-  /** Rows of the data that a step reads. */
+  /** How many rows of the data a step reads. */
   protected abstract get rowsPerStep(): number
-  /** Longest completion, where the options say so. */
+  /** The longest completion, if the options set it. */
   protected abstract readonly maxNewTokens: number | undefined
-  /** A copy of what the trainer knows of a caller's batch, its sequences checked; made before anything is awaited. */
+  /**
+   * Copies the fields of a caller's batch that the trainer knows, and checks its sequences. Called before anything is awaited.
+   */
   protected abstract take(batch: Batch, operation: string): Batch
-  /** Turns what `take` made of a batch into the engine's. */
+  /** Converts the result of `take` to the engine's form. */
   protected abstract prepare(batch: Batch, operation: string): Promise<Prepared<Loss>>
-  /** Finds the batches of the current step. */
+  /** Prepares the batches of the current step. */
   protected abstract work(signal: AbortSignal | undefined): Promise<StepWork<Loss>>
   /** Scores completions. */
   protected abstract rewardFunctions(source: ProblemSource): readonly WeightedReward[]
-  /** Answers held-out problems in place of single completions; undefined: it does not. */
+  /** Answers held-out problems instead of generating single completions. undefined: single completions. */
   protected answerer?(source: ProblemSource): Answerer | undefined
-  /** Opens what the run trains on. */
+  /** Opens the data that the run trains on. */
   protected async openData(signal: AbortSignal | undefined): Promise<DataDescription> {
     const rows = { problemOf: (row: Problem) => this.problemOf(row), read: (row: Problem) => this.readRow(row) }
     return describeProblems(this.problems, rows, signal)
   }
-  /** What is wrong with a row of the dataset, or undefined. */
+  /** What is wrong with a row of the dataset. undefined if nothing. */
   protected problemOf(row: Problem): string | undefined {
     return promptProblem(row)
   }
-  /** Turns a row into tokens, as a step will. @throws LoopLMError INVALID_ARGUMENT naming row and field */
+  /**
+   * Tokenizes a row, as a step will.
+   * @throws LoopLMError INVALID_ARGUMENT naming row and field
+   */
   protected async readRow(row: Problem): Promise<void> {
     await encodePrompt(this.problems, row)
   }
-  /** One evaluation's metrics, those of `evalTasks` apart. */
+  /** The metrics of one evaluation, without those of `evalTasks`. */
   protected async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
     return answersProblems(this.config) ? evaluationMetrics(await this.evaluate({ signal })) : {}
   }
-  /** Refuses what `evaluateData` would refuse, before anything is trained. */
+  /** Rejects, before training, what `evaluateData` would reject. */
   protected async checkEvaluations(): Promise<void> {
     if (answersProblems(this.config)) await this.#evaluations.read(this.problems, (row) => this.readRow(row))
   }
-  /** Called once before a run's first step, with the checkpoint it resumes from. */
+  /** Called once before a run's first step, with the checkpoint that it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
   /** Called after every optimizer step. */
   protected async afterUpdate(): Promise<void> {}
-  /** What a checkpoint holds beside the model, the optimizer and the state. */
+  /** The files of a checkpoint besides the model, the optimizer and the state. */
   protected checkpointParts(): FolderPart[] {
     return []
   }
@@ -350,17 +359,17 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return this.#problems
   }
 
-  /** Whose held-out problems are answered. */
+  /** The source whose held-out problems are answered. */
   protected get questions(): ProblemSource {
     return this.problems
   }
 
-  /** Tells `onRollouts` what a step is about to be trained on. */
+  /** Passes the rollouts to `onRollouts` before the step trains on them. */
   protected async rolloutsMade(rollouts: readonly Rollout[]): Promise<void> {
     await this.#log?.rollouts(rollouts)
   }
 
-  /** Tells the user something that is no error. */
+  /** Warns the user. */
   protected warn(message: string): void {
     if (!this.ranks.leads) return
     const { onWarning } = this.config
@@ -369,7 +378,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     else onWarning(message)
   }
 
-  /** Evaluates and records; undefined when it was aborted, in which case a resumed run does it again. */
+  /** Evaluates and records. Returns undefined if it was aborted; a resumed run then evaluates again. */
   async #evaluateStep({ data, log }: OpenRun, signal: AbortSignal | undefined): Promise<Metrics | undefined> {
     const { step } = this
     const evaluate = () => this.#evaluations.evaluate(step, () => this.evaluateData(signal), data.tokenizer, signal)
@@ -380,7 +389,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return metrics
   }
 
-  /** One step of a run with its records; undefined when sampling was aborted. */
+  /** Makes and records one step of a run. Returns undefined if sampling was aborted. */
   async #runStep(
     { log }: OpenRun,
     signal: AbortSignal | undefined,
@@ -393,7 +402,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   }
 
   async #makeStep(signal: AbortSignal | undefined) {
-    if (await this.ranks.any('begin', signal?.aborted === true)) return undefined // while it waited
+    if (await this.ranks.any('begin', signal?.aborted === true)) return undefined // aborted while it waited
     const clock = new StepClock(this.ranks)
     const work = await unlessAborted(this.ranks, signal, () => this.work(signal)).catch((cause: unknown) => {
       const { code, message } = toLoopLMError(cause)
@@ -411,7 +420,10 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return { metrics, completions, logged }
   }
 
-  /** Writes a checkpoint where one is due, and returns its path. @param ends the run ends here */
+  /**
+   * Writes a checkpoint if one is due, and returns its path.
+   * @param ends whether the run ends here
+   */
   async #save(run: OpenRun, ends: boolean): Promise<string | undefined> {
     const { step } = this
     const { saveEvery } = this.config
@@ -424,37 +436,40 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return path
   }
 
-  /** How a run that has ended came to its end. */
+  /** How the run ended. */
   get #how(): { aborted: boolean; stoppedEarly: boolean } {
     const short = this.step < this.config.steps
     const stoppedEarly = short && this.#selection.exhausted
     return { aborted: short && !stoppedEarly, stoppedEarly }
   }
 
-  /** A run that ended by itself may give the model its best parameters. */
+  /** Loads the best parameters into the model if the run completed and its options ask for it. */
   async #loadBest(): Promise<void> {
     if (this.#how.aborted) return
     const loaded = await this.#exclusively(() => this.#checkpoints.loadBest())
     this.advice.fallen(this.#selection.falls(), loaded)
   }
 
-  /** Ends what records the run. @param failed what it failed with */
+  /**
+   * Ends the loggers of the run.
+   * @param failed the error of the run
+   */
   async #end({ log }: OpenRun, metrics: Metrics, failed: { cause: unknown } | undefined): Promise<void> {
     await log.end({ ...this.#how, metrics }, failed, (message) => this.warn(message))
     this.#log = undefined
   }
 
-  /** Gives the model the adapter of the options, unless it has it. */
+  /** Adds the adapter of the options to the model, unless it already has it. */
   async #adapt(): Promise<void> {
     this.#checkpoints.checkUsable()
     await addTrainedAdapter(this.model, this.config, this.constructor.name)
   }
 
-  /** Resumes and opens the run's folder. */
+  /** Resumes, and opens the run's folder. */
   async #open(signal: AbortSignal | undefined, config: RunOptions['config']): Promise<OpenRun> {
     const { runDir, evalEvery } = this.config
     const log = new RunLog(this, this.config, this.ranks)
-    this.#log = log // warnings from here on belong to the run
+    this.#log = log // later warnings belong to the run
     const found = await this.#checkpoints.find()
     await this.#exclusively(() => this.ranks.each('adapter', () => this.#adapt()))
     await this.#checkpoints.checkFolder(found)
@@ -477,18 +492,21 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     return { data, folder, log, begin, saved: resumed ? this.step : -1 }
   }
 
-  /** What a run does to the model or reads of it as a whole, not in the middle of another trainer's step. */
+  /** Runs an action on the whole model, but never in the middle of another trainer's step. */
   #exclusively<Result>(action: () => Promise<Result>): Promise<Result> {
     return exclusively(this.model, `${this.constructor.name}.run`, action)
   }
 }
 
-/** Tasks and datasets are asked questions; a dataset without held-out rows only where there is nothing else to ask. */
+/**
+ * Whether evaluations answer problems of the task or dataset. A dataset without held-out rows is only used if there are no
+ * `evalTasks`.
+ */
 function answersProblems({ task, evalDataset, evalTasks }: TrainerConfig): boolean {
   return task !== undefined || evalDataset !== undefined || evalTasks === undefined
 }
 
-/** By sequence of a batch, the gradients of its vectors in all processes; what has no gradient has zeros. */
+/** The gradients of a batch's vectors in all processes, by sequence. Sequences without a gradient get zeros. */
 async function vectorGradients(
   model: LoopLM,
   ranks: Ranks,
@@ -504,7 +522,10 @@ async function vectorGradients(
   return [...(await ranks.sumOfArrays(operation, named)).values()]
 }
 
-/** A batch whose sequences the model can read. @throws LoopLMError INVALID_ARGUMENT naming the sequence that is too long */
+/**
+ * Checks that the model has enough positions for the sequences of a batch.
+ * @throws LoopLMError INVALID_ARGUMENT naming the sequence that is too long
+ */
 function readable<Batch extends { sequences: readonly TokenSequence[] }>(batch: Batch, model: LoopLM, operation: string): Batch {
   for (const [i, { length }] of batch.sequences.entries()) {
     const problem = positionProblem(`sequences[${i}]`, length, model.config.max_position_embeddings)
@@ -513,13 +534,16 @@ function readable<Batch extends { sequences: readonly TokenSequence[] }>(batch: 
   return batch
 }
 
-/** A model without a tokenizer gets that of the data, so that it is saved and generates with what it was trained on. */
+/**
+ * Gives a model without a tokenizer that of the data, so that it generates with, and is saved with, the tokenizer that it was
+ * trained on.
+ */
 function takeTokenizer(model: LoopLM, tokenizer: DataDescription['tokenizer'], { chatTemplate }: TrainerConfig): void {
   if (model.tokenizer === undefined || chatTemplate?.template !== undefined) model.tokenizer = tokenizer
   else if (!model.namesEndTokens) model.takeSpecialTokens(tokenizer)
 }
 
-/** What an action returns; undefined when the signal ended it, here or in another process. */
+/** The result of an action. undefined if the signal aborted it, here or in another process. */
 async function unlessAborted<Result>(
   ranks: Ranks,
   signal: AbortSignal | undefined,

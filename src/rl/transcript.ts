@@ -4,32 +4,32 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { opensThought } from '../data/tool-calls.js'
 import { LoopLMError } from '../errors.js'
 
-/** What a model reads behind its turn. */
+/** What a model reads after its turn. */
 export interface Continuation {
-  /** What comes behind the tokens so far; of a conversation that was encoded again, all of it. */
+  /** The tokens to append. If the conversation was encoded again, all of its tokens. */
   tokens: number[]
-  /** The template writes earlier turns differently, and `tokens` are those of the whole conversation. */
+  /** Whether the template rendered earlier turns differently, so that `tokens` is the whole conversation. */
   reencoded: boolean
 }
 
-/** The tokens of prompts by their text: the episodes of a group begin at the same one, which is encoded once. */
+/** Cache of the tokens of prompts by text. The episodes of a group start from the same prompt, which is encoded once. */
 export type EncodedPrompts = Map<string, number[]>
 
 /**
- * A conversation as tokens that grow turn by turn. The tokens of the model's turns stay as they were sampled; what comes between them is
- * encoded alone.
+ * A conversation as tokens that grow turn by turn. The tokens of the model's turns stay as sampled. The text between them is
+ * encoded separately.
  */
 export class Transcript {
   readonly promptTokens: number[]
   readonly promptText: string
-  /** The conversation so far; undefined behind a string prompt. */
+  /** The conversation so far. undefined if the prompt is a string. */
   messages: ChatMessage[] | undefined
   readonly #tokenizer: Tokenizer
   readonly #render: (messages: readonly ChatMessage[]) => string
   readonly #reencode: boolean
-  #text = '' // rendered so far
+  #text = '' // the text rendered so far
 
-  /** @param render writes a conversation that goes on with a turn of the model */
+  /** @param render renders a conversation, followed by the start of a turn of the model */
   constructor(
     tokenizer: Tokenizer,
     prompt: string | readonly ChatMessage[],
@@ -48,11 +48,11 @@ export class Transcript {
     this.messages = [...prompt]
     this.#text = render(this.messages)
     this.promptText = this.#text
-    const key = `messages ${this.#text}` // a text alone gets the special tokens as well
+    const key = `messages ${this.#text}` // plain text also gets the tokenizer's special tokens
     this.promptTokens = once(encoded, key, () => this.#encode(this.#text))
   }
 
-  /** The same conversation, which may go on otherwise. */
+  /** A copy of the conversation, which can continue differently. */
   copy(): Transcript {
     const copy = new Transcript(this.#tokenizer, '', { render: this.#render, reencode: this.#reencode }, undefined, this)
     if (this.messages !== undefined) copy.messages = [...this.messages]
@@ -61,10 +61,10 @@ export class Transcript {
   }
 
   /**
-   * What the model reads behind a turn.
+   * What the model reads after a turn.
    *
    * @param results of the tools that it called
-   * @throws LoopLMError INVALID_ARGUMENT when the template writes earlier turns differently, unless `reencode` is set
+   * @throws LoopLMError INVALID_ARGUMENT if the template renders earlier turns differently, unless `reencode` is set
    */
   next(turn: SampledTurn, results: readonly ToolMessage[], reply: string | readonly ChatMessage[] | undefined): Continuation {
     if (this.messages === undefined) return { tokens: this.#nextText(results, reply), reencoded: false }
@@ -80,7 +80,7 @@ export class Transcript {
     return tokens === undefined ? this.#rewritten(before + turn.text, whole) : { tokens, reencoded: false }
   }
 
-  /** The last turn, behind which nothing comes. */
+  /** Adds the last turn, after which nothing follows. */
   end(turn: SampledTurn, results: readonly ToolMessage[]): void {
     this.messages?.push({ role: 'assistant', content: turn.text }, ...results)
   }
@@ -118,7 +118,7 @@ function once(encoded: EncodedPrompts, key: string, encode: () => number[]): num
   return known
 }
 
-/** The answer of a tool in a conversation. */
+/** The result of a tool in a conversation. */
 export interface ToolMessage extends ChatMessage {
   role: 'tool'
   name: string

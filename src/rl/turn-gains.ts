@@ -3,14 +3,14 @@ import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { Problem, Rollout } from './rollout-record.js'
 
-const sequencesPerCall = 64 // bounds the scores that are held at once
+const sequencesPerCall = 64 // bounds the memory for scores
 
 /**
- * What each turn gains in the belief that the gold answer is right (IGPO, arXiv 2510.14967): b_k is the geometric mean of the probabilities
- * of the tokens of the column `answer`, teacher-forced where turn k begins, and turn k gains φ(b_{k+1}) - φ(b_k). The last turn, which answers,
- * gains nothing; nor does a turn of a row without an answer.
+ * The gain of each turn in the belief that the gold answer is right (IGPO, arXiv 2510.14967). b_k is the geometric mean of the
+ * probabilities of the tokens of the column `answer`, teacher-forced at the start of turn k. Turn k gains φ(b_{k+1}) -
+ * φ(b_k). The last turn, which answers, gains nothing, and neither do turns of a row without an answer.
  *
- * @param spec.prefix what the model would write before the answer
+ * @param spec.prefix text that the model would write before the answer
  * @returns per rollout one number per turn
  */
 export async function turnGains(

@@ -11,25 +11,25 @@ import type { Ranks } from './ranks.js'
 import { learningRateAt } from './schedule.js'
 import type { StepClock } from './step-clock.js'
 
-/** How far a trainer has come. */
+/** The progress of a trainer. */
 export interface Position {
-  /** Steps made so far. */
+  /** Number of steps so far. */
   step: number
   /** Tokens sampled or read, prompts included. */
   tokens: number
-  /** Optimizer steps that had nothing to learn from. */
+  /** Number of optimizer steps that were skipped because nothing had a gradient. */
   skippedUpdates: number
 }
 
 /** This process's share of a logical batch, the batch of one optimizer step. */
 export interface Portion<Loss = LossBatch> {
-  /** With the norms of the whole batch; undefined: this process has none of its sequences. */
+  /** The loss, normalized for the whole batch. undefined: this process has none of its sequences. */
   loss: Loss | undefined
-  /** Sequences with a gradient in the whole batch; with 0 the update is skipped. */
+  /** Number of sequences with a gradient in the whole batch. If it is 0 the update is skipped. */
   sequences: number
   /** Their tokens, prompts included. */
   tokens: number
-  /** Tokens of the busiest process over the mean of all. */
+  /** Tokens of the busiest process divided by the mean. */
   imbalance: number
 }
 
@@ -37,36 +37,39 @@ export interface Portion<Loss = LossBatch> {
 export interface StepWork<Loss = LossBatch> {
   /** One logical batch per optimizer step. */
   portions: Portion<Loss>[]
-  /** Numbers that were measured while the step was prepared. */
+  /** Metrics that were measured while the step was prepared. */
   metrics: Metrics
   /** Tokens sampled or read, prompts included. */
   tokens: number
-  /** All completions of the step, none where nothing was sampled. */
+  /** All completions of the step. Empty if nothing was sampled. */
   completions: readonly SampledCompletion[]
-  /** How many of them are written to completions.jsonl. */
+  /** How many completions are written to completions.jsonl. */
   logged: number
 }
 
-/** A logical batch, whatever its trainer makes of it. */
+/** The fields that every trainer's logical batch has. */
 export interface LogicalBatch {
   /** Token ids, prompt and response. */
   sequences: readonly TokenSequence[]
-  /** Which sequences of the caller's batch they are; absent: all. */
+  /** The indices of these sequences in the caller's batch. Absent: all. */
   rows?: readonly number[]
-  /** Per sequence ∂L/∂ its input vectors, once its gradient was accumulated. */
+  /** Per sequence ∂L/∂ its input vectors, set once its gradient was accumulated. */
   vectorGradients?: RealArray[]
 }
 
-/** What {@link Updates} needs of a trainer. */
+/** What {@link Updates} needs from a trainer. */
 export interface Learner<Loss> {
   readonly model: LoopLM
   readonly optimizer: AdamW
   readonly config: TrainerConfig
   readonly advice: Advice
   readonly ranks: Ranks
-  /** Adds the gradient of a share of a logical batch to the model's. @param last called before the last backward pass of it, where that is one */
+  /**
+   * Accumulates the gradient of a share of a logical batch.
+   * @param last called before its last backward pass, if there is one
+   */
   accumulate(loss: Loss, last: () => Promise<void>): Promise<Measured>
-  /** The parameters that an optimizer step changes; undefined: all. */
+  /** The names of the parameters that an optimizer step changes. undefined: all. */
   trained(): readonly string[] | undefined
   /** Called after every optimizer step. */
   afterUpdate(): Promise<void>
@@ -107,7 +110,7 @@ export class Updates<Loss extends LogicalBatch> {
     }
   }
 
-  /** The loss of a batch and its gradients; the model's own are zero before and afterwards. */
+  /** The loss of a batch and its gradients. The model's own gradients are zero before and afterwards. */
   async gradients(portion: Portion<Loss>, operation: string): Promise<{ loss: number; gradients: Map<string, RealArray> }> {
     const { model, ranks } = this.#learner
     await model.zeroGradients()
@@ -123,7 +126,7 @@ export class Updates<Loss extends LogicalBatch> {
     }
   }
 
-  /** One optimizer step; none when no sequence of the batch has a gradient. */
+  /** Makes one optimizer step, or none if no sequence of the batch has a gradient. */
   async #optimize(portion: Portion<Loss>, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
     const { model, advice } = this.#learner
     const step = this.#position.step + 1
@@ -147,8 +150,8 @@ export class Updates<Loss extends LogicalBatch> {
   }
 
   /**
-   * Gradients and step. Those of several processes travel while the backward pass goes on: a process that fails takes part in the exchange
-   * nevertheless, and all of them throw its error.
+   * Computes gradients and makes the step. With several processes, gradients are exchanged during the backward pass. A process
+   * that fails still takes part in the exchange, so that all throw its error.
    */
   async #step({ loss }: Portion<Loss>, learningRate: number): Promise<{ gradNorm: number; metrics: Metrics & { loss: number } }> {
     const { optimizer, ranks } = this.#learner
@@ -163,7 +166,7 @@ export class Updates<Loss extends LogicalBatch> {
     return { metrics: sharedMetrics(all.filter((one) => one !== undefined)), ...stepped() }
   }
 
-  /** Adds the gradient of this process's share to the model's. */
+  /** Accumulates the gradient of this process's share. */
   async #accumulate(
     loss: Loss | undefined,
     last: () => Promise<void> | undefined = () => undefined,
@@ -182,7 +185,7 @@ export class Updates<Loss extends LogicalBatch> {
   }
 }
 
-/** What an action has returned, or throws what it has thrown. */
+/** Runs an action. Returns a function that returns its result or throws its error. */
 async function outcomeOf<Value>(action: () => Promise<Value>): Promise<(() => Value) & { failed: boolean }> {
   try {
     const value = await action()

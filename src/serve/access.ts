@@ -1,11 +1,11 @@
-// Who may call: API keys, names of this machine, and web pages of other origins.
+// Who may send requests: API keys, names of this machine, and web pages of other origins.
 import { createHash, timingSafeEqual } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { HttpError } from './http-error.js'
 import { isLoopback } from './options.js'
 
 /**
- * Whether a request may be answered: it has the key or, where none is set, is addressed to this machine.
+ * Checks that a request has the key or, if no key is set, is addressed to this machine.
  *
  * @param authority host and port that the request is addressed to
  * @throws HttpError 401 or 403
@@ -25,13 +25,13 @@ export function authorize(
       headers: { 'www-authenticate': 'Bearer' },
     })
   }
-  // A web page whose host name was pointed at this machine shows itself by that name.
+  // If a web page's host name was pointed at this machine (DNS rebinding), the request carries that name.
   const named = (authority ?? host).replace(/:\d+$/, '')
   if (isLoopback(named)) return
   throw new HttpError(403, `host ${named.slice(0, 200)} is not this machine; set an API key to serve under other names`)
 }
 
-/** Answers a browser's question whether a page may call; true when that was the request. */
+/** Adds CORS headers and answers preflight requests. Returns true if the request was a preflight. */
 export function crossOrigin(request: IncomingMessage, response: ServerResponse, corsOrigins: readonly string[]): boolean {
   const { origin } = request.headers
   if (origin === undefined || !(corsOrigins.includes('*') || corsOrigins.includes(origin))) return false

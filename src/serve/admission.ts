@@ -1,10 +1,10 @@
 import { HttpError } from './http-error.js'
 
-/** A sequence's place: granted at once or in turn, and given back when the sequence ends. */
+/** A sequence's slot: granted immediately or in turn, and released when the sequence ends. */
 export interface Place {
   /** Resolves when the sequence may run; rejects with the signal's reason. */
   granted: Promise<void>
-  /** Gives the place back, whether it was granted or not. May be called twice. */
+  /** Releases the slot, whether it was granted or not. May be called twice. */
   release(): void
 }
 
@@ -13,15 +13,15 @@ interface Waiting {
 }
 
 /**
- * Lets a bounded number of sequences run and a bounded number wait, in the order in which they came. All sequences of a request are
- * taken in or none is.
+ * Bounds the number of running and of waiting sequences. Sequences run in the order of their arrival. Either all sequences of a
+ * request are admitted or none.
  */
 export class Admission {
   running = 0
   readonly maxRunning: number
   readonly maxWaiting: number
   readonly #queue: Waiting[] = []
-  #meanSeconds = 1 // of a sequence, moving average
+  #meanSeconds = 1 // duration of a sequence, moving average
 
   constructor(maxRunning: number, maxWaiting: number) {
     this.maxRunning = maxRunning
@@ -33,9 +33,9 @@ export class Admission {
   }
 
   /**
-   * Takes the sequences of one request in.
+   * Admits the sequences of one request.
    *
-   * @throws HttpError 429 with Retry-After when there is no room, 400 when there never is
+   * @throws HttpError 429 with Retry-After if there is no room now, 400 if there never is
    */
   admit(sequences: number, signal: AbortSignal): Place[] {
     const room = this.maxRunning + this.maxWaiting
@@ -68,7 +68,7 @@ export class Admission {
         resolve()
       }
     })
-    granted.catch(() => {}) // the request may have failed before it awaits this place
+    granted.catch(() => {}) // the request may fail before it awaits this slot
     if (signal.aborted) leave()
     else signal.addEventListener('abort', leave)
     const release = () => {

@@ -12,7 +12,10 @@ import type { Metrics } from './prometheus.js'
 import type { EmbeddingRequest } from './request.js'
 import { embeddingAnswer, type TokenReport, type Usage, usageOf } from './responses.js'
 
-/** Computes answers: the sequences of all requests in the model's own batch, those that are scored or embedded in separate batches. */
+/**
+ * Computes responses. Generated sequences of all requests share the scheduler's batch. Sequences that are scored or embedded
+ * run in separate batches.
+ */
 export class Answers {
   readonly #served: Served
   readonly #settings: ServerSettings
@@ -32,7 +35,7 @@ export class Answers {
     this.#vectors = new Batches(settings.prefillTokens, (sequences, options) => model.embed(sequences, options))
   }
 
-  /** What the scheduler counts; 0 before the first request. */
+  /** A counter of the scheduler. 0 before the first request. */
   count(name: 'cachedTokens' | 'passes' | 'passRows' | 'drafted' | 'accepted'): number {
     return this.#scheduler?.stats()[name] ?? 0
   }
@@ -41,7 +44,7 @@ export class Answers {
     this.#scheduler?.dispose()
   }
 
-  /** Answers in one piece. */
+  /** Sends the response as one JSON object. */
   async whole(plan: Plan, controller: AbortController): Promise<object> {
     const readers = plan.choices.map((_, index) => new ChoiceReader(index, plan.parts?.()))
     const choices: object[] = []
@@ -51,7 +54,7 @@ export class Answers {
     return plan.format.whole(choices, usage(plan, readers))
   }
 
-  /** Answers with events. */
+  /** Sends the response as server-sent events. */
   async stream(plan: Plan, response: ServerResponse, controller: AbortController): Promise<void> {
     const { format, includeUsage } = plan
     const send = (value: object) => sendEvent(response, JSON.stringify(includeUsage ? { usage: null, ...value } : value))
@@ -69,10 +72,10 @@ export class Answers {
   }
 
   /**
-   * Runs all sequences of a request; the first that fails ends the others, and all have ended when this returns or throws. A sequence does
-   * not wait for the client: what that has not read yet lies in memory, and the place is another's.
+   * Runs all sequences of a request. The first failure ends the others, and all have ended when this returns or throws. A
+   * sequence does not wait for the client: unread output stays in memory, and the sequence's slot becomes free.
    *
-   * @param changed called when a choice has something new
+   * @param changed called when a choice has new output
    */
   async #run(
     plan: Plan,
@@ -83,7 +86,7 @@ export class Answers {
     const { signal } = controller
     const places = this.#admission.admit(plan.choices.length, signal)
     const start = performance.now()
-    const echoes = new Map<TokenSequence, Promise<readonly TokenReport[]>>() // choices of one prompt share its scores
+    const echoes = new Map<TokenSequence, Promise<readonly TokenReport[]>>() // choices of the same prompt share its scores
     const run = async (index: number): Promise<void> => {
       const { prompt, options, echo } = plan.choices[index]!
       const reader = readers[index]!
@@ -142,7 +145,7 @@ export class Answers {
     return this.#scheduler.add(prompt, { ...options, speculate })
   }
 
-  /** What the model says of the tokens of a prompt, each given those before it. */
+  /** The log-probability of each token of a prompt, given the tokens before it. */
   async #score(prompt: TokenSequence, settings: ScoreSettings, signal: AbortSignal): Promise<TokenReport[]> {
     const first: TokenReport = { token: prompt[0]!, logprob: null, alternatives: null }
     const rest = prompt.length < 2 ? [] : await this.#scores.add(prompt, settings, signal)
@@ -176,7 +179,7 @@ export class Answers {
       const vectors = await Promise.all(sequences.map((sequence) => this.#vectors.add(sequence, options, signal)))
       return embeddingAnswer(request.model, vectors, request.encoding_format === 'base64', promptTokens)
     } catch (error) {
-      controller.abort(error) // the others of this request need not run
+      controller.abort(error) // the other sequences of this request need not run
       throw error
     } finally {
       place!.release()
@@ -185,7 +188,7 @@ export class Answers {
 }
 
 function usage({ choices, promptTokens }: Plan, readers: readonly ChoiceReader[]): Usage {
-  const cached = new Map<TokenSequence, number>() // choices of one prompt share it: it counts once, as the first one found it
+  const cached = new Map<TokenSequence, number>() // choices of the same prompt share it; it counts once, for the first choice
   for (const [i, { prompt }] of choices.entries()) {
     cached.set(prompt, Math.min(cached.get(prompt) ?? Infinity, readers[i]!.cachedTokens))
   }

@@ -9,8 +9,8 @@ interface Job<Result> {
 }
 
 /**
- * Puts sequences of all requests together that wait for the same computation: one batch runs at a time, of the sequences that came first
- * and of others with their settings, up to a number of tokens.
+ * Batches sequences of all requests that wait for the same computation. One batch runs at a time. It holds the sequences that
+ * arrived first and others with the same settings, up to a number of tokens.
  */
 export class Batches<Settings, Result> {
   readonly #compute: (sequences: TokenSequence[], settings: Settings) => Promise<readonly Result[]>
@@ -19,15 +19,15 @@ export class Batches<Settings, Result> {
   #running = false
 
   /**
-   * @param maxTokens of a batch, unless one sequence has more: answers under way wait for it
-   * @param compute one result per sequence
+   * @param maxTokens the most tokens of a batch (a single longer sequence is allowed); generation waits while it runs
+   * @param compute returns one result per sequence
    */
   constructor(maxTokens: number, compute: (sequences: TokenSequence[], settings: Settings) => Promise<readonly Result[]>) {
     this.#maxTokens = maxTokens
     this.#compute = compute
   }
 
-  /** @returns the result of the sequence; rejects with the signal's reason when it fires */
+  /** @returns the result of the sequence; rejects with the signal's reason if it fires */
   add(sequence: TokenSequence, settings: Settings, signal: AbortSignal): Promise<Result> {
     return new Promise((resolve, reject) => {
       const unwatch = whenAborted(signal, () => {
@@ -48,7 +48,7 @@ export class Batches<Settings, Result> {
       }
       if (signal.aborted) return
       this.#waiting.add(job)
-      queueMicrotask(() => this.#drive()) // what is added in one go runs together
+      queueMicrotask(() => this.#drive()) // sequences that are added in the same tick run together
     })
   }
 
@@ -82,7 +82,7 @@ export class Batches<Settings, Result> {
       for (const [i, job] of batch.entries()) job.resolve(results[i]!)
     } catch (error) {
       if (batch.length === 1) batch[0]!.reject(error)
-      else for (const job of batch) await this.#run([job]) // one that fails does not fail the others
+      else for (const job of batch) await this.#run([job]) // run them one by one, so that one failure does not fail the others
     }
   }
 }

@@ -2,36 +2,36 @@ import type { AnswerParts, ToolCallStream } from '../data/tool-calls.js'
 import type { GenerateChunk } from '../model/types.js'
 import type { Echo, Piece } from './responses.js'
 
-/** Collects what a sequence makes until it is sent. */
+/** Collects the output of a sequence until it is sent. */
 export class ChoiceReader {
-  /** Of every token so far. */
+  /** The loop of every token so far. */
   readonly loops: number[] = []
-  /** Tokens of the prompt that the cache had. */
+  /** Number of prompt tokens that came from the cache. */
   cachedTokens = 0
   readonly #index: number
   readonly #parts: ToolCallStream | undefined
   #piece: Piece
   #called = false
 
-  /** @param parts takes thoughts and calls out of the text; without it all is text */
+  /** @param parts separates thoughts and tool calls from the text; without it everything is text */
   constructor(index: number, parts: ToolCallStream | undefined) {
     this.#index = index
     this.#parts = parts
     this.#piece = emptyPiece(index)
   }
 
-  /** Nothing more is wanted. */
+  /** Whether the choice needs no more tokens. */
   get complete(): boolean {
     return this.#piece.finishReason !== null || this.#parts?.complete === true
   }
 
-  /** There is something to send; not while a character or a mark is incomplete. */
+  /** Whether there is something to send. false while a character or a tag is incomplete. */
   get ready(): boolean {
     const { echo, text, reasoning, calls, finishReason } = this.#piece
     return echo !== undefined || text !== '' || reasoning !== '' || calls.length > 0 || finishReason !== null
   }
 
-  /** Puts the prompt in front. */
+  /** Puts the prompt before the response. */
   repeat(echo: Echo): void {
     this.#piece.echo = echo
   }
@@ -48,12 +48,12 @@ export class ChoiceReader {
     this.#piece.finishReason = (finishReason === 'stop' && this.#called ? 'tool_calls' : finishReason) ?? null
   }
 
-  /** Ends a choice for which nothing is generated. */
+  /** Ends a choice that generates nothing. */
   end(): void {
     this.#piece.finishReason = 'length'
   }
 
-  /** What is new since the last time. */
+  /** The output since the last call. */
   take(): Piece {
     const piece = this.#piece
     this.#piece = emptyPiece(this.#index)

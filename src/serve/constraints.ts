@@ -1,19 +1,19 @@
-// What an answer must be, as rules: JSON for `response_format`, calls for `tool_choice` and for tools with `strict`.
+// Constraints of a response as grammar rules: JSON for `response_format`, calls for `tool_choice` and for tools with `strict`.
 import { LoopLMError } from '../errors.js'
 import { type SchemaRules, schemaRules, sharedRules } from '../grammar/json-schema.js'
 import { literalText } from '../grammar/regex.js'
 import { HttpError } from './http-error.js'
 import type { ChatRequest } from './request.js'
 
-/** A text that writes no mark, such as `<tool_call>`: behind "<" no "t" comes. */
+/** Text without a tag such as `<tool_call>`: "<" is never followed by "t". */
 const freeRules = ['free ::= ([^<] | "<" [^t<])*', 'thought ::= [^<]* "</think>" [\\n]{0,2}']
 
 /**
- * The rules that an answer follows, or undefined when it is free.
+ * The grammar rules of a response, or undefined if it is unconstrained.
  *
- * @param thinking whether the answer begins inside a thought, which is free up to its end
+ * @param thinking whether the response begins inside a thought, which is unconstrained up to its end
  * @param calls whether the template shows the tools
- * @throws HttpError 400 naming the field whose schema has no rules
+ * @throws HttpError 400 naming the field whose schema cannot be converted
  */
 export function constraintOf(request: ChatRequest, thinking: boolean, calls: boolean): string | undefined {
   const rules: string[] = []
@@ -43,7 +43,7 @@ function answerRules({ response_format: format }: ChatRequest): SchemaRules {
   return rulesOf(format.json_schema.schema ?? {}, 'a', 'response_format.json_schema.schema')
 }
 
-/** A call of each tool, or of the one that is named, in the form that templates of Qwen and Hermes show. */
+/** The rules of a call of any tool, or of the named one, in the format that templates of Qwen and Hermes show. */
 function callRules(request: ChatRequest, named: string | undefined, use: (rules: SchemaRules) => string): string[] {
   const tools = [...(request.tools ?? []).entries()].filter(([, tool]) => named === undefined || tool.function.name === named)
   if (tools.length === 0) {

@@ -1,4 +1,4 @@
-// What is computed for POST requests, by path: a new endpoint is its schema in request.ts, and an entry here.
+// The handlers of POST requests, by path. A new endpoint needs its schema in request.ts, and an entry here.
 import type { ServerResponse } from 'node:http'
 import type { Answers } from './answers.js'
 import { sendJson } from './http.js'
@@ -6,19 +6,22 @@ import { type Plan, planChat, planCompletion, type Served } from './plan.js'
 import type { Metrics } from './prometheus.js'
 import { parseChat, parseCompletion, parseEmbedding } from './request.js'
 
-/** One request that is computed. */
+/** A request that is being computed. */
 export interface Call {
   served: Served
   answers: Answers
   metrics: Metrics
-  /** As it was parsed from JSON. */
+  /** The body, parsed from JSON. */
   body: unknown
   response: ServerResponse
-  /** Ends the request when the client leaves or it takes too long. */
+  /** Ends the request if the client disconnects or the request takes too long. */
   controller: AbortController
 }
 
-/** Answers by path. @throws HttpError or LoopLMError */
+/**
+ * The handlers by path.
+ * @throws HttpError or LoopLMError
+ */
 export const endpoints: Readonly<Record<string, (call: Call) => Promise<void>>> = {
   '/v1/completions': async (call) => generate(call, await planCompletion(call.served, parseCompletion(call.body))),
   '/v1/chat/completions': async (call) => generate(call, await planChat(call.served, parseChat(call.body))),

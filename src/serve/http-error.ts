@@ -1,6 +1,6 @@
 import { LoopLMError } from '../errors.js'
 
-/** What an OpenAI client finds below `error` in a refusal. */
+/** The field `error` of an error response in OpenAI's format. */
 export interface ErrorBody {
   message: string
   type: string
@@ -9,7 +9,7 @@ export interface ErrorBody {
   code: string | null
 }
 
-/** A request that is answered with a fitting status. */
+/** An error that is sent with an HTTP status. */
 export class HttpError extends Error {
   readonly status: number
   readonly param: string | null
@@ -28,7 +28,7 @@ export class HttpError extends Error {
     this.headers = details.headers ?? {}
   }
 
-  /** The body in OpenAI's form. */
+  /** The body in OpenAI's format. */
   get body(): { error: ErrorBody } {
     return { error: { message: this.message, type: errorType(this.status), param: this.param, code: this.code } }
   }
@@ -40,7 +40,10 @@ function errorType(status: number): string {
   return status < 500 ? 'invalid_request_error' : 'server_error'
 }
 
-/** What the client is told about anything thrown. Only what it can mend is told in full; the rest is for the log. */
+/**
+ * Converts any error to the one that the client gets. Only errors that the client can fix are sent in full; the others go to
+ * the log.
+ */
 export function toHttpError(error: unknown): HttpError {
   if (error instanceof HttpError) return error
   if (!(error instanceof LoopLMError) || error.status >= 500) {
@@ -54,7 +57,7 @@ export function toHttpError(error: unknown): HttpError {
   return new HttpError(error.status, param + message.slice(name.length), { param: param || undefined, code: 'invalid_value' })
 }
 
-/** The name of a field as a request spells it. */
+/** The name of a field in the spelling of requests. */
 export function snakeCase(name: string): string {
   return name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
 }

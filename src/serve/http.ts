@@ -1,4 +1,5 @@
-// What the server needs of HTTP beyond node:http: bounded bodies, refusals that arrive, clients that do not read, and server-sent events.
+// What the server needs of HTTP beyond node:http: bounded bodies, errors that reach the client, limits for clients that do not
+// read, and server-sent events.
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { types } from 'node:util'
@@ -6,18 +7,18 @@ import { maxJsonDepth, nestsTooDeep, tooDeep } from '../validation/json-depth.js
 import { isDeeper } from '../validation/json-value.js'
 import { HttpError } from './http-error.js'
 
-/** How long a refused client may go on sending before its connection is cut, so that it reads why. */
+/** How long a rejected client may continue to send before its connection is cut, so that it can read the error. */
 const lingerMilliseconds = 1000
 
 /**
- * Reads a body of JSON in UTF-8, or takes what a parser in front (`express.json()`) has left in `request.body`: a value, or its text.
+ * Reads a JSON body in UTF-8. If a parser such as `express.json()` has already run, takes `request.body`: a value, or its text.
  *
- * @throws HttpError 400, 408, 413 or 415; 500 when something in front has read the body and kept it
+ * @throws HttpError 400, 408, 413 or 415; 500 if middleware has read the body without keeping it
  */
 export async function readBody(request: IncomingMessage, maxBytes: number, milliseconds: number): Promise<unknown> {
   const type = request.headers['content-type'] ?? ''
   if (!/^application\/json(;\s*charset="?utf-8"?)?\s*$/i.test(type)) {
-    // a web page cannot send this type to a server that does not allow it to (CORS)
+    // a web page can only send this type to a server that allows it (CORS)
     throw new HttpError(415, `content-type must be application/json, got ${JSON.stringify(type.slice(0, 80))}`)
   }
   let { body } = request as { body?: unknown }
@@ -71,14 +72,14 @@ function receive(request: IncomingMessage, maxBytes: number, milliseconds: numbe
   })
 }
 
-/** Answers with JSON. */
+/** Sends JSON. */
 export function sendJson(response: ServerResponse, status: number, value: unknown): void {
   const text = JSON.stringify(value)
   response.writeHead(status, { 'content-type': 'application/json; charset=utf-8', 'content-length': Buffer.byteLength(text) })
   response.end(text)
 }
 
-/** Answers with a refusal; a client that is still sending gets time to read it. */
+/** Sends an error. A client that is still sending gets time to read it. */
 export function sendError(request: IncomingMessage, response: ServerResponse, error: HttpError): void {
   if (response.destroyed) return
   for (const [name, value] of Object.entries(error.headers)) response.setHeader(name, value)
@@ -99,15 +100,15 @@ export function sendError(request: IncomingMessage, response: ServerResponse, er
   request.on('end', end).on('close', end).resume()
 }
 
-/** Cuts the connection of a client that has left an answer unread for so long. */
+/** Cuts the connection of a client that leaves a response unread for this long. */
 export function limitWriting(response: ServerResponse, milliseconds: number): void {
-  // any traffic on a socket restarts its timer, also a part of a long write
+  // any traffic on a socket restarts its timer, even part of a long write
   response.setTimeout(milliseconds, () => {
     if ((response.socket?.writableLength ?? 0) > 0) response.destroy()
   })
 }
 
-/** Answers what is not HTTP, or comes too slowly or too large to be a request. */
+/** Answers data that is not HTTP, or a request whose head is too slow or too large. */
 export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void {
   if (!socket.writable || error.code === 'ECONNRESET') {
     socket.destroy()
@@ -124,13 +125,13 @@ export function refuseSocket(error: NodeJS.ErrnoException, socket: Socket): void
   socket.end(`${head}content-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`)
 }
 
-/** Sends a server-sent event. The head is written with the first one, so that what fails before it is an ordinary refusal. */
+/** Sends a server-sent event. The head is written with the first event, so that earlier errors are ordinary error responses. */
 export function sendEvent(response: ServerResponse, data: string): void {
   if (!response.headersSent) {
     response.writeHead(200, {
       'content-type': 'text/event-stream; charset=utf-8',
       'cache-control': 'no-cache',
-      'x-accel-buffering': 'no', // proxies hand events on as they come
+      'x-accel-buffering': 'no', // tells proxies not to buffer events
     })
   }
   response.write(`data: ${data}\n\n`)

@@ -1,8 +1,8 @@
-// Fields that other servers know and this one does not: they pass with the values that change nothing.
+// Fields of other servers that this one does not support. They are accepted with the values that change nothing.
 import { isDeepStrictEqual } from 'node:util'
 import { z } from 'zod'
 
-/** A field that may have one of the values, or null; any other value would be silently wrong. */
+/** A field that only accepts these values or null, because any other value would be silently ignored. */
 export function neutral(values: readonly unknown[], reason: string) {
   const allowed = values.length === 0 ? 'null' : values.map((value) => JSON.stringify(value)).join(' or ')
   return z
@@ -13,7 +13,7 @@ export function neutral(values: readonly unknown[], reason: string) {
     .optional()
 }
 
-/** Accepted with any value: it cannot change the answer. */
+/** Accepted with any value, because it cannot change the response. */
 export const ignored = z.unknown().optional()
 
 const penalties = 'there are frequency_penalty, presence_penalty and repetition_penalty'
@@ -22,7 +22,7 @@ const samplers = 'this way of sampling is not supported; there are temperature, 
 const constraints = 'constrained answers are not supported'
 const ids = 'token ids are not part of an answer'
 
-/** Fields of generation that OpenAI, vLLM, SGLang, llama.cpp and TGI have. */
+/** Generation fields of OpenAI, vLLM, SGLang, llama.cpp and TGI. */
 export const neutralFields = {
   repeat_penalty: neutral([1], penalties),
   dry_multiplier: neutral([0], penalties),

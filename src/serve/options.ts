@@ -41,64 +41,75 @@ const schema = z.strictObject({
 
 /** Options of {@link createServer}. Times are in seconds. */
 export interface ServeOptions {
-  /** The model's name in requests and answers. Default `looplm`. */
+  /** The model's name in requests and responses. Defaults to `looplm`. */
   name?: string
-  /** Address to listen on; default 127.0.0.1. Any address that is not a loopback one needs an `apiKey`. */
+  /** Address to listen on. Defaults to 127.0.0.1. An address that is not a loopback address requires an `apiKey`. */
   host?: string
-  /** Default 8000; 0 is any free port. */
+  /** Port to listen on. 0 chooses any free port. Defaults to 8000. */
   port?: number
-  /** When given, every path but /health needs `Authorization: Bearer KEY`. */
+  /** If set, every path except /health needs `Authorization: Bearer KEY`. */
   apiKey?: string
-  /** Origins of web pages that may call; `*` is any. Default none (CORS is off). */
+  /** Origins of web pages that may send requests; `*` allows any. Defaults to none (CORS is off). */
   corsOrigins?: readonly string[]
-  /** Sequences generated at once; default 32. */
+  /** How many sequences generate at the same time. Defaults to 32. */
   maxRunning?: number
-  /** Sequences that may wait for a place; more are refused with 429. Default 128. */
+  /** How many sequences may wait. Further ones are rejected with 429. Defaults to 128. */
   maxWaiting?: number
-  /** Tokens in the cache at once, prompts and room for the answers; sequences wait for room. Default what half of the device's free memory holds. */
+  /**
+   * Capacity of the KV cache in tokens, for prompts and their responses. Sequences wait until there is room. Defaults to what
+   * half of the device's free memory holds.
+   */
   maxCachedTokens?: number
-  /** Cache planes per loop (exact, default) or one that all loops share (a T-th of the memory). */
+  /** One cache plane per loop (exact, the default) or one that all loops share (1/T of the memory). */
   kv?: 'per-loop' | 'shared'
-  /** What the cache keeps of keys and values, see {@link CacheType}. Default `model`. */
+  /** What the cache stores of keys and values, see {@link CacheType}. Defaults to `model`. */
   cacheType?: CacheType
   /**
-   * Prompts stay in the cache, and later ones that begin alike run the rest alone, see {@link PromptCache}. Default true with kv `per-loop`;
-   * kv `shared` cannot.
+   * Keep prompts in the cache, so that later prompts with the same beginning only run the rest, see {@link PromptCache}.
+   * Defaults to true with kv `per-loop`; not available with kv `shared`.
    */
   promptCache?: PromptCache
-  /** `wavefront`: several positions of a sequence at once, the same answers ({@link GenerateOptions.speculate}). Default `off`. */
+  /**
+   * `wavefront` decodes several positions of a sequence at once, with the same result ({@link GenerateOptions.speculate}).
+   * Defaults to `off`.
+   */
   speculate?: 'wavefront' | 'off'
-  /** Tokens of prompts that run between two tokens of the answers under way: fewer keep those flowing, more are faster. Default 256. */
+  /**
+   * How many prompt tokens run between two decoding steps. Fewer interrupt running responses less, more process prompts faster.
+   * Defaults to 256.
+   */
   prefillTokens?: number
-  /** Connections at once; default 1024. */
+  /** The most simultaneous connections. Defaults to 1024. */
   maxConnections?: number
-  /** Size of a request's body; default 1,000,000. */
+  /** The largest body of a request, in bytes. Defaults to 1,000,000. */
   maxBodyBytes?: number
-  /** Tokens of a prompt and its answer together; default and at most the model's `max_position_embeddings`. */
+  /**
+   * The most tokens of a prompt and its response together. Defaults to, and is at most, the model's `max_position_embeddings`.
+   */
   maxContext?: number
-  /** Tokens of an answer; default 4096. */
+  /** The most tokens of a response. Defaults to 4096. */
   maxNewTokens?: number
-  /** For the headers of a request to arrive; default 10. */
+  /** Time limit for receiving the headers of a request. Defaults to 10. */
   headerTimeout?: number
-  /** For the body of a request to arrive; default 30. */
+  /** Time limit for receiving the body of a request. Defaults to 30. */
   bodyTimeout?: number
-  /** For a request to be answered, waiting and reading included; default 600. */
+  /** Time limit for a whole request, including waiting and reading. Defaults to 600. */
   requestTimeout?: number
-  /** For a client to read on when an answer waits for it, else it is cut; default 30. */
+  /** How long a client may leave a response unread before it is cut. Defaults to 30. */
   writeTimeout?: number
-  /** For running requests to end when the server stops; default 20. */
+  /** How long running requests may continue when the server stops. Defaults to 20. */
   stopTimeout?: number
-  /** Receives a line for every internal error. */
+  /** Called with a line for every internal error. */
   log?: (line: string) => void
 }
 
-/** Options that are absent where nobody gave them. */
+/** Options without a default. */
 type Open = 'apiKey' | 'maxCachedTokens'
 
 /** Options with their defaults. */
 export type ServeSettings = Required<Omit<ServeOptions, Open>> & { [Field in Open]?: ServeOptions[Field] | undefined }
 
-/** What a server runs with: all options but the key, so that it is not printed with them. */
+/** The settings of a server: all options except the key, so that it is never printed with them. */
 export type ServerSettings = Omit<Required<ServeOptions>, 'apiKey'>
 
 /**
@@ -122,14 +133,17 @@ export function checkServeOptions(options: ServeOptions): ServeSettings {
   return { ...settings, promptCache }
 }
 
-/** True for names and addresses that only this machine reaches. */
+/** Whether only this machine can reach a name or address. */
 export function isLoopback(host: string): boolean {
   const name = host.replace(/^\[|\]$/g, '').toLowerCase()
   if (name === 'localhost' || name === '::1') return true
   return isIP(name) === 4 && name.startsWith('127.')
 }
 
-/** As many tokens as half of the device's free memory holds keys and values of, but no more than all places can use. */
+/**
+ * The number of tokens whose keys and values fit in half of the device's free memory, but no more than all sequences together
+ * can use.
+ */
 export function roomForTokens(
   { architecture, config, device, dtype }: LoopLM,
   { kv, cacheType, maxRunning }: Pick<ServeSettings, 'kv' | 'cacheType' | 'maxRunning'>,

@@ -1,4 +1,4 @@
-// A checked request in the model's words.
+// Converts a checked request to the model's options.
 import { randomInt } from 'node:crypto'
 import { types } from 'node:util'
 import type { ChatMessage, ChatTemplateOptions } from '../data/chat-template.js'
@@ -20,7 +20,7 @@ export interface Choice {
   prompt: number[]
   /** `maxNewTokens` 0 generates nothing. */
   options: GenerateOptions & { maxNewTokens: number }
-  /** The prompt in front of the answer. */
+  /** The prompt, if it is repeated before the response. */
   echo?: { text: string; scores: ScoreSettings | undefined }
 }
 
@@ -34,14 +34,14 @@ export interface ScoreSettings {
 /** What a request asks for. */
 export interface Plan {
   choices: Choice[]
-  /** Tokens of the prompts, each counted once. */
+  /** Tokens of the prompts. A prompt with several choices counts once. */
   promptTokens: number
   format: Format
   stream: boolean
   includeUsage: boolean
-  /** Makes the stream that takes an answer apart; a completion is text alone. */
+  /** Creates the stream that separates the parts of a response. Absent for completions, which are only text. */
   parts?: () => ToolCallStream
-  /** Tokens that an answer may have, where the request asks for more. */
+  /** The limit for a response's tokens, if the request asks for more. */
   cutTo: number | undefined
 }
 
@@ -52,7 +52,7 @@ export interface Served {
   settings: ServerSettings
 }
 
-/** Log-probabilities of prompts in one answer: as many take some 30 MB of JSON. */
+/** The most log-probabilities of prompts in one response; they take about 30 MB of JSON. */
 const maxEchoedNumbers = 1_000_000
 
 /** @throws HttpError 400 or 404 naming the field */
@@ -92,7 +92,7 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
   const messages = request.messages.map(({ role, content = '', ...message }) => ({
     ...message,
     content,
-    role: role === 'developer' ? 'system' : role, // OpenAI's newer word
+    role: role === 'developer' ? 'system' : role, // OpenAI's newer name
   }))
   const shown = request.tool_choice === 'none' || !request.tools?.length ? undefined : request.tools
   if (shown !== undefined && !shows(tokenizer, 'tools')) {
@@ -123,7 +123,10 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
   return { ...made, parts: () => new ToolCallStream(most, { calls, thinking }) }
 }
 
-/** What POST /v1/embeddings asks for. @throws HttpError 400 or 404 naming the field */
+/**
+ * Reads the body of POST /v1/embeddings.
+ * @throws HttpError 400 or 404 naming the field
+ */
 export async function planEmbedding(served: Served, request: EmbeddingRequest): Promise<{ sequences: number[][] }> {
   checkModel(served, request.model)
   checkLoops(served, request.loops)
@@ -143,7 +146,7 @@ export async function planEmbedding(served: Served, request: EmbeddingRequest): 
 }
 
 interface ReadPrompt {
-  /** Absent where token ids were given. */
+  /** Absent if token ids were given. */
   text?: string
   tokens: number[]
   param: string
@@ -165,13 +168,13 @@ async function readPrompts(
   return read
 }
 
-/** @throws HttpError 400 with what the template says of the messages; what else is wrong with it is the server's fault */
+/** @throws HttpError 400 with the template's error about the messages; other errors of the template are the server's fault */
 function render(tokenizer: Tokenizer, messages: readonly ChatMessage[], options: ChatTemplateOptions): string {
   try {
     return tokenizer.applyChatTemplate(messages, options)
   } catch (error) {
     if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error
-    const { cause } = error // the error's own message names the template's file
+    const { cause } = error // the message of the error itself names the template's file
     if (!types.isNativeError(cause)) throw new LoopLMError('INVALID_FILE', error.message, { cause: error })
     const reason = cause.name === 'Error' ? `refused them: ${cause.message}` : 'cannot render them'
     throw new HttpError(400, `messages: the chat template ${reason}`, { param: 'messages', code: 'invalid_value' })
@@ -182,8 +185,8 @@ const tool = { type: 'function', function: { name: 'f', description: 'f', parame
 const toolCall = { id: 'f', type: 'function', function: { name: 'f', arguments: {} } }
 
 /**
- * Whether the template writes something more for a short chat with tools, or with a call: it must not be lost in silence. Not asked of the
- * client's own chat, which may take long to render.
+ * Whether the template renders tools, or calls. It is tested with a short chat, so that they are not lost silently. The
+ * client's own chat could take long to render.
  */
 function shows(tokenizer: Tokenizer, what: 'tools' | 'tool_calls'): boolean {
   const render = (more: boolean) => {
@@ -195,7 +198,7 @@ function shows(tokenizer: Tokenizer, what: 'tools' | 'tool_calls'): boolean {
   try {
     return render(true) !== render(false)
   } catch (error) {
-    return !(error instanceof LoopLMError && error.code === 'UNSUPPORTED') // it may want other messages or tools
+    return !(error instanceof LoopLMError && error.code === 'UNSUPPORTED') // the template may require other messages or tools
   }
 }
 
@@ -223,9 +226,9 @@ function plan(
   const ends = checkTokens(served, request.stop_token_ids ?? [], 'stop_token_ids')
   const texts = [request.stop ?? []].flat().filter((text) => text !== '')
   const options = given({
-    temperature: request.top_p === 0 ? 0 : request.temperature, // no probability is left but the largest
+    temperature: request.top_p === 0 ? 0 : request.temperature, // only the largest probability is left
     topP: request.top_p || undefined,
-    topK: request.top_k === -1 ? 0 : request.top_k, // all tokens, as vLLM writes it
+    topK: request.top_k === -1 ? 0 : request.top_k, // all tokens, in vLLM's notation
     minP: request.min_p,
     frequencyPenalty: request.frequency_penalty,
     presencePenalty: request.presence_penalty,
@@ -274,7 +277,7 @@ function checkModel({ settings }: Served, name: string): void {
   throw new HttpError(404, message, { param: 'model', code: 'model_not_found' })
 }
 
-/** Tokens that a prompt and its answer may have together. */
+/** The most tokens of a prompt and its response together. */
 export function contextOf({ model, settings }: Served): number {
   return Math.min(settings.maxContext, model.config.max_position_embeddings, settings.maxCachedTokens)
 }
@@ -282,23 +285,26 @@ export function contextOf({ model, settings }: Served): number {
 /** 2^64 / φ: its multiples are far apart. */
 const goldenRatio = 0x9e3779b97f4a7c15n
 
-/** A seed of 64 bits in the 53 that the engine takes; one that fits is itself. */
+/** Reduces a seed of 64 bits to the 53 that the engine takes. A seed that fits does not change. */
 function foldSeed(seed: number): number {
   if (Number.isSafeInteger(seed)) return Number(BigInt.asUintN(53, BigInt(seed)))
   const bits = seed < 2 ** 64 ? BigInt.asUintN(64, BigInt(seed)) : 2n ** 64n - 1n
   return Number(BigInt.asUintN(53, bits ^ ((bits >> 53n) * goldenRatio)))
 }
 
-/** Choice 0 has the request's seed, as `model.generate` would use it; the others' are far away from it. */
+/**
+ * The seed of a choice. Choice 0 uses the request's seed, as `model.generate` would. The others' seeds are far away from it.
+ */
 function seedOf(seed: number, choice: number): number {
   return Number(BigInt.asUintN(53, BigInt(seed) + BigInt(choice) * goldenRatio))
 }
 
 function exitRule({ rule, threshold, min_loops: minLoops, patience }: NonNullable<ChatRequest['exit']>): ExitRule {
-  return { rule, ...given({ threshold, minLoops, patience }) } as ExitRule // the schema says which of them a rule has
+  // the schema has checked which of them the rule takes
+  return { rule, ...given({ threshold, minLoops, patience }) } as ExitRule
 }
 
-/** No text of this many characters per token is real; it is refused before time is spent on it. */
+/** No real text has this many characters per token. Such a text is rejected before tokenizing it. */
 const charactersPerToken = 16
 
 async function encode(served: Served, text: string, addSpecialTokens: boolean, param: string): Promise<number[]> {
@@ -311,7 +317,8 @@ async function encode(served: Served, text: string, addSpecialTokens: boolean, p
   try {
     return await tokenizer.encodeAsync(text, { addSpecialTokens })
   } catch (error) {
-    if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error // the tokenizer's fault
+    // an error of the tokenizer, not of the text
+    if (!(error instanceof LoopLMError) || error.code !== 'INVALID_ARGUMENT') throw error
     const message = error.message.replace(`${error.operation}: `, '')
     throw new HttpError(400, `${param}: ${message}`, { param, code: 'invalid_value' })
   }

@@ -1,6 +1,6 @@
 type Labels = Readonly<Record<string, string>>
 
-/** A name, what it means, and its lines in Prometheus' text form. */
+/** A metric: its name, its meaning, and its lines in Prometheus' text format. */
 interface Metric {
   readonly name: string
   readonly help: string
@@ -30,7 +30,7 @@ class Counter implements Metric {
   }
 }
 
-/** Read when the metrics are. */
+/** A metric that is read when the page is requested. */
 class Reading implements Metric {
   constructor(
     readonly name: string,
@@ -75,7 +75,7 @@ class Histogram implements Metric {
 
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300]
 
-/** What a server says when it is asked. */
+/** The readings of a server. */
 type Readable =
   | 'running'
   | 'waiting'
@@ -87,7 +87,7 @@ type Readable =
   | 'drafted'
   | 'accepted'
 
-/** What the server counts, in Prometheus' text form. */
+/** The counters of a server, in Prometheus' text format. */
 export class Metrics {
   readonly requests = new Counter('looplm_requests_total', 'Requests by path and status.', true)
   readonly disconnects = new Counter(
@@ -112,7 +112,7 @@ export class Metrics {
 
   /**
    * @param loops the model's loops, the buckets of the histogram of loops per token
-   * @param state what is read when the metrics are
+   * @param state functions that are read when the page is requested
    */
   constructor(loops: number, state: Readonly<Record<Readable, () => number>>) {
     const counts = Array.from({ length: loops }, (_, i) => i + 1)

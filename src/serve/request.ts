@@ -9,10 +9,10 @@ const stop = z
   .union([z.string(), z.array(z.string().min(1)).max(16)], 'must be a string or at most 16 strings, none of them empty')
   .nullish()
 
-/** Accepted only where it asks for nothing. */
+/** A field that must be null or absent. */
 const absent = (reason: string) => z.null({ error: `must be null: ${reason}` }).optional()
 
-/** Seeds have 64 bits; the largest are read as 2^64. */
+/** Seeds have 64 bits. Values that round to 2^64 are accepted. */
 const seed = z
   .number()
   .refine((value) => Number.isInteger(value) && value >= -(2 ** 63) && value <= 2 ** 64, 'must be an integer of 64 bits')
@@ -24,7 +24,7 @@ const logitBias = z
   .nullish()
 
 const rounds = z.int().min(1).max(64).nullish()
-/** The fields of a rule, from the one list of what rules take. */
+/** The fields of a rule, from the list of options in exit-rules.ts. */
 function exitFields(rule: ExitRule['rule']) {
   const { threshold, minLoops, patience } = exitRules[rule]
   const none = absent(rule === 'fixed' ? 'rule fixed takes all loops' : `rule ${rule} has none`)
@@ -106,7 +106,7 @@ const embeddingSchema = z.strictObject({
   user: ignored,
 })
 
-/** What else may be part of a message, in the words of the message that refuses it. */
+/** Message parts that are not supported, with their names in the error message. */
 const unreadable: Readonly<Record<string, string>> = {
   image_url: 'images',
   image: 'images',
@@ -118,7 +118,7 @@ const unreadable: Readonly<Record<string, string>> = {
   file: 'files',
 }
 
-/** The text of a message: a string, or parts that are text. */
+/** The text of a message: a string, or text parts. */
 const content = z.unknown().transform((value, context) => {
   const refuse = (message: string) => {
     context.addIssue({ code: 'custom', message })
@@ -160,12 +160,12 @@ const tool = z.looseObject(
   'must be { "type": "function", "function": { "name": … } }',
 )
 
-/** OpenAI's clients send the arguments of a call as a string of JSON; templates want the object. */
+/** OpenAI's clients send the arguments of a call as a JSON string. Templates need the object. */
 function jsonObject() {
   const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value)
   return z.unknown().transform((given, context): unknown => {
     if (given == null || given === '') return {}
-    if (isObject(given)) return given // as Ollama's clients send it; how deep it is, the body's check has seen
+    if (isObject(given)) return given // as Ollama's clients send it; the check of the whole body has checked its depth
     const refuse = (message: string) => {
       context.addIssue({ code: 'custom', message })
       return z.NEVER
@@ -175,7 +175,7 @@ function jsonObject() {
       const value: unknown = typeof given === 'string' ? JSON.parse(given) : undefined
       if (isObject(value)) return value
     } catch {
-      // told below
+      // reported below
     }
     return refuse('must be a string with a JSON object')
   })
@@ -234,13 +234,22 @@ export type ChatRequest = z.output<typeof chatSchema>
 /** A checked body of POST /v1/embeddings. */
 export type EmbeddingRequest = z.output<typeof embeddingSchema>
 
-/** Checks the body of POST /v1/completions. @throws HttpError 400 naming the field */
+/**
+ * Checks the body of POST /v1/completions.
+ * @throws HttpError 400 naming the field
+ */
 export const parseCompletion = (body: unknown): CompletionRequest => check(completionSchema, body)
 
-/** Checks the body of POST /v1/chat/completions. @throws HttpError 400 naming the field */
+/**
+ * Checks the body of POST /v1/chat/completions.
+ * @throws HttpError 400 naming the field
+ */
 export const parseChat = (body: unknown): ChatRequest => check(chatSchema, body)
 
-/** Checks the body of POST /v1/embeddings. @throws HttpError 400 naming the field */
+/**
+ * Checks the body of POST /v1/embeddings.
+ * @throws HttpError 400 naming the field
+ */
 export const parseEmbedding = (body: unknown): EmbeddingRequest => check(embeddingSchema, body)
 
 function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.output<Schema> {
@@ -254,7 +263,7 @@ function check<Schema extends z.ZodObject>(schema: Schema, body: unknown): z.out
   throw new HttpError(400, text, { param, code: missing ? 'missing_required_parameter' : 'invalid_value' })
 }
 
-/** A field that is not known asks for nothing when it is null. */
+/** Drops unknown fields that are null, because they ask for nothing. */
 function withoutNulls(body: unknown, schema: z.ZodObject): unknown {
   if (typeof body !== 'object' || body === null || Array.isArray(body)) return body
   return Object.fromEntries(Object.entries(body).filter(([name, value]) => value !== null || Object.hasOwn(schema.shape, name)))

@@ -4,65 +4,70 @@ import type { ToolCall } from '../data/tool-calls.js'
 import { TextStream } from '../model/text-stream.js'
 import type { RealArray, TokenLogprob } from '../model/types.js'
 
-/** What is reported of one token. */
+/** What is reported for one token. */
 export interface TokenReport {
   token: number
-  /** Null where nothing comes before the token. */
+  /** null if no token precedes it. */
   logprob: number | null
-  /** The most probable tokens, best first; as many as were asked for. Null where `logprob` is. */
+  /** The most probable tokens, best first, as many as requested. null if `logprob` is null. */
   alternatives: readonly TokenLogprob[] | null
 }
 
 /** A generated token. */
 export interface NewToken extends TokenReport {
-  /** 1-based. */
+  /** The loop that it was read from, 1-based. */
   loop: number
 }
 
-/** A prompt that is repeated in front of its completion. */
+/** A prompt that is repeated before its completion. */
 export interface Echo {
   text: string
-  /** None where log-probabilities were not asked for. */
+  /** Empty if no log-probabilities were requested. */
   tokens: readonly TokenReport[]
 }
 
-/** A choice, or what is new in it. */
+/** A choice, or its new output. */
 export interface Piece {
   index: number
-  /** The prompt, once, where it is repeated. */
+  /** The prompt, once, if it is repeated. */
   echo?: Echo
   text: string
   /** Thoughts, which are not part of the text. */
   reasoning: string
-  /** Calls of functions, which are not part of the text. */
+  /** Function calls, which are not part of the text. */
   calls: ToolCall[]
   tokens: NewToken[]
   finishReason: 'length' | 'stop' | 'tool_calls' | null
 }
 
-/** Tokens of a request and what they cost. */
+/** Token counts of a request. */
 export interface Usage {
   prompt_tokens: number
-  /** Tokens of the prompt that the cache of prompts had, so that they did not run. */
+  /** Prompt tokens that came from the prompt cache and did not run. */
   prompt_tokens_details: { cached_tokens: number }
   completion_tokens: number
   total_tokens: number
-  /** Loops per generated token. */
+  /** Mean number of loops per generated token. */
   mean_loops: number | null
 }
 
-/** The objects of one endpoint that generates. */
+/** Builds the objects of an endpoint that generates. */
 export interface Format {
-  /** A choice of a whole answer. Made when it ends: those of a large answer do not hold the event loop all at once. */
+  /**
+   * A choice of a complete response. It is built when the choice ends, so that a large response does not block the event loop.
+   */
   choice(piece: Piece): object
   whole(choices: readonly object[], usage: Usage): object
-  /** What opens a stream, if anything does. */
+  /** The first object of a stream, if there is one. */
   opening(index: number): object | undefined
   delta(piece: Piece): object
   usage(usage: Usage): object
 }
 
-/** Usage of a request. @param loops of all tokens that were generated for it */
+/**
+ * The usage of a request.
+ * @param loops of all tokens that were generated for it
+ */
 export function usageOf(prompt: { promptTokens: number; cachedTokens: number }, loops: readonly number[]): Usage {
   const { promptTokens, cachedTokens } = prompt
   return {
@@ -114,7 +119,7 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
   const id = `chatcmpl-${randomUUID()}`
   const head = { id, object: 'chat.completion', created: seconds(), model }
   const chunk = { ...head, object: 'chat.completion.chunk' }
-  const called: number[] = [] // by choice: calls so far
+  const called: number[] = [] // number of calls so far, by choice
   const rest = (piece: Piece) => ({
     logprobs: logprobs ? { content: piece.tokens.map((report) => chatLogprob(tokenizer, report)), refusal: null } : null,
     finish_reason: piece.finishReason,
@@ -173,10 +178,13 @@ function completionLogprobs(tokenizer: Tokenizer, { echo, tokens }: Piece, offse
   }
 }
 
-/** The most probable tokens and the one that came, by their text; where an earlier one has it, a token is named by its id. */
+/**
+ * The log-probabilities of the most probable tokens and of the drawn token, by their text. If a more probable token has the
+ * same text, a token is named by its id.
+ */
 function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: TokenReport): Record<string, number> | null {
   if (logprob === null || alternatives === null) return null
-  const texts = new Map([[tokenText(tokenizer, token), token]]) // what `tokens` says is found here
+  const texts = new Map([[tokenText(tokenizer, token), token]]) // the key must equal the entry of `tokens`
   const key = (id: number) => {
     const text = tokenText(tokenizer, id)
     if (!texts.has(text)) texts.set(text, id)
@@ -186,7 +194,7 @@ function topLogprobs(tokenizer: Tokenizer, { token, logprob, alternatives }: Tok
   return Object.fromEntries([...alternatives, ...came].map((entry) => [key(entry.token), entry.logprob]))
 }
 
-/** Where each token of a choice begins in its text: where the text ends that is certain without it. */
+/** The start of each token of a choice in its text: where the text ends that is certain without the token. */
 function textOffsets(tokenizer: Tokenizer, prompt: readonly number[], start: number): (token: number) => number {
   const stream = new TextStream(tokenizer, [], prompt)
   let end = start
@@ -197,7 +205,7 @@ function textOffsets(tokenizer: Tokenizer, prompt: readonly number[], start: num
   }
 }
 
-/** The same for a prompt. Tokens that the tokenizer puts in front of it begin where the text does. */
+/** The same for a prompt. Tokens that the tokenizer adds before it begin at the start of the text. */
 function promptOffsets(tokenizer: Tokenizer, { text, tokens }: Echo): number[] {
   const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
   let whole = ''
@@ -210,13 +218,13 @@ function promptOffsets(tokenizer: Tokenizer, { text, tokens }: Echo): number[] {
   return begins.map((begin) => Math.min(text.length, Math.max(0, begin - added)))
 }
 
-/** The body of an answer of POST /v1/embeddings. */
+/** The body of a response of POST /v1/embeddings. */
 export function embeddingAnswer(model: string, vectors: readonly RealArray[], base64: boolean, promptTokens: number): object {
   const data = vectors.map((vector, index) => ({ object: 'embedding', index, embedding: unit(vector, base64) }))
   return { object: 'list', data, model, usage: { prompt_tokens: promptTokens, total_tokens: promptTokens } }
 }
 
-/** The vector with length 1, as numbers or as the base64 of float32, lowest byte first. */
+/** The vector scaled to length 1, as numbers or as the base64 of little-endian float32. */
 function unit(vector: RealArray, base64: boolean): number[] | string {
   const values = Array.from(vector)
   const length = Math.sqrt(values.reduce((sum, value) => sum + value * value, 0))
@@ -229,11 +237,11 @@ function unit(vector: RealArray, base64: boolean): number[] | string {
 
 const texts = new WeakMap<Tokenizer, Map<number, string>>()
 
-/** A token's text; one that is a part of a character is spelt as OpenAI does: `bytes:\xe2\x98`. */
+/** A token's text. A token that is part of a character is spelled as OpenAI does: `bytes:\xe2\x98`. */
 export function tokenText(tokenizer: Tokenizer, token: number): string {
   const known = texts.get(tokenizer) ?? new Map<number, string>()
   texts.set(tokenizer, known)
-  let text = known.get(token) // log-probabilities of a long prompt name many tokens, most of them often
+  let text = known.get(token) // log-probabilities of a long prompt name many tokens, mostly the same ones
   if (text === undefined) {
     text = spell(tokenizer.tokenBytes(token))
     known.set(token, text)

@@ -15,7 +15,7 @@ import { checkServeOptions, roomForTokens, type ServeOptions, type ServerSetting
 import { contextOf, type Served } from './plan.js'
 import { Metrics } from './prometheus.js'
 
-/** The client left: there is nobody to answer. */
+/** The client disconnected: nobody reads the response. */
 const clientGone = new HttpError(499, 'the client left')
 const stopped = () => new HttpError(503, 'the server is stopping; try another one', { code: 'stopping' })
 
@@ -29,11 +29,11 @@ const paths: Readonly<Record<string, readonly string[]>> = {
 }
 
 /**
- * An HTTP server with OpenAI's interface for one model; {@link createServer} makes it. Every sequence of every request runs in the
- * model's own batch.
+ * An HTTP server with OpenAI's API for one model. {@link createServer} creates it. The sequences of all requests run in one
+ * batch of the model.
  */
 export class LoopLMServer {
-  /** The options with their defaults; the key is not among them. */
+  /** The options with their defaults, without the key. */
   readonly settings: Readonly<ServerSettings>
   readonly #apiKey: string | undefined
   readonly #served: Served
@@ -74,23 +74,24 @@ export class LoopLMServer {
     this.#server = createHttpServer(
       {
         headersTimeout: header,
-        requestTimeout: header + settings.bodyTimeout * 1000 + 1000, // the body's own limit answers first
+        requestTimeout: header + settings.bodyTimeout * 1000 + 1000, // the limit for the body fires first
         connectionsCheckingInterval: Math.min(1000, header),
         keepAliveTimeout: 30_000,
-        requireHostHeader: false, // node's own refusal has no body
+        requireHostHeader: false, // node's own error has no body
       },
       (request, response) => this.handler(request, response),
     )
-    this.#server.timeout = this.#server.requestTimeout + settings.requestTimeout * 1000 // of a connection on which nothing moves
+    // time limit for a connection without traffic
+    this.#server.timeout = this.#server.requestTimeout + settings.requestTimeout * 1000
     this.#server.maxConnections = settings.maxConnections
     this.#server.on('clientError', refuseSocket).on('checkExpectation', this.handler)
   }
 
   /**
-   * Begins to listen.
+   * Starts to listen.
    *
    * @returns the address, for example `http://127.0.0.1:8000`
-   * @throws LoopLMError INVALID_ARGUMENT when the address cannot be used
+   * @throws LoopLMError INVALID_ARGUMENT if the address cannot be used
    */
   async listen(): Promise<string> {
     const { host, port } = this.settings
@@ -110,7 +111,8 @@ export class LoopLMServer {
   }
 
   /**
-   * Stops: new requests are refused, running ones may end within `stopTimeout` seconds and are then cut with a message.
+   * Stops the server. New requests are rejected. Running ones may end within `stopTimeout` seconds; after that they are cut
+   * with a message.
    *
    * @returns when every connection is closed
    */
@@ -134,24 +136,27 @@ export class LoopLMServer {
     ]
     this.#server.closeIdleConnections()
     await closed
-    while (this.#open.size > 0) await new Promise((resolve) => setTimeout(resolve, 10)) // of a handler mounted elsewhere
+    // requests to a handler that is mounted elsewhere
+    while (this.#open.size > 0) await new Promise((resolve) => setTimeout(resolve, 10))
     for (const timer of timers) clearTimeout(timer)
     this.#answers.dispose()
   }
 
-  /** Answers one request; mounts into any server that has node:http's requests, for example `app.use(server.handler)`. */
+  /**
+   * Answers one request. You can mount it in any server that has node:http's requests, for example `app.use(server.handler)`.
+   */
   readonly handler = (request: IncomingMessage, response: ServerResponse): void => {
     const start = performance.now()
-    // a target is a path, or a whole address as it goes to proxies
+    // the target is a path, or a whole URL as sent to proxies
     const [, authority, target = ''] = /^(?:https?:\/\/([^/?]*))?([^?]*)/i.exec(request.url ?? '') ?? []
-    const path = target.replace(/(?<=[^/])\/$/, '') // some clients end a path with a slash
+    const path = target.replace(/(?<=[^/])\/$/, '') // some clients add a slash to the path
     response.on('close', () => {
       const known = path in paths ? path : 'other'
       const status = response.headersSent ? response.statusCode : 499
       this.#metrics.requests.add(1, { path: known, status: String(status) })
       this.#metrics.duration.observe((performance.now() - start) / 1000)
     })
-    response.on('error', () => {}) // the client left while something was written
+    response.on('error', () => {}) // the client disconnected during a write
     response.setHeader('x-request-id', randomUUID())
     if (this.#stopping !== undefined) response.setHeader('connection', 'close')
     this.#route(request, response, path, authority).catch((error: unknown) => this.#fail(request, response, error))
@@ -170,7 +175,7 @@ export class LoopLMServer {
       return
     }
     if (response.writableNeedDrain || response.writableEnded)
-      response.destroy() // a client that does not read would not read this either
+      response.destroy() // a client that does not read would not read an error either
     else response.end(`data: ${JSON.stringify(refusal.body)}\n\n`)
   }
 
@@ -243,10 +248,11 @@ export class LoopLMServer {
     if (this.#stopping !== undefined) throw stopped()
     const { settings } = this
     const controller = new AbortController()
-    setMaxListeners(0, controller.signal) // every choice of the request listens
+    setMaxListeners(0, controller.signal) // every choice of the request adds a listener
     let answered = false
     response.once('finish', () => {
-      answered = !request.socket.destroyed // that drops what the client has not read, and node calls the answer finished
+      // destroying drops what the client has not read, but node reports the response as finished
+      answered = !request.socket.destroyed
     })
     const leave = () => {
       if (answered) return
@@ -263,7 +269,7 @@ export class LoopLMServer {
       const body = await readBody(request, settings.maxBodyBytes, settings.bodyTimeout * 1000)
       const parts = { served: this.#served, answers: this.#answers, metrics: this.#metrics }
       await endpoints[path]!({ ...parts, body, response, controller })
-      await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has it
+      await finished(response, { signal }).catch(() => signal.throwIfAborted()) // until the client has received it
     } finally {
       clearTimeout(timer)
       this.#open.delete(controller)
@@ -273,12 +279,12 @@ export class LoopLMServer {
 
 /**
  * A server with OpenAI's HTTP interface: /v1/models, /v1/completions and /v1/chat/completions with streaming, /v1/embeddings,
- * /health and /metrics.
- * Requests and answers carry `loops` and `exit` beside OpenAI's fields.
+ * /health and /metrics. Besides OpenAI's fields, requests take `loops` and `exit`, and responses report the loops of their
+ * tokens.
  *
- * @param model needs a tokenizer; a chat template serves chats. The server does not dispose of it
- * @param options where to listen, who may call, and limits
- * @throws LoopLMError INVALID_CONFIG naming each refused option, INVALID_ARGUMENT without a tokenizer
+ * @param model must have a tokenizer, and a chat template to serve chats; the server does not dispose the model
+ * @param options address, access and limits
+ * @throws LoopLMError INVALID_CONFIG naming each rejected option, INVALID_ARGUMENT without a tokenizer
  *
  * @example
  * ```ts

@@ -10,14 +10,14 @@ const families = new Map<string, Family>([
 ])
 
 /**
- * Adds a family under its model_type, as `test/fixtures/two-registers.ts` describes one.
+ * Adds a family under its model_type. `test/fixtures/two-registers.ts` is an example.
  * @internal
  */
 export function registerFamily(type: string, family: Family): void {
   families.set(type, family)
 }
 
-/** The family that a configuration names by its model_type; undefined for Ouro, and for models that looplm does not know. */
+/** The family that a configuration's model_type names. undefined for Ouro and for unknown models. */
 export function familyOf(config: unknown): Family | undefined {
   const type = (config as { model_type?: unknown } | null)?.model_type
   return typeof type === 'string' ? families.get(type) : undefined

@@ -1,4 +1,4 @@
-// What the configurations of several families have in common.
+// What the configurations of several families share.
 import { z } from 'zod'
 import { LoopLMError } from '../../errors.js'
 import { checkJson } from '../../validation/json-value.js'
@@ -8,7 +8,7 @@ import type { ConfigSource, LoopLMConfig } from './family.js'
 export const size = (max: number) => z.int().min(1).max(max)
 const tokenId = z.int().min(0)
 
-/** More loops than this are refused everywhere; published models use 4, Huginn 32. */
+/** The largest number of loops that any operation accepts. Published models use 4, Huginn 32. */
 export const maxLoops = 64
 
 /** Sizes under the names that Llama and its relatives use. */
@@ -32,7 +32,7 @@ export const tokens = {
   pad_token_id: z.int().nullish(),
 }
 
-/** A field that is refused unless it has the value that stands for "not used". */
+/** A field that must be absent or have a value that means "not used". */
 export const unused = (what: string) =>
   z
     .custom<unknown>(
@@ -43,7 +43,7 @@ export const unused = (what: string) =>
 
 export const silu = z.literal('silu', { error: 'must be "silu"; other activations are not supported' }).nullish()
 
-/** What Nanbeige, HRM-Text and others have in common with Llama. */
+/** What Nanbeige, HRM-Text and others share with Llama. */
 export const llamaFields = { ...sizes, ...tokens, hidden_act: silu, attention_dropout: unused('dropout') }
 
 /** The checked fields, unknown ones included. @throws LoopLMError INVALID_CONFIG with one line per field */
@@ -57,7 +57,7 @@ export function refuse(field: string, problem: string, { name }: ConfigSource): 
   return new LoopLMError('INVALID_CONFIG', `${field}: ${problem}`, { operation: name })
 }
 
-/** The base of rotary positions. */
+/** The base of the rotary embedding (RoPE theta). */
 export function rotaryBase(
   config: { rope_theta?: number | null | undefined; rope_parameters?: unknown },
   source: ConfigSource,
@@ -68,7 +68,7 @@ export function rotaryBase(
   return theta
 }
 
-/** Head size and key/value heads that fit the others. */
+/** Checks that head_dim and the number of key/value heads fit the other sizes, and fills them in. */
 function headSizes(
   config: {
     hidden_size: number
@@ -88,7 +88,7 @@ function headSizes(
   return { head_dim, num_key_value_heads }
 }
 
-/** The end and begin tokens, null where none is named, within the vocabulary. */
+/** The end and begin tokens, checked to be within the vocabulary. null for those that the configuration omits. */
 function specialTokens(
   config: {
     vocab_size: number
@@ -103,7 +103,7 @@ function specialTokens(
   return { bos_token_id: config.bos_token_id ?? null, eos_token_id: config.eos_token_id ?? null }
 }
 
-/** A configuration with sizes of heads and special tokens filled in. */
+/** The configuration with head sizes and special tokens filled in. */
 export function completed<Config extends Parameters<typeof headSizes>[0] & Parameters<typeof specialTokens>[0]>(
   config: Config,
   source: ConfigSource,

@@ -11,31 +11,37 @@ import {
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import { completed, llamaFields, maxLoops, parseFields, refuse, rotaryBase, size, unused } from './fields.js'
 
-/** What HRM-Text's config.json says of the computation, with every default filled in. */
+/** The fields of HRM-Text's config.json that determine its computation, with every default filled in. */
 export interface HrmTextConfig {
   vocab_size: number
   hidden_size: number
   intermediate_size: number
-  /** Of each of the two stacks. */
+  /** Number of layers of each of the two stacks. */
   layers_per_stack: number
   num_attention_heads: number
   head_dim: number
   H_cycles: number
   L_cycles: number
-  /** Of each cycle, so many of its last L steps carry gradient in training; a shorter list is of the last cycles, the others have 1. */
+  /**
+   * Per cycle, how many of its last L steps carry gradient in training. A shorter list applies to the last cycles; the other
+   * cycles use 1.
+   */
   L_bp_cycles: readonly number[]
   embedding_scale: number
   rms_norm_eps: number
   rope_theta: number
   prefix_lm: boolean
   tie_word_embeddings: boolean
-  /** The checkpoint names gate, q, k, v, gate and up apart, as they are inside transformers; published files fuse them. */
+  /**
+   * Whether the checkpoint stores gate, q, k, v, gate and up as separate tensors, as transformers does internally. Published
+   * files fuse them.
+   */
   split: boolean
 }
 
 /**
- * HRM-Text: a fast stack L and a slow stack H with a register each and norms without weights. A loop is L_cycles times z_L = L(z_L + z_H),
- * then z_H = H(z_H + z_L), which the head reads; z_L begins with a frozen vector.
+ * HRM-Text: a fast stack L and a slow stack H, each with its own register and norms without weights. A loop runs z_L = L(z_L +
+ * z_H) L_cycles times, then z_H = H(z_H + z_L). The head reads z_H. z_L starts as a frozen vector.
  */
 export function hrmText(config: HrmTextConfig): Architecture {
   const { hidden_size: hidden, intermediate_size: intermediate, vocab_size: vocabulary, layers_per_stack: depth } = config
@@ -119,7 +125,7 @@ const schema = z.looseObject({
 
 function parse(value: unknown, source: ConfigSource): LoopLMConfig {
   const config = parseFields(schema, value, source)
-  // A configuration that transformers has saved again counts every run of a layer.
+  // If transformers saved the configuration again, num_hidden_layers counts every run of a layer.
   const layers_per_stack = config.num_layers_per_stack ?? config.num_hidden_layers
   if (layers_per_stack > 1024)
     throw refuse('num_hidden_layers', `must be at most 1024 per stack, got ${layers_per_stack}`, source)

@@ -3,7 +3,7 @@ import { type Architecture, blocks, llamaSizes, norms, type ParameterForm, type 
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import { completed, llamaFields, maxLoops, parseFields, refuse, rotaryBase, size, unused } from './fields.js'
 
-/** What Nanbeige's config.json says of the computation, with every default filled in. */
+/** The fields of Nanbeige's config.json that determine its computation, with every default filled in. */
 export interface NanbeigeConfig {
   vocab_size: number
   hidden_size: number
@@ -25,8 +25,8 @@ export interface NanbeigeConfig {
 }
 
 /**
- * Nanbeige4.2: a Llama stack run several times. model.norm closes every loop and the next one begins with its output, or, with
- * skip_loop_final_norm, with the state before it.
+ * Nanbeige4.2: a Llama stack that runs several times. model.norm is applied after every loop. The next loop starts from its
+ * output or, with skip_loop_final_norm, from the state before it.
  */
 export function nanbeige(config: NanbeigeConfig): Architecture {
   const { hidden_size: hidden, intermediate_size: intermediate, vocab_size: vocabulary, num_hidden_layers: layers } = config
@@ -35,7 +35,7 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
   const matrix = { initial: 'normal', deviation: config.initializer_range } as const
   const layer = (index: number): ParameterForm[] => {
     const prefix = `model.layers.${index}.`
-    /** Projections whose rows follow each other in the matrix of a role. */
+    /** Projections whose rows are concatenated in the matrix of a role. */
     const part = (role: Role, biasRole: Role, biased: boolean, columns: number, parts: [name: string, rows: number][]) => {
       const first = (i: number) => parts.slice(0, i).reduce((sum, [, rows]) => sum + rows, 0)
       const forms = (suffix: string, form: (rows: number, i: number) => Omit<ParameterForm, 'name'>) =>
@@ -85,7 +85,7 @@ export function nanbeige(config: NanbeigeConfig): Architecture {
     begin: [{ kind: 'embed', to: 0 }],
     loop: config.skip_loop_final_norm ? blocks(0, layers) : [...blocks(0, layers), norm],
     read: config.skip_loop_final_norm ? [norm] : [],
-    ignored: ['rotary_emb.inv_freq'], // of old exports
+    ignored: ['rotary_emb.inv_freq'], // old exports store it
     parameters: [
       { name: 'model.embed_tokens.weight', shape: [vocabulary, hidden], role: 'embedding', ...matrix },
       ...range(layers).flatMap(layer),

@@ -1,7 +1,7 @@
 import { type Architecture, blocks, exitGateNames, llamaSizes, type ParameterForm, range } from '../../native/architecture.js'
 import type { LoopLMConfig } from './family.js'
 
-/** What Ouro's config.json says of the computation. */
+/** The fields of Ouro's config.json that determine its computation. */
 export type OuroSizes = Pick<
   LoopLMConfig,
   | 'vocab_size'
@@ -18,7 +18,10 @@ export type OuroSizes = Pick<
   | 'initializer_range'
 > & { looplm_exit_gate?: boolean | undefined }
 
-/** Ouro (arXiv 2510.25741): sandwich norms, a norm after every loop that the next loop, the head and the exit gate read. */
+/**
+ * Ouro (arXiv 2510.25741): sandwich norms, and a norm after every loop. The next loop, the head and the exit gate read its
+ * output.
+ */
 export function ouro(config: OuroSizes): Architecture {
   const { hidden_size: hidden, intermediate_size: intermediate, vocab_size: vocabulary, num_hidden_layers: layers } = config
   const q = config.num_attention_heads * config.head_dim
@@ -43,7 +46,7 @@ export function ouro(config: OuroSizes): Architecture {
       { name: name('post_attention_layernorm_2'), role: 'mlpNorm2', index, ...norm },
     ]
   }
-  const hasGate = config.looplm_exit_gate === undefined // else there is none, or one that was added (withExitGate)
+  const hasGate = config.looplm_exit_gate === undefined // otherwise there is no gate, or one was added (withExitGate)
   const gate: ParameterForm[] = [
     { name: exitGateNames[0], shape: [1, hidden], role: 'exitGate', ...matrix },
     { name: exitGateNames[1], shape: [1], role: 'exitGateBias', initial: 'zeros' },

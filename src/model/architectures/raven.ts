@@ -3,10 +3,14 @@ import { type Architecture, blocks, norms, type ParameterForm, type RotaryEmbedd
 import type { ConfigSource, Family, LoopLMConfig } from './family.js'
 import { completed, maxLoops, parseFields, refuse, rotaryBase, size, tokens, unused } from './fields.js'
 
-/** Huginn's blocks, or those of the source model that was given loops: Llama and TinyLlama, or OLMo 2. */
+/**
+ * The block layout: Huginn's, or that of the source model that was turned into a looped model (Llama and TinyLlama, or OLMo 2).
+ */
 export type RavenLayout = 'huginn' | 'llama' | 'olmo2'
 
-/** What the config.json of Huginn and of retrofitted models says of the computation, with every default filled in. */
+/**
+ * The fields of config.json of Huginn and of retrofitted models that determine the computation, with every default filled in.
+ */
 export interface RavenConfig {
   vocab_size: number
   n_embd: number
@@ -28,8 +32,8 @@ export interface RavenConfig {
 }
 
 /**
- * Huginn (arXiv 2502.05171) and models retrofitted with its program (arXiv 2511.07384): a prelude makes e of the embedded tokens, the
- * core block runs on W [x ; e] from a random x, and a coda reads x.
+ * Huginn (arXiv 2502.05171) and models retrofitted with its code (arXiv 2511.07384). A prelude computes e from the embedded
+ * tokens. The core block runs on W [x ; e], starting from a random x. A coda reads x.
  */
 export function raven(config: RavenConfig): Architecture {
   const { n_embd: hidden, intermediate_size: intermediate, vocab_size: vocabulary, layout } = config
@@ -100,7 +104,7 @@ export function raven(config: RavenConfig): Architecture {
       ...blocks(0, prelude, e),
       { kind: 'state', to: x },
     ],
-    ignored: ['freqs_cis'], // a table of rotary positions
+    ignored: ['freqs_cis'], // table of rotary positions
     loop: [{ kind: 'inject', to: x, from: e, index: 0 }, ...blocks(prelude, core, x)],
     read: [...(layout === 'huginn' ? [norm] : []), ...blocks(prelude + core, coda, x), norm],
     parameters: [
@@ -153,7 +157,7 @@ const schema = z.looseObject({
   looplm_layout: z.enum(['huginn', 'llama', 'olmo2']).optional(),
 })
 
-/** The blocks' layout, which the published configurations do not name: by the tensors. */
+/** Detects the block layout from the tensors, because published configurations do not name it. */
 function layoutOf(config: z.infer<typeof schema>, { tensors }: ConfigSource): RavenLayout {
   if (tensors.some((name) => name.endsWith('.norm_3.weight'))) return 'huginn'
   if (tensors.some((name) => name.endsWith('attn.q_norm.weight'))) return 'olmo2'

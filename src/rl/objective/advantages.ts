@@ -5,26 +5,26 @@ import { maxReward } from '../../tasks/rewards.js'
 import { describe } from '../../validation/arguments.js'
 import type { AdvantageSpec } from './schema.js'
 
-/** How rewards become advantages: the group's z-score, or the difference from the group's mean alone. */
+/** How rewards become advantages: the z-score in the group, or only the difference from the group's mean. */
 export type ScaleRewards = 'group' | 'none'
 
-/** Advantages with what was learnt about the groups on the way. */
+/** Advantages and statistics of the groups. */
 export interface GroupAdvantages {
-  /** One per sequence; null where the reward was null. */
+  /** One per sequence. null if its reward was null. */
   advantages: (number | null)[]
-  /** Standard deviation of each group's rewards (unbiased); 0 for a group with fewer than two rewards. */
+  /** Unbiased standard deviation of each group's rewards. 0 for groups with fewer than two rewards. */
   groupStds: number[]
-  /** One per group: true when all its rewards are equal, so that it teaches nothing. */
+  /** One per group: true if all its rewards are equal, so that it gives no gradient. */
   flat: boolean[]
 }
 
-/** What advantages are made of: values per sequence, groups being `groupSize` consecutive ones. */
+/** The inputs of advantages: values per sequence. Groups are `groupSize` consecutive sequences. */
 export interface AdvantageInput {
   rewards: readonly (number | null)[]
   groupSize: number
-  /** Stratum of each sequence, needed by `strata`. */
+  /** Stratum of each sequence. Required by `strata`. */
   strata?: readonly number[] | undefined
-  /** Cost of each sequence in [0, 1], needed by `cost`. */
+  /** Cost of each sequence in [0, 1]. Required by `cost`. */
   costs?: readonly number[] | undefined
 }
 
@@ -38,7 +38,8 @@ const batchEpsilon = 1e-9
  * @param rewards one per sequence, group after group; null excludes a sequence from its group
  * @param groupSize sequences per group; must divide the number of rewards
  * @param scale `'group'` divides by the standard deviation, `'none'` subtracts the mean only (Dr. GRPO, arXiv 2503.20783)
- * @throws LoopLMError INVALID_ARGUMENT when the rewards do not form whole groups or one is no number, NON_FINITE for a NaN or infinite one
+ * @throws LoopLMError INVALID_ARGUMENT if the rewards do not form whole groups or one is not a number, NON_FINITE for a NaN or
+ *   infinite one
  *
  * @example
  * ```ts
@@ -73,15 +74,17 @@ export function groupAdvantages(
 }
 
 /**
- * Advantages by a specification of the algebra (docs/objectives.md), in this order: group baseline and scale, strata (SAN, arXiv 2510.06214),
- * cost (CAPO, arXiv 2603.28610), a second z-score over the batch (BN-GSPO), the sign filter (NSR and PreRL, arXiv 2604.14142).
+ * Advantages by a specification of the algebra (docs/objectives.md), in this order: group baseline and scale, strata (SAN,
+ * arXiv 2510.06214), cost (CAPO, arXiv 2603.28610), a second z-score over the batch (BN-GSPO), the sign filter (NSR and PreRL,
+ * arXiv 2604.14142).
  *
- * @returns one per sequence; null where the reward was null
- * @throws LoopLMError as {@link groupAdvantages}; INVALID_ARGUMENT when the strata or costs that are asked for are missing
+ * @returns one per sequence; null if its reward was null
+ * @throws LoopLMError as {@link groupAdvantages}; INVALID_ARGUMENT if the required strata or costs are missing
  */
 export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (number | null)[] {
   const { rewards, groupSize } = input
-  if (spec.source !== 'reward') return rewards.map((reward) => (reward === null ? null : spec.source === 'one' ? 1 : 0)) // those of turns come by token
+  // turns are handled by token
+  if (spec.source !== 'reward') return rewards.map((reward) => (reward === null ? null : spec.source === 'one' ? 1 : 0))
   let values: (number | null)[]
   if (spec.baseline === 'none') values = [...rewards]
   else if (spec.scale === 'population') values = populationScores(rewards, groupSize)
@@ -112,7 +115,7 @@ export function advantagesOf(spec: AdvantageSpec, input: AdvantageInput): (numbe
   })
 }
 
-/** CAPO: A = z + λ_e S - λ_g c, right answers at least .001. */
+/** CAPO: A = z + λ_e S - λ_g c. Right answers get at least .001. */
 function addCost(
   cost: NonNullable<AdvantageSpec['cost']>,
   values: readonly (number | null)[],
@@ -137,7 +140,7 @@ function addCost(
   })
 }
 
-/** z with the standard deviation of the population; 0 in a group that hardly spreads. */
+/** The z-score with the population's standard deviation. 0 in a group whose rewards hardly differ. */
 function populationScores(rewards: readonly (number | null)[], groupSize: number): (number | null)[] {
   const groups = rewards.map((_, i) => Math.floor(i / groupSize))
   const means = reduce('mean', rewards, groups)
@@ -150,7 +153,9 @@ function populationScores(rewards: readonly (number | null)[], groupSize: number
   })
 }
 
-/** (x - mean) / (std + ε) inside each segment, with the unbiased standard deviation; `mean`: the difference alone. */
+/**
+ * (x - mean) / (std + ε) inside each segment, with the unbiased standard deviation. With `mean` only the difference x - mean.
+ */
 export function zScores(
   values: readonly (number | null)[],
   segments: readonly number[],
@@ -165,7 +170,7 @@ export function zScores(
   })
 }
 
-/** One number per segment, by the engine's routine; nulls are left out. */
+/** One number per segment, computed by the engine. Nulls are skipped. */
 export function reduce(
   op: 'sum' | 'mean' | 'count' | 'deviation',
   values: readonly (number | null)[],

@@ -2,12 +2,12 @@ import { native } from '../../native.js'
 import { reduce, zScores } from './advantages.js'
 import type { BeliefSpec } from './schema.js'
 
-const smallest = 1e-6 // a belief of 0 has no logarithm
+const smallest = 1e-6 // the logarithm of a belief of 0 is not finite
 
 /**
- * What a belief curve adds to the advantage of every loop (IGPO, MRT, PAV, Clip and Delta; docs/objectives.md).
+ * The contribution of a belief curve to the advantage of every loop (IGPO, MRT, PAV, Clip and Delta; docs/objectives.md).
  *
- * @param spec its belief is `gold-answer` or `forced-exit`; `token` is the engine's own
+ * @param spec its belief is `gold-answer` or `forced-exit`; the engine handles `token`
  * @param curves per sequence b_0..b_T in [0, 1]
  * @param groupSize consecutive sequences that form a group
  * @returns per sequence, T numbers: α · norm(G_t)

@@ -4,7 +4,7 @@ import { lengthNormalizers } from './normalizer.js'
 import type { BeliefSpec, Objective, ObjectiveTerm } from './schema.js'
 import { valueAt } from './schema.js'
 
-/** What one call of the engine's loss core gets. */
+/** The arguments of one call of the engine's loss core. */
 export interface EnginePass {
   /** The sequences of the pass. */
   batch: LossBatch
@@ -12,21 +12,21 @@ export interface EnginePass {
   objective: LossObjective
 }
 
-/** Rollouts with everything that the terms of an objective need to know of them. */
+/** Rollouts with everything that the terms of an objective need. */
 export interface RatedRollouts {
   sequences: readonly TokenSequence[]
   initialStates?: readonly ArrayLike<number>[] | undefined
   inputVectors?: readonly (InputVectors | undefined)[] | undefined
   promptLengths: ArrayLike<number>
-  /** Response tokens that count. */
+  /** Number of response tokens that count. */
   lengths: readonly number[]
-  /** Per sequence: false where the reward was null. */
+  /** Per sequence: false if its reward was null. */
   counted: readonly boolean[]
   /** Per sequence: whether it has a gradient. */
   active: readonly boolean[]
   /** Per term: advantages, one or T per sequence. */
   advantages: readonly (readonly (readonly number[])[])[]
-  /** Per term: those of tokens, len-1 per sequence, where the term has them; [] where not counted. */
+  /** Per term: advantages of tokens, len-1 per sequence, if the term has them. [] for sequences that do not count. */
   tokenAdvantages?: readonly (readonly (readonly number[])[] | undefined)[] | undefined
   oldLogprobs?: readonly ArrayLike<number>[] | undefined
   referenceLogprobs?: readonly ArrayLike<number>[] | undefined
@@ -36,7 +36,7 @@ export interface RatedRollouts {
   exits?: readonly ArrayLike<number>[] | undefined
   segments?: readonly ArrayLike<number>[] | undefined
   mask?: readonly ArrayLike<number>[] | undefined
-  /** The responses behind one start token, for terms in the marginal space. */
+  /** The responses after a start token instead of their prompts, for terms in the marginal space. */
   marginal?:
     | {
         sequences: readonly TokenSequence[]
@@ -46,7 +46,7 @@ export interface RatedRollouts {
     | undefined
 }
 
-/** How the engine runs, whatever the objective. */
+/** Settings of the engine that do not depend on the objective. */
 export interface EngineSettings {
   temperature: number
   recompute: Recompute
@@ -54,9 +54,12 @@ export interface EngineSettings {
   /** Divisor of the normalizer `constant`. */
   constantLength: number | undefined
   loops: TrainedLoops
-  /** Of draws in the exit channel. */
+  /** Seed of draws in the exit channel. */
   seed: number
-  /** The sequences whose gradients this call makes; default all. Norms are those of the whole logical batch in any case. */
+  /**
+   * The sequences whose gradients this call computes. Defaults to all. Length normalizers always refer to the whole logical
+   * batch.
+   */
   own?: ReadonlySet<number> | undefined
 }
 
@@ -75,23 +78,29 @@ export function surrogateOf(term: ObjectiveTerm): {
   return typeof term.surrogate === 'string' ? { kind: term.surrogate } : (term.surrogate as { kind: string })
 }
 
-/** Whether the log-probabilities of the policy that made the rollouts matter, once more than one update is made on them. */
+/**
+ * Whether the objective needs the log-probabilities of the policy that made the rollouts, if more than one update is made on
+ * them.
+ */
 export function usesRatio(objective: Objective, space: ObjectiveTerm['space']): boolean {
   const lazy = space === 'conditional' && objective.lazy?.old === 'rollout'
   return lazy || tokenTerms(objective, space).some((term) => ratioSurrogates.includes(surrogateOf(term).kind))
 }
 
-/** Whether log-probabilities of the reference model are compared with, those of LLDS apart. */
+/** Whether the objective compares with log-probabilities of the reference model, apart from LLDS. */
 export function usesReference(objective: Objective): boolean {
   return (objective.kl !== undefined && objective.kl.beta > 0) || usesTeacher(objective)
 }
 
-/** Whether a step with this objective runs the reference model, or would without `referenceLogprobs` in its batch. */
+/** Whether a step with this objective runs the reference model, if its batch has no `referenceLogprobs`. */
 export function needsReference(objective: Objective): boolean {
   return usesReference(objective) || objective.lazy?.old === 'ema'
 }
 
-/** The words for what no importance ratio corrects when several updates are made on the same rollouts; undefined where nothing is. */
+/**
+ * Names the part of the objective that no importance ratio corrects if several updates are made on the same rollouts. undefined
+ * if there is none.
+ */
 export function uncorrected({ terms }: Objective): string | undefined {
   const biased = terms.filter((term) => surrogateOf(term).kind === 'reinforce' && term.advantage.source !== 'one')
   if (biased.length === 0) return undefined
@@ -103,10 +112,12 @@ export function usesTeacher(objective: Objective): boolean {
   return objective.terms.some(({ advantage }) => advantage.loops?.base === 'teacher')
 }
 
-/** Loops that a pass must run: fewer than the model's only when every term and regulariser weighs one early loop. */
+/**
+ * The number of loops that a pass must run. It is less than the model's only if every term and regularizer uses one early loop.
+ */
 export function loopsNeeded(objective: Objective, loops: number): number {
   const { terms, kl, lazy, entropy } = objective
-  if (terms.length === 0) return loops // a function's own coefficients are of every loop
+  if (terms.length === 0) return loops // a function's own coefficients cover every loop
   const early = terms.map(({ channel, weights, advantage }) =>
     channel === 'token' && advantage.loops === undefined && typeof weights === 'object' && weights.kind === 'one-hot'
       ? weights.loop
@@ -116,12 +127,12 @@ export function loopsNeeded(objective: Objective, loops: number): number {
   return regularised || entropy.exit !== 0 ? loops : Math.min(loops, Math.max(...early))
 }
 
-/** Loops that run: fewer than the trainer's where no other is needed and `readLoops` does not say which are read. */
+/** The number of loops to run. It is less than the trainer's if the objective needs no more and `readLoops` is not set. */
 export function loopsToRun(objective: Objective, { run, scoring }: TrainedLoops): number {
   return scoring.readLoops === undefined ? loopsNeeded(objective, run) : run
 }
 
-/** Whether the last loop that runs is the only one that the token terms of a space weigh. */
+/** Whether the token terms of a space only use the last loop that runs. */
 export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space'], loops: number): boolean {
   return (
     (objective.lazy === undefined || objective.lazy.loops !== 'uniform') &&
@@ -134,10 +145,10 @@ export function onlyLastLoop(objective: Objective, space: ObjectiveTerm['space']
 }
 
 /**
- * The one loop, counted from 1, at which the log-probabilities of the policy that made the rollouts are compared with; undefined where
- * several loops are.
+ * The loop, counted from 1, whose log-probabilities are compared with those of the policy that made the rollouts. undefined if
+ * several loops are compared.
  *
- * @param loops that run
+ * @param loops number of loops that run
  */
 export function ratioLoop(objective: Objective, loops: number): number | undefined {
   const terms = tokenTerms(objective, 'conditional')
@@ -154,8 +165,8 @@ export function ratioLoop(objective: Objective, loops: number): number | undefin
 }
 
 /**
- * Log-probabilities of one loop, len-1 per sequence, in the form of all loops. The values of the other loops are not compared with, but the
- * engine wants them where it scores several loops, for example for a KL divergence at each.
+ * Expands log-probabilities of one loop, len-1 per sequence, to the shape of all loops. The values of the other loops are not
+ * used, but the engine needs them if it scores several loops, for example for a KL divergence at each.
  */
 function atEveryLoop(logprobs: readonly ArrayLike<number>[], rows: readonly TokenSequence[], loops: number): ArrayLike<number>[] {
   return logprobs.map((values, i) => {
@@ -172,8 +183,8 @@ function tokenTerms(objective: Objective, space: ObjectiveTerm['space']): Object
 }
 
 /**
- * The calls of the engine for one optimizer step: one for the terms given the prompt with the regularisers, one for those without it.
- * Length normalizers are those of the whole logical batch, so that leaving out what has no gradient does not change the loss.
+ * The engine calls of one optimizer step: one for the terms given the prompt and the regularizers, one for the marginal terms.
+ * Length normalizers refer to the whole logical batch, so that skipping sequences without a gradient does not change the loss.
  *
  * @param part indices of the sequences that form the logical batch
  * @param step counted from 0
@@ -274,7 +285,10 @@ export function enginePasses(
   return passes
 }
 
-/** λ over the token count for sequences that should stay likely: no disadvantage in the first conditional term, on the mean of its loops. */
+/**
+ * λ divided by the token count, for sequences that should stay likely: those without a negative advantage in the first
+ * conditional term, averaged over its loops.
+ */
 function lazyNormalizers(
   objective: Objective,
   rated: RatedRollouts,

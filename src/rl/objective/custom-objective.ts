@@ -2,33 +2,38 @@ import { LoopLMError } from '../../errors.js'
 import type { RealArray, Scores, TokenSequence } from '../../model/types.js'
 import { checkNames, describe } from '../../validation/arguments.js'
 
-/** What an own objective sees: the sequences that count, their scores under the model and their group-relative advantages. */
+/** What your own objective gets: the sequences that count, their scores under the model and their group-relative advantages. */
 export interface ObjectiveContext {
-  /** Counted from 0. */
+  /** The step, counted from 0. */
   step: number
   /** Token ids, prompt and response. */
   sequences: readonly TokenSequence[]
-  /** Per sequence, how many of its tokens are prompt. */
+  /** Per sequence, the number of prompt tokens. */
   promptLengths: readonly number[]
   /** One per sequence. */
   rewards: readonly number[]
-  /** z-scores of the groups. */
+  /** z-scores within the groups. */
   advantages: readonly number[]
   /** 1 / (sequences × response tokens), per sequence. */
   lengthNormalizers: readonly number[]
-  /** Of all loops, at the training temperature; rows before a response are 0. */
+  /** Scores of all loops, at the training temperature. Rows before a response are 0. */
   scores: Scores
-  /** T × (len-1) per sequence, where the batch brings them or several updates are made on the same rollouts. */
+  /** T × (len-1) per sequence. Set if the batch has them or if several updates are made on the same rollouts. */
   oldLogprobs: readonly ArrayLike<number>[] | undefined
-  /** Len-1 per sequence: 0 where a prediction does not count, for example tokens that a tool wrote; where the batch has a mask. */
+  /**
+   * len-1 per sequence: 0 for predictions that do not count, for example tokens that a tool wrote. Set if the batch has a mask.
+   */
   mask: readonly ArrayLike<number>[] | undefined
-  /** The row of the data set or the problem of the task behind each sequence; in `update` what the batch brings. */
+  /** The dataset row or the task's problem of each sequence. In `update`, what the batch contains. */
   columns: readonly Readonly<Record<string, unknown>>[] | undefined
 }
 
-/** ∂L/∂ℓ and, when the gate is trained, ∂L/∂(gate logits); the arrays have the shapes of `scores.logprobs` and `scores.gateLogits`. */
+/**
+ * ∂L/∂ℓ and, if the gate is trained, ∂L/∂(gate logits). The arrays have the shapes of `scores.logprobs` and
+ * `scores.gateLogits`.
+ */
 export interface ObjectiveGradient {
-  /** Only logged. */
+  /** The loss, which is only logged. */
   loss: number
   /** T × (len-1) per sequence, row-major by loop. */
   coefficients: readonly (RealArray | readonly number[])[]
@@ -37,7 +42,7 @@ export interface ObjectiveGradient {
 }
 
 /**
- * Your own objective: from scores and advantages to coefficients, once per optimizer step.
+ * Your own objective: it maps scores and advantages to coefficients, once per optimizer step.
  *
  * @example
  * ```ts
@@ -65,7 +70,7 @@ export type OwnObjective = (context: ObjectiveContext) => ObjectiveGradient | Pr
 const gradientFields: readonly (keyof ObjectiveGradient)[] = ['loss', 'coefficients', 'gateCoefficients']
 
 /**
- * What an own objective returned; the engine checks the shapes of the coefficients.
+ * Checks what your own objective returned. The engine checks the shapes of the coefficients.
  *
  * @throws LoopLMError INVALID_ARGUMENT naming the field
  */

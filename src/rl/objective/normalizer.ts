@@ -5,15 +5,16 @@ export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
 /**
  * The factor n of every response token of a sequence (math.md §2). It depends on the logical batch (all sequences of an
- * optimizer step) and never on how the engine cuts it into micro-batches.
+ * optimizer step), not on how the engine splits it into micro-batches.
  *
  * - `response-mean`: 1 / (B |y|), the mean over sequences of each one's mean (GRPO, arXiv 2402.03300; RLTT, arXiv 2602.10520)
  * - `token-mean`: 1 / Σ |y|, the mean over all response tokens (DAPO, arXiv 2503.14476)
- * - `constant`: 1 / (B · constantLength) (Dr. GRPO, arXiv 2503.20783); without constantLength the longest of the responses stands for it
+ * - `constant`: 1 / (B · constantLength) (Dr. GRPO, arXiv 2503.20783); constantLength defaults to the length of the longest
+ *   response
  *
- * @param responseLengths response tokens |y| of each sequence; one without any gets the factor 0 and still counts in B
+ * @param responseLengths response tokens |y| of each sequence; a sequence without any gets the factor 0 and still counts in B
  * @param normalizer which of the three
- * @param constantLength tokens; read by `constant`
+ * @param constantLength number of tokens, for `constant`
  *
  * @example
  * ```ts

@@ -1,8 +1,8 @@
 import type { ObjectiveInput } from './schema.js'
 
-/** An objective for some steps: until step `until` (not included); the last phase stays. */
+/** An objective for some steps, up to step `until` (exclusive). The last phase has no end. */
 export interface Phase {
-  /** The step, not included, until which it holds; absent: to the end. */
+  /** The first step after the phase. Absent: to the end of the run. */
   until?: number | undefined
   /** The objective of these steps. */
   objective: ObjectiveInput
@@ -10,7 +10,7 @@ export interface Phase {
 
 /** Published methods by name. */
 export interface Recipes {
-  /** The last loop, with clipped ratios and advantages inside the group (arXiv 2402.03300). */
+  /** The last loop, with clipped ratios and advantages within the group (arXiv 2402.03300). */
   readonly grpo: ObjectiveInput
   /** GRPO without the standard deviation, and with a constant length (arXiv 2503.20783). */
   readonly 'dr-grpo': ObjectiveInput
@@ -26,15 +26,15 @@ export interface Recipes {
   readonly 'k1.5': ObjectiveInput
   /** Reward over the latent trajectory, by exit probabilities (arXiv 2602.10520). */
   readonly rltt: ObjectiveInput
-  /** The policy that exits early: loops are drawn by the gate and replayed in training. */
+  /** A policy that exits early: the gate draws loops, and training replays them. */
   readonly 'exit-sampled': ObjectiveInput
   /** 100 steps of RLTT, then the last loop. */
   readonly 'anneal-to-last': readonly [Phase, Phase]
   /** 100 steps of the last loop, then RLTT. */
   readonly 'anneal-to-rltt': readonly [Phase, Phase]
-  /** The last loop, and every loop imitates right samples: rewards are the weights of the imitation. */
+  /** GRPO on the last loop. In addition every loop imitates right samples, with their rewards as weights. */
   readonly imitation: ObjectiveInput
-  /** The terms of LoopRPT on sampled responses; the whole method is `LoopRPTTrainer` (arXiv 2603.19714). */
+  /** The terms of LoopRPT on sampled responses. `LoopRPTTrainer` is the whole method (arXiv 2603.19714). */
   readonly looprpt: ObjectiveInput
   /** RLTT on negative advantages alone (arXiv 2604.14142). */
   readonly nsr: ObjectiveInput
@@ -44,21 +44,21 @@ export interface Recipes {
   readonly dsrl: readonly Phase[]
   /** 20 steps on loop 2, then `rltt` (after arXiv 2512.19673). */
   readonly 'bupo-loop': readonly Phase[]
-  /** RLTT that holds good answers at every loop (after arXiv 2512.04220). */
+  /** RLTT that preserves good responses at every loop (after arXiv 2512.04220). */
   readonly llds: ObjectiveInput
   /** RLTT with strata of the mean exit loop (after arXiv 2510.06214). */
   readonly san: ObjectiveInput
-  /** RLTT, and an exit term that prices loops; use it with `exitThreshold` (after arXiv 2603.28610). */
+  /** RLTT, and an exit term with a cost per loop. Use it with `exitThreshold` (after arXiv 2603.28610). */
   readonly 'capo-loop': ObjectiveInput
-  /** Rewards of loops: what each gains in the probability of the gold answer (after arXiv 2510.14967). */
+  /** Rewards of loops: the gain of each loop in the probability of the gold answer (after arXiv 2510.14967). */
   readonly 'igpo-loop': ObjectiveInput
-  /** Advantages of turns, z-scores inside the group. */
+  /** Advantages of turns, with z-scores within the group. */
   readonly 'turn-grpo': ObjectiveInput
   /** Advantages of turns, with the gain in the probability of the gold answer (arXiv 2510.14967). */
   readonly igpo: ObjectiveInput
-  /** Rewards of loops: what each gains in the reward of a forced answer (after arXiv 2503.07572). */
+  /** Rewards of loops: the gain of each loop in the reward of a forced answer (after arXiv 2503.07572). */
   readonly mrt: ObjectiveInput
-  /** Rewards of loops: what each gains in the best of four forced answers (after arXiv 2410.08146). */
+  /** Rewards of loops: the gain of each loop in the best of four forced answers (after arXiv 2410.08146). */
   readonly pav: ObjectiveInput
   /** Rewards of loops from the probability of the token, clipped, as differences (after arXiv 2410.15115). */
   readonly 'clip-delta': ObjectiveInput
@@ -126,7 +126,7 @@ export const recipes: Recipes = {
   imitation: {
     terms: [
       lastTerm,
-      // The reward itself is the advantage: right samples count 1, wrong ones 0.
+      // The reward itself is the advantage: right samples have weight 1, wrong ones 0.
       { weights: 'uniform', surrogate: 'reinforce', advantage: { baseline: 'none' }, weight: 0.1 },
     ],
   },
@@ -201,7 +201,7 @@ export const recipes: Recipes = {
   },
 }
 
-/** The phases of an objective option: a name, an objective, or a list of phases. */
+/** The phases of an objective option, which is a name, an objective, or a list of phases. */
 export function phasesOf(option: RecipeName | ObjectiveInput | readonly Phase[]): readonly Phase[] {
   if (typeof option === 'string') return phasesOf(recipes[option])
   return Array.isArray(option) ? (option as readonly Phase[]) : [{ objective: option as ObjectiveInput }]

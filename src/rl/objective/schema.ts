@@ -14,8 +14,9 @@ export type {
 } from './input.js'
 
 /*
- * The objective algebra: rewards → filter → advantage → loop weights → space → channel → surrogate → normalizer → regularisers. Each
- * part is a small value; types, validation and documentation are read from here. Formulas: docs/objectives.md.
+ * The objective algebra: rewards → filter → advantage → loop weights → space → channel → surrogate → normalizer
+ * → regularizers. Each part is a small value. Types, validation and documentation come from this file. Formulas:
+ * docs/objectives.md.
  */
 
 const nonNegative = z.number().min(0)
@@ -23,10 +24,10 @@ const positive = z.number().positive()
 const share = z.number().min(0).max(1)
 const positiveInt = z.int().min(1)
 
-/** A number, or one that moves in a straight line from `from` to `to` over the first `steps` steps and then stays. */
+/** A number, or a value that changes linearly from `from` to `to` over the first `steps` steps and then stays. */
 export const annealed = z.union([z.number(), z.strictObject({ from: z.number(), to: z.number(), steps: positiveInt })])
 
-/** What a group's rewards become before advantages are made of them; applied in order. */
+/** Changes to the rewards of a group before advantages are computed. They are applied in order. */
 export const rewardShaper = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('majority') }).describe('TTRL: 1 for the most frequent answer of the group, else 0.'),
   z
@@ -249,7 +250,7 @@ const objective = z.strictObject({
 
 /** Checks an {@link ObjectiveInput} and fills in its defaults. */
 export const objectiveSchema: z.ZodType<Objective, ObjectiveInput> = objective
-// the line above says that the types of input.ts take all that the schema takes and gives, these two that the schema does so for them
+// the line above checks that the types of input.ts accept what the schema accepts and returns; these two check the reverse
 true satisfies [ObjectiveInput] extends [z.input<typeof objective>] ? true : false
 true satisfies [Objective] extends [z.output<typeof objective>] ? true : false
 

@@ -2,22 +2,22 @@ import { LoopLMError } from '../../errors.js'
 import { largest, smallest } from '../../extremes.js'
 import { type RewardShaper, valueAt } from './schema.js'
 
-/** What is known of each completion of a batch, groups being `groupSize` consecutive ones. */
+/** What shapers know of each completion of a batch. Groups are `groupSize` consecutive completions. */
 export interface RewardInput {
   rewards: readonly (number | null)[]
   groupSize: number
-  /** Response tokens. */
+  /** Number of response tokens. */
   lengths: readonly number[]
-  /** Answers as texts that are equal when the answers are; null where there is none. */
+  /** Answers as strings that are equal if the answers are equal. null if there is none. */
   answers?: readonly (string | null)[] | undefined
-  /** A vector per completion, of any length; only its direction counts. */
+  /** A vector per completion, of any norm; only its direction matters. */
   embeddings?: readonly ArrayLike<number>[] | undefined
-  /** Mean loop that tokens leave at, 1-based. */
+  /** Mean exit loop of the tokens, 1-based. */
   exitLoops?: readonly number[] | undefined
 }
 
 /**
- * Passes the rewards of groups through a list of shapers, in order (docs/objectives.md).
+ * Applies a list of shapers to the rewards of groups, in order (docs/objectives.md).
  *
  * @param step counted from 0, for weights that change
  * @throws LoopLMError INVALID_ARGUMENT naming the field that a shaper needs and the batch lacks
@@ -35,7 +35,7 @@ export function shapeRewards(shapers: readonly RewardShaper[], input: RewardInpu
   return rewards
 }
 
-/** Whether shapers look at the reward functions' rewards at all; majority and novelty replace them. */
+/** Whether shapers ignore the rewards of the reward functions. Majority and novelty replace them. */
 export function isLabelFree(shapers: readonly RewardShaper[]): boolean {
   return shapers.some(({ kind }) => kind === 'majority' || kind === 'novelty')
 }
@@ -88,7 +88,7 @@ function shapeGroup(
   }
 }
 
-/** The answer that most of a group gave, the earliest of equals; null when nobody gave one. */
+/** The most frequent answer of a group; the earliest wins a tie. null if no completion has an answer. */
 function mostFrequent(answers: readonly (string | null)[]): string | null {
   const counts = new Map<string, number>()
   for (const answer of answers) if (answer !== null) counts.set(answer, (counts.get(answer) ?? 0) + 1)
@@ -98,8 +98,9 @@ function mostFrequent(answers: readonly (string | null)[]): string | null {
 }
 
 /**
- * EVOL-RL (arXiv 2509.15194): novelty u = 1 - half the mean similarity within the own class - half the largest similarity to any
- * other response, min-max scaled inside the class; majority .5 + .5 ũ, minority -1 + .5 ũ; all equal ±.75; alone 1 or -.5; no answer -1.
+ * EVOL-RL (arXiv 2509.15194). Novelty u = 1 - half the mean similarity within the same class - half the largest similarity to
+ * any other response, min-max scaled to ũ within the class. The majority gets .5 + .5 ũ, the minority -1 + .5 ũ. If all
+ * novelties of a class are equal: ±.75. A single member gets 1 or -.5. No answer gets -1.
  */
 function noveltyRewards(answers: readonly (string | null)[], embeddings: readonly ArrayLike<number>[]): number[] {
   const majority = mostFrequent(answers)

@@ -4,31 +4,32 @@ import { reduce } from './advantages.js'
 
 const epsilon = 1e-6
 
-/** A turn with its own reward, as a range of the tokens of a sequence. */
+/** A turn with its reward, as a range of the tokens of a sequence. */
 export interface RewardedTurn {
   begin: number
   end: number
   reward: number | null
 }
 
-/** What turns are rated by: values per sequence, groups being `groupSize` consecutive ones. */
+/** The inputs of turn advantages: values per sequence. Groups are `groupSize` consecutive sequences. */
 export interface TurnInput {
-  /** Of the sequences, those of the turns included; null leaves a sequence out. */
+  /** Rewards of the sequences, which include those of their turns. null excludes a sequence. */
   rewards: readonly (number | null)[]
   turns: readonly (readonly RewardedTurn[])[]
-  /** Per turn: what it gains beside its reward. */
+  /** Per turn: what it gains besides its reward. */
   gains?: readonly (readonly number[])[] | undefined
   groupSize: number
 }
 
 /**
- * One advantage per turn. The return of turn k is G_k = Σ_{m≥k} γ^(m-k) r_m; what the reward of a sequence has beyond those of its
- * turns belongs to its last turn. G_k is compared with the mean over the group of the returns of turn k, and divided by their unbiased standard
- * deviation. Where only one sequence of the group has a turn k, mean and deviation are those of all turns of the group.
+ * One advantage per turn. The return of turn k is G_k = Σ_{m≥k} γ^(m-k) r_m; the part of a sequence's reward that its turns
+ * do not account for is added to its last turn. The advantage is G_k minus the mean of the group's returns of turn k, divided
+ * by their unbiased standard deviation. If only one sequence of the group has a turn k, mean and deviation are over all turns
+ * of the group.
  *
  * @param spec.discount γ
- * @param spec.scale `none` subtracts the mean alone
- * @returns per sequence one number per turn; [] where the reward is null
+ * @param spec.scale `none` only subtracts the mean
+ * @returns per sequence one number per turn; [] if its reward is null
  *
  * @example
  * ```ts
@@ -68,7 +69,7 @@ export function turnAdvantages(
   return returns.map((own) => own.map(() => advantages[next++]!))
 }
 
-const equalBelow = 1e-12 // of the mean: what rounding leaves of equal returns
+const equalBelow = 1e-12 // relative to the mean: rounding errors of equal returns
 
 function statistics(values: readonly number[], segments: readonly number[]) {
   const means = reduce('mean', values, segments)
@@ -79,7 +80,7 @@ function statistics(values: readonly number[], segments: readonly number[]) {
   }
 }
 
-/** Values of turns at their predictions: len-1 per sequence, 0 elsewhere. */
+/** Spreads values of turns over their predictions: len-1 per sequence, 0 elsewhere. */
 export function overTokens(
   turns: readonly (readonly RewardedTurn[])[],
   values: readonly (readonly number[])[],
