@@ -1,6 +1,7 @@
-// node bench/generate.mjs PYTHON: the row "sampling 512 prompts" beside Hugging Face's generate, in tokens per second of processor time on
-// one thread, by turns. PYTHON has torch and transformers. There the looped model is unrolled to T · L Llama blocks, which lack Ouro's
-// second norms. For AVX2 alone, set LOOPLM_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2.
+// node bench/generate.mjs PYTHON: compares the row "sampling 512 prompts" with Hugging Face's generate, in tokens per second of
+// CPU time on one thread. Runs alternate. PYTHON must have torch and transformers. There the looped model is unrolled to T · L
+// Llama blocks, which lack Ouro's second norms. For AVX2 only, set LOOPLM_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
+// ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2.
 import { execFileSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { d128 } from '../dist/bench/models.js'

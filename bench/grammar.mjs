@@ -1,11 +1,12 @@
-// What a grammar costs: CPU time per token of 8 sequences at once with a vocabulary of 49152, with and without, in turns.
-// npm install --no-save gpt-tokenizer && node bench/grammar.mjs [hidden] [layers]; the process's user and system time, so that other programs do not count.
+// The cost of a grammar: CPU time per token of 8 concurrent sequences with a vocabulary of 49152, alternating with and without
+// a grammar. npm install --no-save gpt-tokenizer && node bench/grammar.mjs [hidden] [layers]. It measures the process's user
+// and system time, so that other programs do not count.
 import { LoopLM, Tokenizer } from '../dist/src/index.js'
 
 const vocabulary = 49152
 const [hidden = 512, layers = 6] = process.argv.slice(2).map(Number)
 
-/** The bytes, then the tokens of a vocabulary that was learnt from text: GPT-2's, from a package that has it. */
+/** The bytes, then the tokens of a vocabulary that was learned from text: GPT-2's, from a package that contains it. */
 async function tokenizer() {
   const json = JSON.parse(Tokenizer.bytes({ special: { eos: '<eos>' } }).files()[0][1])
   const spelling = Object.fromEntries(Object.entries(json.model.vocab).map(([token, id]) => [id, token]))
@@ -46,7 +47,7 @@ async function cost(grammar) {
 }
 
 for (const [name, grammar] of Object.entries(grammars)) {
-  await cost(grammar) // compiles it
+  await cost(grammar) // compiles the grammar
   const pairs = []
   for (let i = 0; i < 5; i++) pairs.push([await cost(undefined), await cost(grammar)])
   const median = (all) => all.sort((a, b) => a - b)[Math.floor(all.length / 2)]

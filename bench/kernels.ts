@@ -1,11 +1,11 @@
-// One row per kernel of the table and per named kernel: the time of a run beside the least time that the roofs allow.
+// One row per kernel of the table and per named kernel: the time of a run next to the least time that the roofs allow.
 import { Bench } from 'tinybench'
 import { kernels, tensor } from '../src/index.js'
 import type { ModelDType } from '../src/model/types.js'
 import { call, context, native } from '../src/native.js'
 import { ouro } from './models.js'
 
-/** What a kernel must do at the least, and how long it took. */
+/** The least work of a kernel, and its time. */
 export interface KernelRow {
   kernel: string
   dtype: ModelDType
@@ -14,21 +14,27 @@ export interface KernelRow {
   seconds: number
   /** Floating-point operations per second, in 1e9. */
   gflops: number
-  /** Bytes per second that must move, in 1e9. */
+  /** Bytes per second that must be moved, in 1e9. */
   gbps: number
-  /** The least time that both roofs allow, as a share of the time taken. */
+  /** The least time that both roofs allow, divided by the measured time. */
   share: number
 }
 
 /** Rates measured in this run. */
 export interface Roofs {
-  /** Product of two 2048 × 2048 matrices (8192 × 8192 on a GPU), in 1e9 operations per second. */
+  /** Rate of the product of two 2048 × 2048 matrices (8192 × 8192 on a GPU), in 1e9 operations per second. */
   gflops: number
-  /** Reading (or copying, where that is faster) an array far larger than the caches, in 1e9 bytes per second. */
+  /** Bandwidth of reading (or copying, if that is faster) an array far larger than the caches, in 1e9 bytes per second. */
   gbps: number
-  /** Reading alone: the faster of a sum and a product of one row over such an array. A copy moves bytes both ways at once and is often quicker. */
+  /**
+   * Bandwidth of reading only: the faster of a sum over such an array and a product of one row with it. A copy moves bytes both
+   * ways at once and is often faster.
+   */
   readGbps: number
-  /** Products of bytes in registers (VNNI, or maddubs with madd and an addition), in 1e9 operations per second; 0 where a device has none. */
+  /**
+   * Rate of byte products in registers (VNNI, or maddubs with madd and an addition), in 1e9 operations per second. 0 if the
+   * device has none.
+   */
   int8Gops: number
 }
 
@@ -63,7 +69,7 @@ const small: Shape = {
   heads: 4,
   kvHeads: 4,
 }
-/** A GPU's: the training shape of Ouro-1.4B, as in docs/cuda-resources.md. */
+/** For a GPU: the training shape of Ouro-1.4B, as in docs/cuda-resources.md. */
 const gpu: Shape = {
   label: 'N 16384, D 2048, F 5632, V 49152, S 4096',
   rows: 16384,
@@ -74,7 +80,7 @@ const gpu: Shape = {
   heads: ouro.num_attention_heads,
   kvHeads: ouro.num_attention_heads,
 }
-/** The emulator's: to see that it runs. */
+/** For the emulator, only to see that the kernels run. */
 const tiny: Shape = {
   label: 'N 64, D 64, F 96, V 128, S 32',
   rows: 64,
@@ -89,7 +95,7 @@ const tiny: Shape = {
 export const emulated = (device: string): boolean => device === 'cuda-emulated'
 export const onGpu = (device: string): boolean => device === 'auto' || device.startsWith('cuda')
 const shapesFor = (device: string): Shape[] => (emulated(device) ? [tiny] : onGpu(device) ? [gpu] : [large, small])
-/** The product whose rate is the roof: large enough for the device. */
+/** The product whose rate is the roof. It is large enough for the device. */
 const square = (device: string): Shape => {
   const n = emulated(device) ? 64 : onGpu(device) ? 8192 : 2048
   return { ...shapesFor(device)[0]!, rows: n, hidden: n, intermediate: n }
@@ -112,7 +118,7 @@ async function median(name: string, run: () => Promise<unknown>, milliseconds: n
   return result.latency.p50 / 1000
 }
 
-/** One kernel with its arrays. `time` runs it for a while: the median seconds of a run. */
+/** One kernel with its arrays. `time` runs it for a while and returns the median seconds of a run. */
 interface KernelCase {
   flops: number
   bytes: number
@@ -130,7 +136,7 @@ async function prepare(device: string, dtype: ModelDType, kernel: string, shape:
     flops,
     bytes,
     async time(milliseconds) {
-      // A call runs the kernel several times, so that the way to the executor and back does not count.
+      // A call runs the kernel several times, so that the overhead of the executor does not count.
       const once = await call('bench', () => engine.benchRun(handle, 1)).then(() => engine.benchRun(handle, 1))
       const repeats = Math.max(1, Math.ceil(0.002 / once))
       const bench = new Bench({ time: milliseconds, iterations: 5, warmupIterations: 1, warmupTime: 0 })
@@ -179,7 +185,7 @@ export async function measureRoofs(device: string, dtype: ModelDType): Promise<R
   return measured
 }
 
-/** The kernels of the table that are measured; reading and copying are the roofs. */
+/** The kernels of the table that are measured. Reading and copying are the roofs. */
 const tableKernels = (): string[] =>
   native()
     .benchKernels()
@@ -191,7 +197,7 @@ export function kernelNames(device: string): string[] {
   return [...tableKernels(), ...named.map(({ kernel }) => kernel)]
 }
 
-/** All kernels that match the filter, at a large and a small shape, on a GPU at one. */
+/** All kernels that match the filter, at a large and a small shape, or at one shape on a GPU. */
 export async function* kernelRows(
   device: string,
   dtype: ModelDType,
@@ -234,7 +240,7 @@ interface Named {
   make(): Promise<{ run(): Promise<void>; dispose(): void }>
 }
 
-/** The three kernels that name the project, as a program calls them on Tensors. */
+/** The three named kernels of the project, as a program calls them on tensors. */
 function namedKernels(device: string, dtype: 'float32' | 'bfloat16', shape: Shape): Named[] {
   const { rows: N, hidden: D, intermediate: F, vocabulary: V, length: S, heads: H } = shape
   const [T, L] = [4, 1]

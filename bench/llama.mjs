@@ -1,6 +1,7 @@
-// node bench/llama.mjs FOLDER: quantized decoding and prompts beside llama.cpp on the CPU, in tokens per second of processor time on
-// one thread, by turns. FOLDER is where `npm install --ignore-scripts node-llama-cpp` was run. llama.cpp has no loops, so it runs the
-// 98 M model of bench/models.ts unrolled: 48 Llama blocks with random codes, which lack Ouro's second norms.
+// node bench/llama.mjs FOLDER: compares quantized decoding and prompts with llama.cpp on the CPU, in tokens per second of CPU
+// time on one thread. Runs alternate. FOLDER is where `npm install --ignore-scripts node-llama-cpp` was run. llama.cpp has no
+// loops, so it runs the 98 M model of bench/models.ts unrolled: 48 Llama blocks with random codes, which lack Ouro's second
+// norms.
 import { randomFillSync } from 'node:crypto'
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -87,9 +88,9 @@ function writeModel(path, type) {
 const seconds = () => process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6
 const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)]
 const prompt = (length) => Array.from({ length }, (_, i) => 300 + ((i * 7919) % 7000))
-const made = 24 // tokens behind the first
+const made = 24 // tokens after the first
 
-/** Tokens per second of one round: of a prompt of 512 tokens, or of decoding. */
+/** Tokens per second of one round: for a prompt of 512 tokens, or for decoding. */
 async function round(tokens, decoding) {
   let begin = seconds()
   let count = -1

@@ -1,4 +1,4 @@
-// npm run bench: every kernel and the whole steps, each beside the roof measured in the same run.
+// npm run bench: every kernel and the whole steps, each next to the roof that was measured in the same run.
 import { execFileSync } from 'node:child_process'
 import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
@@ -89,7 +89,7 @@ const report = {
 }
 say(`${report.cpu}, Node ${report.node}; ${report.devices.map((d) => `${d.name}: ${d.description}`).join('; ')}`)
 
-// Before anything of ours is on the GPU.
+// Runs first, before looplm has allocated anything on the GPU.
 if (onGpu(given.device) && !emulated(given.device) && !given.serve) {
   report.torch = torchTimes()
   say(typeof report.torch === 'string' ? `PyTorch: ${report.torch}` : `PyTorch ${report.torch.torch} beside it, in bfloat16`)

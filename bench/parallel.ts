@@ -1,5 +1,6 @@
-// npm run bench:parallel: one process with two threads beside two processes with one thread each, in turns, on the same update; and how much of
-// the exchange of gradients the backward pass hides. On a busy machine only the ratio of CPU times says something.
+// npm run bench:parallel: compares one process with two threads and two processes with one thread each on the same update,
+// alternating. Also measures how much of the exchange of gradients overlaps with the backward pass. On a busy machine only the
+// ratio of CPU times is meaningful.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -12,16 +13,16 @@ import { d512 } from './models.js'
 const usage = `npm run bench:parallel -- [--ranks 2] [--rounds 3] [--steps 3] [--sequences 8] [--length 128] [--json]
   --ranks N   processes with one thread each, beside one process with N threads`
 
-/** What one process measured, in seconds of a step. */
+/** The measurements of one process, in seconds per step. */
 interface Measured {
   rank: number
-  /** Of RLTTTrainer.update, the middle one. */
+  /** Median time of RLTTTrainer.update. */
   step: number
-  /** Processor time of this process in such a step, the mean. */
+  /** Mean CPU time of this process in such a step. */
   cpu: number
-  /** Of a step of AdamW after model.backward, without and with exchangeDuringNext. */
+  /** A step of AdamW after model.backward, without and with exchangeDuringNext. */
   own: { plain: number; overlapped: number }
-  /** Of the overlapped steps: the exchange, and how long computation stood still for it. */
+  /** In overlapped steps: the time of the exchange, and how long computation waited for it. */
   exchanging: number
   waiting: number
   bytes: number
@@ -29,7 +30,7 @@ interface Measured {
 
 const middle = (values: number[]) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!
 
-/** One process of a run, under a launcher or alone. */
+/** One process of a run, under a launcher or separately. */
 async function measure(steps: number, sequences: number, length: number, threads: number, folder: string): Promise<void> {
   const world = await parallel.init()
   const texts = Array.from({ length: sequences }, (_, i) =>
@@ -105,7 +106,7 @@ const count = (name: 'ranks' | 'rounds' | 'steps' | 'sequences' | 'length') => {
 }
 const [ranks, rounds, steps] = [count('ranks'), count('rounds'), count('steps')]
 
-/** One run: what its processes measured, by rank. */
+/** One run: the measurements of its processes, by rank. */
 function run(processes: number, threads: number): Measured[] {
   const folder = mkdtempSync(join(tmpdir(), 'looplm-bench-'))
   const program = [

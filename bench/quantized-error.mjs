@@ -1,6 +1,6 @@
-// node bench/quantized-error.mjs MODEL FILE…: what quantization does to a small model of bytes. For every form and group size, the error
-// of its matrices and of its log-probabilities beside the same model in bfloat16, as root mean squares, and its perplexity per byte after
-// one loop and after all. 96 blocks of 256 bytes spread over the files.
+// node bench/quantized-error.mjs MODEL FILE…: the effect of quantization on a small byte-level model. For every form and
+// group size, it prints the error of matrices and log-probabilities (root mean squares, relative to the model in bfloat16), and
+// the perplexity per byte after one loop and after all. It reads 96 blocks of 256 bytes, spread over the files.
 import { readFileSync } from 'node:fs'
 import { LoopLM } from '../dist/src/index.js'
 

@@ -1,5 +1,6 @@
-// npm run bench -- --serve: the server under 1, 8 and 32 clients that stream, each asking again as soon as it is answered, and the second
-// turn of a long conversation. The server runs in a separate process: node dist/bench/serve.js prints its address.
+// npm run bench -- --serve: the server under 1, 8 and 32 streaming clients, each of which sends its next request as soon as the
+// last one is answered, and the second turn of a long conversation. The server runs in a separate process: node
+// dist/bench/serve.js prints its address.
 import { spawn } from 'node:child_process'
 import { type IncomingMessage, request } from 'node:http'
 import { fileURLToPath } from 'node:url'
@@ -20,14 +21,14 @@ const [promptTokens, newTokens] = [64, 32]
 export interface ServeRow {
   clients: number
   requests: number
-  /** Requests without a whole answer. */
+  /** Requests without a complete response. */
   lost: number
   firstTokenMs: { median: number; p99: number }
   interTokenMs: { median: number; p99: number }
   tokensPerSecond: number
 }
 
-/** Serves 98 million random parameters until its input ends. */
+/** Serves a model of 98 million random parameters until its input ends. */
 async function serve(): Promise<void> {
   const model = await LoopLM.create(sizes, { dtype: 'bfloat16', seed: 1 })
   // one character per token, so that every token is a piece of the stream
@@ -40,7 +41,7 @@ async function serve(): Promise<void> {
 /** One row per number of clients. */
 export async function* serveRows(clientCounts: readonly number[], seconds: number): AsyncGenerator<ServeRow> {
   const { url, close } = await start()
-  await stream(url, 0) // the first request makes the scheduler and its cache
+  await stream(url, 0) // the first request creates the scheduler and its cache
   for (const clients of clientCounts) yield await measure(url, clients, seconds)
   close()
 }
@@ -52,7 +53,7 @@ export interface ConversationRow {
   withoutCacheMs: number
 }
 
-/** The second turn has `tokens` tokens: the first prompt, its answer, and a twentieth of new ones. */
+/** The second turn has `tokens` tokens: the first prompt, its response, and a twentieth of new ones. */
 export async function conversation(tokens: number): Promise<ConversationRow> {
   const prompt = promptOf(1, tokens)
   const first = prompt.slice(0, tokens - Math.floor(tokens / 20) - newTokens)
@@ -103,7 +104,7 @@ async function measure(url: string, clients: number, seconds: number): Promise<S
   return { clients, requests, lost, firstTokenMs: summary(first), interTokenMs: summary(gaps), tokensPerSecond: tokens / taken }
 }
 
-/** Streams one completion of a separate prompt; when each token came. */
+/** Streams one completion of a separate prompt. Returns the times of its tokens. */
 async function stream(
   url: string,
   seed: number,

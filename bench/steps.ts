@@ -1,4 +1,5 @@
-// Whole steps, each in a separate process so that its peak of memory is its own: node dist/bench/steps.js NAME [DEVICE] prints one JSON line.
+// Whole steps, each in a separate process, so that its peak memory can be measured: node dist/bench/steps.js NAME [DEVICE]
+// prints one JSON line.
 import { execFileSync } from 'node:child_process'
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -10,7 +11,7 @@ import type { CacheType, ModelDType, Recompute } from '../src/model/types.js'
 import { emulated, measureRoofs, onGpu, prepareRoofs, type Roofs } from './kernels.js'
 import { type Config, d96, d128, d512, d768, d1536, ouro } from './models.js'
 
-/** What a step row reports; `share` is of the roof it names. */
+/** The result of a step. `share` is relative to the named roof. */
 export interface StepRow {
   step: string
   dtype: ModelDType
@@ -18,13 +19,13 @@ export interface StepRow {
   tokensPerSecond: number
   share?: number
   roof?: string
-  /** Resident peak of the process in MiB, on a GPU that of the device's buffers, before the roofs are measured. */
+  /** Peak resident memory of the process in MiB, or of the device's buffers on a GPU, before the roofs are measured. */
   peakMiB: number
   /** 99th percentile of the event loop's delay beyond its interval, in ms. */
   eventLoopDelayMs?: number
 }
 
-/** Weights of all blocks, of the head. */
+/** Number of weights of all blocks, and of the head. */
 function weights(c: Config): { blocks: number; head: number } {
   return {
     blocks: c.num_hidden_layers * (4 * c.hidden_size ** 2 + 3 * c.hidden_size * c.intermediate_size),
@@ -41,13 +42,13 @@ async function seconds(run: () => Promise<unknown>): Promise<number> {
   return (performance.now() - start) / 1000
 }
 
-/** Five runs and `least` seconds at least, but no further one behind half a minute. */
+/** Whether to run again: until there are five runs and `least` seconds, but half a minute is enough for fewer runs. */
 function goesOn(times: readonly number[], least: number): boolean {
   const total = times.reduce((a, b) => a + b, 0)
   return times.length < 5 ? total < 30 : total < least
 }
 
-/** Rates of two ways by turns, seven of each: their medians, and how many times as fast `other` is. */
+/** Alternates between two variants, seven runs of each. Returns the median rates, and the speed-up of `other`. */
 async function byTurns(plain: () => Promise<number>, other: () => Promise<number>) {
   const [first, second, times]: number[][] = [[], [], []]
   for (let i = 0; i < 7; i++) {
@@ -58,12 +59,12 @@ async function byTurns(plain: () => Promise<number>, other: () => Promise<number
   return { plain: middle(first!), other: middle(second!), times: middle(times!) }
 }
 
-/** Some text: `count` sequences of `length` tokens. */
+/** Synthetic text: `count` sequences of `length` tokens. */
 const texts = (config: Config, count: number, length: number) =>
   Array.from({ length: count }, (_, i) =>
     Array.from({ length }, (_, j) => (i * 7919 + j * 104729 + ((i * j) % 31)) % config.vocab_size),
   )
-/** Multiply-adds of a Stage I step: the blocks and the head, forward and twice that backward. */
+/** Multiply-adds of a Stage I step: a forward pass of the blocks and the head, and twice that for the backward pass. */
 const stage1Work = (c: Config, tokens: number) => 3 * (weights(c).blocks + weights(c).head) * c.total_ut_steps * tokens
 
 async function stage1(step: string, config: Config, count: number, length: number): Promise<StepRow> {
@@ -89,11 +90,12 @@ async function stage1(step: string, config: Config, count: number, length: numbe
 }
 
 /**
- * LoopRPT with 8 rollouts beside a Stage I step on the same sequences. The roof is the time of the 28 forwards it stands for (teacher 1, clean
- * pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step; its peak memory is that of a separate process.
+ * LoopRPT with 8 rollouts compared with a Stage I step on the same sequences. The roof is the time of the 28 forward passes
+ * that it consists of (teacher 1, clean pass 3, rollouts 3 each) with the head's rows that it needs, at the rate of that step.
+ * Peak memory is that of a separate process.
  */
 async function looprpt(step: string, config: Config, count: number, length: number): Promise<StepRow> {
-  // First, since Linux counts the peak of the parent for a child as well.
+  // Measured first, because on Linux a child's peak includes the parent's.
   const file = fileURLToPath(import.meta.url)
   const alone = execFileSync(process.execPath, [file, `Stage I update ${step.split('update ')[1]}`, device], { encoding: 'utf8' })
   const { peakMiB: stage1Peak } = JSON.parse(alone) as StepRow
@@ -128,7 +130,7 @@ async function looprpt(step: string, config: Config, count: number, length: numb
   }
 }
 
-/** adapter: its rank, where the model's own parameters are frozen. */
+/** `adapter`: its rank, if the model's own parameters are frozen. */
 async function rltt(
   step: string,
   config: Config,
@@ -187,15 +189,19 @@ interface DecodeOptions {
   rows?: number
   tokens?: number
   quantize?: 'int8' | 'int4'
-  /** Cumulative exit probability at which a token leaves; a random model's gates say about one half, so 0.6 means two loops. */
+  /**
+   * Cumulative exit probability at which a token exits. A random model's gates give about one half per loop, so 0.6 means two
+   * loops.
+   */
   threshold?: number
   speculate?: { loops: number; tokens: number }
 }
 
 /**
- * Decoding: every new token reads the blocks once per loop and the head once; a batch shares the reading. Timed from the moment when every row
- * has its first token to the first row's end, so that the prompts do not count and all rows are under way. The rate at which this machine reads is
- * measured after every run, since it changes with the machine's other work; the share is the median of the runs'.
+ * Decoding: every new token reads the blocks once per loop and the head once; the rows of a batch share the reads. Timed from
+ * the moment when every row has its first token until the first row ends, so that prompts do not count and all rows are active.
+ * The machine's read bandwidth is measured after every run, since it changes with other work; the share is the median over the
+ * runs.
  */
 async function decode(
   step: string,
@@ -263,8 +269,9 @@ async function decode(
 }
 
 /**
- * Wavefront decoding beside plain decoding of one sequence, by turns. share: of what the blocks add to a state, so that loops after the first
- * change it little: 1 is a random model, whose readouts hold by chance alone. The roof is plain decoding, the share how many times as fast.
+ * Wavefront decoding compared with plain decoding of one sequence, alternating. `share` scales what the blocks add to a state,
+ * so that loops after the first change it little. 1 is a random model, whose readouts only agree by chance. The roof is plain
+ * decoding, and the share is the speed-up.
  */
 async function wavefront(step: string, config: Config, share: number, tokens = 96): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
@@ -305,8 +312,8 @@ async function wavefront(step: string, config: Config, share: number, tokens = 9
 }
 
 /**
- * Decoding behind a long prompt with a cache in few bits beside one in bfloat16, by turns. The prompt runs once for each; later requests find
- * it in the cache. The roof is the cache in bfloat16, the share how many times as fast.
+ * Decoding after a long prompt with a quantized cache compared with one in bfloat16, alternating. The prompt runs once for
+ * each; later requests find it in the cache. The roof is the bfloat16 cache, and the share is the speed-up.
  */
 async function cached(step: string, config: Config, context: number, cacheType: CacheType, tokens = 16): Promise<StepRow> {
   const model = await LoopLM.create(config, { device, dtype: 'bfloat16', seed: 1 })
@@ -366,7 +373,7 @@ async function prefill(step: string, config: Config, length: number, quantize?: 
   }
 }
 
-/** Loading a folder whose files are in memory, beside reading the same file through one buffer. */
+/** Loading a folder whose files are in memory, compared with reading the same file through one buffer. */
 async function load(step: string, config: Config): Promise<StepRow> {
   const folder = mkdtempSync(join(tmpdir(), 'looplm-bench-'))
   try {
@@ -408,7 +415,8 @@ async function create(step: string, config: Config): Promise<StepRow> {
 async function addition5(step: string): Promise<StepRow> {
   const model = await LoopLM.create(d96, { device, seed: 1 })
   const task = addition({ digits: 5 })
-  // An untrained model earns nothing and its flat groups would be skipped; an odd last digit is rewarded instead, which keeps almost every group at work.
+  // An untrained model never gets a reward, and its groups would be skipped as flat. Rewarding an odd last digit keeps almost
+  // every group active.
   const reward = (_prompt: string, completion: string) => Number('13579'.includes(completion.at(-1) ?? '+'))
   const trainer = new RLTTTrainer(model, { task, reward, promptsPerStep: 32, groupSize: 8, steps: 200, learningRate: 2e-4 })
   const delay = monitorEventLoopDelay({ resolution: 5 })
@@ -475,7 +483,7 @@ const cpuSteps: Steps = {
     rltt(name, ouro, 2, 128, 'bfloat16', 'layer', 16),
 }
 
-/** On a GPU: Ouro-1.4B; on the emulator, to see that it runs, a model of a few thousand parameters. */
+/** On a GPU: Ouro-1.4B. On the emulator: a model of a few thousand parameters, only to see that it runs. */
 function gpuSteps(tiny: boolean): Steps {
   const small = { ...ouro, vocab_size: 64, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 1, num_attention_heads: 2 }
   const [model, config, rows, length] = tiny ? ['tiny', small, 2, 8] : ['Ouro-1.4B', ouro, 4, 4096]
@@ -492,7 +500,7 @@ function gpuSteps(tiny: boolean): Steps {
   }
 }
 
-/** Rows that take minutes and up to 6 GB: they run where --filter names them. */
+/** Rows that take minutes and up to 6 GB. They only run if --filter names them. */
 export const large = '1.4 B'
 
 /** Every row of a device by name. */

@@ -1,15 +1,15 @@
-// PyTorch's time for the same work on the same GPU, where python3 can import it.
+// PyTorch's time for the same work on the same GPU, if python3 can import it.
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 
-/** Seconds of PyTorch by the name of a kernel or step: run as it is, and compiled. */
+/** Seconds of PyTorch by the name of a kernel or step: eager, and compiled. */
 export interface TorchTimes {
   torch: string
   device: string
   seconds: Record<string, { eager: number; compile?: number; compile_error?: string }>
 }
 
-/** Runs cuda/torch_bench.py, some minutes; a reason where that is impossible. */
+/** Runs cuda/torch_bench.py, which takes some minutes. Returns a reason if that is impossible. */
 export function torchTimes(): TorchTimes | string {
   const importable = spawnSync('python3', ['-c', 'import torch; assert torch.cuda.is_available()'])
   if (importable.status !== 0) return 'python3 has no torch with a GPU'

@@ -5,10 +5,10 @@ interface Watch {
 const watches = new WeakMap<AbortSignal, Watch>()
 
 /**
- * Calls `callback` when the signal fires, in a microtask when it has fired already. However many wait for one signal, it gets one listener:
- * Node warns of a leak from the eleventh on.
+ * Calls `callback` when the signal fires, or in a microtask if it has already fired. A signal gets only one listener, however
+ * many callbacks wait, because Node warns of a leak from the eleventh listener on.
  *
- * @returns ends the waiting
+ * @returns a function that cancels the wait
  */
 export function whenAborted(signal: AbortSignal | undefined, callback: () => void): () => void {
   if (signal === undefined) return () => {}

@@ -4,7 +4,7 @@ export type ErrorCode =
   | 'INVALID_ARGUMENT'
   /** A tensor's or array's shape does not fit the operation. */
   | 'INVALID_SHAPE'
-  /** A configuration or its combination of options is refused. */
+  /** A configuration or its combination of options is rejected. */
   | 'INVALID_CONFIG'
   /** A file was read and its content is malformed. */
   | 'INVALID_FILE'
@@ -22,12 +22,12 @@ export type ErrorCode =
   | 'NON_FINITE'
   /** The native addon, a device library or an MPI could not be loaded. */
   | 'NATIVE_LOAD'
-  /** Another process of a parallel run failed, did not come in time, or runs something else. */
+  /** Another process of a parallel run failed, did not arrive in time, or runs something else. */
   | 'PARALLEL'
   /** A bug in looplm. */
   | 'INTERNAL'
 
-/** Every code, with the status of an HTTP answer that reports it: 4xx is the caller's fault, 5xx is not. */
+/** Every code, with the HTTP status that reports it: 4xx is the caller's fault, 5xx is not. */
 const statuses: Readonly<Record<ErrorCode, number>> = {
   INVALID_ARGUMENT: 400,
   INVALID_SHAPE: 400,
@@ -44,9 +44,9 @@ const statuses: Readonly<Record<ErrorCode, number>> = {
   INTERNAL: 500,
 }
 
-/** What is known about a failure beside its message. */
+/** What is known about a failure besides its message. */
 export interface ErrorDetails {
-  /** The function that refused, as the caller knows it, for example `Tokenizer.fromFile`. */
+  /** The function that failed, by its public name, for example `Tokenizer.fromFile`. */
   operation?: string | undefined
   /** Shapes of the operands by name, for INVALID_SHAPE. */
   shapes?: Readonly<Record<string, readonly number[]>> | undefined
@@ -55,7 +55,7 @@ export interface ErrorDetails {
 }
 
 /**
- * The one error class that looplm throws. The message names the operation, the cause and, where there is one, the remedy.
+ * The one error class that looplm throws. The message names the operation, the cause and, if there is one, the remedy.
  *
  * @example
  * ```ts
@@ -67,18 +67,18 @@ export interface ErrorDetails {
  * ```
  */
 export class LoopLMError extends Error {
-  /** For tools that tell errors apart by name. */
+  /** For tools that distinguish errors by name. */
   override readonly name = 'LoopLMError'
   /** Why the operation failed. */
   readonly code: ErrorCode
-  /** The function that refused, for example `Tokenizer.fromFile`. */
+  /** The function that failed, for example `Tokenizer.fromFile`. */
   readonly operation: string | undefined
   /** Shapes of the operands by name, for INVALID_SHAPE. */
   readonly shapes: Readonly<Record<string, readonly number[]>> | undefined
 
   /**
    * @param code the kind of failure
-   * @param message cause and remedy, without the operation, which is put in front of it
+   * @param message cause and remedy; the operation is prepended
    * @param details operation, shapes and underlying error
    */
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
@@ -90,8 +90,8 @@ export class LoopLMError extends Error {
   }
 
   /**
-   * The status of an HTTP answer that reports this error: 4xx where the caller can mend it, else 5xx. Fastify, Express and Koa read this
-   * field of an error that a handler throws.
+   * The HTTP status that reports this error: 4xx if the caller can fix it, else 5xx. Fastify, Express and Koa read this field
+   * of an error that a handler throws.
    */
   get status(): number {
     return statuses[this.code]
@@ -99,11 +99,11 @@ export class LoopLMError extends Error {
 }
 
 /**
- * Turns anything thrown, for example by the native addon, into a {@link LoopLMError}.
+ * Converts any thrown value, for example from the native addon, to a {@link LoopLMError}.
  *
- * @param error the thrown value; a `code` that looplm knows is kept, any other becomes INTERNAL
+ * @param error the thrown value; a `code` of looplm is kept, any other becomes INTERNAL
  * @param operation the function that the caller called
- * @returns the same object when it already is a LoopLMError
+ * @returns the same object if it already is a LoopLMError
  */
 export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   if (error instanceof LoopLMError) return error
@@ -113,7 +113,7 @@ export function toLoopLMError(error: unknown, operation?: string): LoopLMError {
   return new LoopLMError(known ? (code as ErrorCode) : 'INTERNAL', message, { operation, cause: error })
 }
 
-/** The message of anything thrown, also of an Error of another realm. */
+/** The message of any thrown value, even of an Error of another realm. */
 export function errorMessage(thrown: unknown): string {
   const message = (thrown as { message?: unknown } | null | undefined)?.message
   return typeof message === 'string' ? message : String(thrown)
@@ -140,10 +140,10 @@ const systemCauses: Readonly<Record<string, string>> = {
 }
 
 /**
- * What went wrong with a file, as a sentence with its remedy.
+ * Describes a file error as a sentence with its remedy.
  *
- * @param cause what the file system threw; a LoopLMError passes unchanged
- * @param action what was tried, for example `write`; a file that is not there to be read is NOT_FOUND
+ * @param cause the error of the file system; a LoopLMError is returned unchanged
+ * @param action what was attempted, for example `write`; reading a missing file gives NOT_FOUND
  * @param path of the file or folder
  */
 export function fileError(cause: unknown, action: string, path: string, operation?: string): LoopLMError {

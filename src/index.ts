@@ -1,4 +1,4 @@
-import './package-root.js' // first: it fails in a bundle with an error that says so
+import './package-root.js' // must be first: in a bundle it fails with a clear error
 
 export type {
   ChatAnswer,

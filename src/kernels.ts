@@ -27,11 +27,11 @@ export interface LoopedLayerWeights<D extends FloatDType> {
   downProj: Tensor<D>
   /** [D], before attention */
   inputLayernorm: Tensor<D>
-  /** [D], closes the attention branch */
+  /** [D], after attention */
   inputLayernorm2: Tensor<D>
   /** [D], before the feed-forward layer */
   postAttentionLayernorm: Tensor<D>
-  /** [D], closes the feed-forward branch */
+  /** [D], after the feed-forward layer */
   postAttentionLayernorm2: Tensor<D>
 }
 
@@ -39,7 +39,7 @@ export interface LoopedLayerWeights<D extends FloatDType> {
 export interface LoopedBlockWeights<D extends FloatDType> {
   /** At least one block. */
   layers: readonly LoopedLayerWeights<D>[]
-  /** H; the head size S is rows of qProj / H, the number of key-value heads rows of kProj / S. */
+  /** H. The head size S is rows of qProj / H, the number of key-value heads is rows of kProj / S. */
   numAttentionHeads: number
   /** [D], after every loop */
   norm: Tensor<D>
@@ -53,58 +53,59 @@ export interface LoopedBlockWeights<D extends FloatDType> {
 export interface LoopedBlockOptions {
   /** T, 1 to 64. */
   loops: number
-  /** Where each packed sequence begins, then N: [0, …, N], increasing. Default one sequence, [0, N]. */
+  /** The start of each packed sequence, followed by N: [0, …, N], ascending. Defaults to one sequence, [0, N]. */
   offsets?: readonly number[] | Int32Array
-  /** Base of the rotary embedding; default 1e6. */
+  /** Base of the rotary embedding. Defaults to 1e6. */
   ropeTheta?: number
-  /** Added to the mean square in every norm; default 1e-6. */
+  /** Added to the mean square in every norm. Defaults to 1e-6. */
   normEps?: number
 }
 
-/** Options of the surrogate; what a field means is in the table of `kernels.policyGradientReduction`. */
+/** Options of the surrogate. See `kernels.policyGradientReduction` for their meaning. */
 export interface PolicyGradientObjective {
-  /** Default `reinforce`. */
+  /** Defaults to `reinforce`. */
   surrogate?: Surrogate
-  /** Default 0.2. */
+  /** Defaults to 0.2. */
   epsilonLow?: number
-  /** Default 0.2. */
+  /** Defaults to 0.2. */
   epsilonHigh?: number
-  /** 0 (default): none. */
+  /** Defaults to 0: none. */
   dualClip?: number
-  /** CISPO's cap on the ratio; default 5. */
+  /** CISPO's cap on the ratio. Defaults to 5. */
   cap?: number
 }
 
-/** Inputs of `kernels.policyGradientReduction` beside the log-probabilities. */
+/** Inputs of `kernels.policyGradientReduction` besides the log-probabilities. */
 export interface PolicyGradientInputs<R extends 'float32' | 'float64'> {
-  /** `[T, N]`: loop weights w, or any other weights of the loops. */
+  /** `[T, N]`: the weights w of the loops. */
   weights: Tensor<R>
   /** `[N]`: the advantage A of each token's sequence. */
   advantages: Tensor<R>
-  /** `[T, N]`: log-probabilities when the tokens were sampled; `ppo` and `cispo` need them. */
+  /** `[T, N]`: log-probabilities at sampling time; required by `ppo` and `cispo`. */
   oldLogprobs?: Tensor<R>
-  /** `[N]`: the length normaliser n of each token, 0 where a token does not count. */
+  /** `[N]`: the length normalizer n of each token. 0 for tokens that do not count. */
   mask: Tensor<R>
-  /** The surrogate and its bounds; default `reinforce`. */
+  /** The surrogate and its bounds. Defaults to `reinforce`. */
   objective?: PolicyGradientObjective
 }
 
-/** What `kernels.policyGradientReduction` counted over the rows with n·w ≠ 0. */
+/** Statistics of `kernels.policyGradientReduction` over the rows with n·w ≠ 0. */
 export interface PolicyGradientStatistics {
   /** Number of such rows. */
   rows: number
-  /** Mean of exp(ℓ - ℓ_old); 1 without old log-probabilities. */
+  /** Mean of exp(ℓ - ℓ_old). 1 without old log-probabilities. */
   ratio: number
-  /** Share of rows whose gradient was cut because the ratio was too low. */
+  /** Fraction of rows whose gradient was clipped because the ratio was too low. */
   clipLow: number
-  /** Share of rows whose gradient was cut because the ratio was too high. */
+  /** Fraction of rows whose gradient was clipped because the ratio was too high. */
   clipHigh: number
 }
 
 /**
- * A looped stack on given states: T times the same blocks, an RMS norm and an exit gate after every loop (Ouro, arXiv 2510.25741).
+ * Runs a looped stack on given states: T times the same blocks, with an RMS norm and an exit gate after every loop (Ouro, arXiv
+ * 2510.25741).
  *
- * @param hidden [N, D], packed sequences back to back
+ * @param hidden [N, D], the concatenated sequences
  * @param blockWeights the blocks, the norm and the gate
  * @throws LoopLMError INVALID_SHAPE naming the weight, UNSUPPORTED, OUT_OF_MEMORY
  */
@@ -113,7 +114,7 @@ async function loopedBlockForward<D extends FloatDType>(
   blockWeights: LoopedBlockWeights<NoInfer<D>>,
   options: LoopedBlockOptions,
 ): Promise<{
-  /** `[T, N, D]`: the normed state after every loop. */
+  /** `[T, N, D]`: the state after every loop and its norm. */
   hidden: Tensor<D>
   /** `[T, N]`: float32, or float64 on device `reference`. */
   gateLogits: Tensor<RealOf<D>>
@@ -157,7 +158,7 @@ async function loopedBlockForward<D extends FloatDType>(
   }
 }
 
-/** The sizes that the weights themselves say; the engine checks every weight against them. */
+/** The sizes that the weights have. The engine checks every weight against them. */
 function stackSizes<D extends FloatDType>(
   hidden: Tensor<D>,
   { qProj, kProj, gateProj }: LoopedLayerWeights<D>,
@@ -190,7 +191,8 @@ function stackSizes<D extends FloatDType>(
 }
 
 /**
- * Log-probability of each target, and entropy, after every loop, without ever holding [T, N, V]: the rows go through the head in chunks.
+ * Computes the log-probability of each target and the entropy after every loop. It never holds [T, N, V], because the head
+ * processes rows in chunks.
  *
  * @param hidden [T, N, D]
  * @param headWeight [V, D]
@@ -203,7 +205,7 @@ async function perLoopLogSoftmax<D extends FloatDType>(
   headWeight: Tensor<NoInfer<D>>,
   targets: Tensor<'int32'>,
   options: {
-    /** Of softmax(logits / temperature); default 1. */
+    /** Temperature: probabilities are softmax(logits / temperature). Defaults to 1. */
     temperature?: number
   } = {},
 ): Promise<{
@@ -225,8 +227,8 @@ async function perLoopLogSoftmax<D extends FloatDType>(
 }
 
 /**
- * The policy-gradient loss of T·N log-probabilities and its derivative, in one pass. With n the mask, w the weights, A the advantages and
- * r = exp(ℓ - ℓ_old), the loss is Σ over loops and tokens of
+ * Computes the policy-gradient loss of T·N log-probabilities and its derivative in one pass. With n the mask, w the weights, A
+ * the advantages and r = exp(ℓ - ℓ_old), the loss is Σ over loops and tokens of
  *
  * - `reinforce`: -n·w·A·ℓ (RLTT, arXiv 2602.10520, with w over the loops)
  * - `ppo`: -n·w·A·min(r, 1 + epsilonHigh) where A >= 0, else -n·w·A·min(max(r, 1 - epsilonLow), dualClip)
@@ -234,7 +236,7 @@ async function perLoopLogSoftmax<D extends FloatDType>(
  *
  * @param logprobs [T, N], ℓ
  * @returns loss, coefficients [T, N] = ∂loss/∂ℓ, and statistics
- * @throws LoopLMError INVALID_SHAPE naming the input, INVALID_ARGUMENT when `oldLogprobs` is missing
+ * @throws LoopLMError INVALID_SHAPE naming the input, INVALID_ARGUMENT if `oldLogprobs` is missing
  */
 async function policyGradientReduction<R extends 'float32' | 'float64'>(
   logprobs: Tensor<R>,
@@ -244,7 +246,7 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
   loss: number
   /** `[T, N]`: ∂loss/∂ℓ. */
   coefficients: Tensor<R>
-  /** What the surrogate did. */
+  /** Statistics of the surrogate. */
   statistics: PolicyGradientStatistics
 }> {
   const operation = 'kernels.policyGradientReduction'
@@ -285,7 +287,7 @@ async function policyGradientReduction<R extends 'float32' | 'float64'>(
   }
 }
 
-/** What {@link kernels} holds. */
+/** The functions of {@link kernels}. */
 export interface Kernels {
   /** T passes through a stack of transformer blocks, with a norm after each pass. */
   readonly loopedBlockForward: typeof loopedBlockForward

@@ -1,4 +1,7 @@
-/** The addon as TypeScript sees it: handles, and functions that validate again what must not crash. Only src/tensor, src/model and src/kernels call it. */
+/**
+ * The types and functions of the native addon. Its functions validate again what could crash the process. Only src/tensor,
+ * src/model and src/kernels call it.
+ */
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { whenAborted } from './abort.js'
@@ -7,7 +10,9 @@ import type { Architecture } from './native/architecture.js'
 import type { BeliefRewards, DType, LossMetrics, LossTerm, ModelDType, RealArray } from './native/types.js'
 import { packageRoot } from './package-root.js'
 
-/** An object of the engine. `dispose` gives its memory back after the calls that still use it; the garbage collector is the fallback. */
+/**
+ * An object of the engine. `dispose` frees its memory after the calls that still use it. The garbage collector is the fallback.
+ */
 export interface NativeHandle<Kind extends string = string> {
   readonly kind: Kind
   readonly disposed: boolean
@@ -21,48 +26,48 @@ export type NativeScheduler = NativeHandle<'scheduler'>
 export type NativeAverage = NativeHandle<'moving average'>
 export type NativeWorld = NativeHandle<'world'>
 
-/** Ends one call between two kernels. */
+/** Aborts one call between two kernels. */
 export type NativeCancel = NativeHandle<'cancel flag'>
 
-/** Sequences back to back. */
+/** Concatenated sequences. */
 export interface NativeSequences {
   tokens: Int32Array
   lengths: Int32Array
   /** Empty: 1 each. */
   promptLengths: Int32Array
-  /** Of models that begin with a state: [tokens, D]; absent: drawn from `stateSeed`, default 0, or zeros. */
+  /** For models that start from a state: [tokens, D]. Absent: drawn from `stateSeed` (default 0), or zeros. */
   states?: Float64Array
   stateSeed?: number
   zeroStates?: boolean
   vectors?: NativeVectors
-  /** Of predictions, len-1 each: the loop, counted from 0, that they were read from; replayed. */
+  /** Per prediction, len-1 each: the loop that it was read from, counted from 0. Replayed in the backward pass. */
   exits?: Int32Array
 }
 
-/** Vectors in place of embedded tokens: which of all tokens, ascending, and [tokens, D]. */
+/** Vectors that replace embedded tokens: their positions among all tokens, ascending, and values [tokens, D]. */
 export interface NativeVectors {
   tokens: Int32Array
   values: Float64Array
 }
 
-/** Which loops run, are read and carry gradient; LoopOptions of native/engine/sequences.h. */
+/** Which loops run, are read and carry gradient. LoopOptions of native/engine/sequences.h. */
 export interface NativeLoops {
   /** 0: the model's. */
   loops: number
-  /** From 1, growing; absent: every loop. */
+  /** Counted from 1, ascending. Absent: every loop. */
   readLoops?: Int32Array
-  /** The last so many; absent or 0: all. */
+  /** Number of last loops that carry gradient. Absent or 0: all. */
   backwardLoops?: number
-  /** Of each loop: so many of its first steps carry no gradient. */
+  /** Per loop, how many of its first steps carry no gradient. */
   constantSteps?: Int32Array
 }
 
 export interface NativeScores {
   loops: number
   logprobs: RealArray[]
-  /** Token ids; absent unless asked for. */
+  /** Token ids. Absent unless requested. */
   predicted?: Float64Array[]
-  /** With `top`, (len-1) × top per sequence, back to back; token -1 where nothing was scored. */
+  /** With `top`, (len-1) × top per sequence, concatenated. Token -1 for predictions that were not scored. */
   topTokens?: Int32Array
   topLogprobs?: Float64Array
   entropy: RealArray[]
@@ -89,12 +94,12 @@ export interface NativeLoopWeights {
   temperature: number
   alpha: number
   loop: number
-  /** Of kind `given`. */
+  /** For kind `given`. */
   weights?: Float64Array
   detach: boolean
 }
 
-/** The arrays of a LossBatch, back to back; an empty one is absent. */
+/** The concatenated arrays of a LossBatch. An empty array is absent. */
 export interface NativeLossValues {
   terms: readonly { advantages: Float64Array; tokenAdvantages: Float64Array; lengthNormalizers: Float64Array }[]
   lengthNormalizers: Float64Array
@@ -117,9 +122,9 @@ export interface NativeAdamWOptions {
   epsilon: number
   weightDecay: number
   maxGradNorm: number
-  /** Names of the parameters that change; empty: all. */
+  /** The names of the parameters to change. Empty: all. */
   only: readonly string[]
-  /** This process's gradients could not be made: the step fails in all processes. */
+  /** Whether this process failed to compute its gradients. The step then fails in all processes. */
   failed: boolean
 }
 
@@ -162,24 +167,24 @@ export interface NativeLoopRptMetrics {
 
 export interface NativeSchedulerOptions {
   maxRows: number
-  /** 0: no limit but memory. */
+  /** 0: only limited by memory. */
   maxTokens: number
   /** 0: the model's. */
   loops: number
   sharedCache: boolean
-  /** Shared planes for a family that was not made for them. */
+  /** Allow shared planes in families that do not support them. */
   force: boolean
-  /** Of keys and values: 4 or 8; 0: the model's dtype. */
+  /** Bits of cached keys and values, 4 or 8. 0: the model's dtype. */
   cacheBits: number
   residualBits: number
   /** Half of the numbers of a group of keys have codes. */
   prunedKeys: boolean
-  /** Tokens of ended prompts that stay; 0: none, -1: as the memory allows. */
+  /** How many tokens of ended prompts to keep. 0: none, -1: as many as memory allows. */
   promptCache: number
   prefillTokens: number
 }
 
-/** What changes the logits before a draw. */
+/** Options that change the logits before a draw. */
 export interface NativeLogitOptions {
   biasTokens: Int32Array
   biases: Float64Array
@@ -187,7 +192,7 @@ export interface NativeLogitOptions {
   repetitionPenalty: number
   frequencyPenalty: number
   presencePenalty: number
-  /** What is asked of JavaScript before every draw, and comes by schedulerAnswer. */
+  /** What JavaScript must compute before every draw. It answers with schedulerAnswer. */
   host: 'none' | 'mask' | 'logits'
 }
 
@@ -202,17 +207,17 @@ export interface NativeGenerateRequest extends NativeLogitOptions {
   rule: string
   threshold: number
   minLoops: number
-  /** Agreements in a row, of rule argmax-stable. */
+  /** How many agreements in a row, for rule argmax-stable. */
   patience: number
   /** 0: the scheduler's. */
   loops: number
   stopTokens: Int32Array
   sequence: number
-  /** Its keys and values stay when it has ended. */
+  /** Keep its keys and values after it has ended. */
   keep: boolean
-  /** A kept request that it continues; 0: none. */
+  /** The kept request that it continues. 0: none. */
   parent: number
-  /** Tokens at the start that see each other, for families with such prompts; 0: the whole prompt. */
+  /** Number of first tokens with bidirectional attention, for families that have it. 0: the whole prompt. */
   prefix: number
   releaseParent: boolean
   alternatives: number
@@ -220,11 +225,11 @@ export interface NativeGenerateRequest extends NativeLogitOptions {
   draftLoops: number
   draftTokens: number
   wavefront: boolean
-  /** Initial states, (prompt + maxNewTokens) × D; empty: as the seed says. */
+  /** Initial states, (prompt + maxNewTokens) × D. Empty: drawn from the seed. */
   states: Float64Array
   stateSeed: number
   zeroStates: boolean
-  /** Of tokens of the prompt. */
+  /** Vectors for tokens of the prompt. */
   vectors?: NativeVectors
 }
 
@@ -233,52 +238,52 @@ export interface NativeGenerateEvent {
   tokens: number[]
   logprobs: RealArray
   loops: number[]
-  /** Per token, where they were asked for. */
+  /** Per token, if requested. */
   alternatives: { token: number; logprob: number }[][]
   finish: 'none' | 'length' | 'stop' | 'failed'
-  /** The logits of the next draw, [V], where the request's host is `logits`. */
+  /** The logits of the next draw, [V], if the request's host is `logits`. */
   logits?: RealArray
-  /** Why there was no memory for a request that failed; else empty. */
+  /** The out-of-memory error of a failed request; otherwise empty. */
   failure: string
-  /** Where there are tokens: those of the prompt that did not run for it. */
+  /** If there are tokens: how many prompt tokens came from the cache. */
   reused: number
 }
 
-/** What a `Scheduler` is doing. */
+/** Counters of a {@link Scheduler}. */
 export interface SchedulerStats {
-  /** Requests that have their place in the batch. */
+  /** Requests that have a row in the batch. */
   rows: number
-  /** Requests that wait for one. */
+  /** Requests that wait for a row. */
   waiting: number
-  /** Tokens of the cache in use: prompts, and room for the answers. */
+  /** Tokens of the cache in use: prompts, and room reserved for the responses. */
   cachedTokens: number
-  /** Tokens the cache has memory for. */
+  /** Capacity of the cache in tokens. */
   slots: number
-  /** Passes over the weights so far, each one loop of every row. */
+  /** Passes over the weights so far. Each runs one loop of every row. */
   passes: number
-  /** Rows in all passes so far. */
+  /** Total number of rows in all passes so far. */
   passRows: number
-  /** Of the passes, those that the device replayed from a recording (on CUDA, a graph). */
+  /** Passes that the device replayed from a recording (on CUDA, a graph). */
   replayedPasses: number
-  /** Tokens whose loops were all computed by one call of the device (on CUDA, one kernel; each counts as that many passes). */
+  /** Tokens whose loops were all computed by one device call (on CUDA, one kernel). Each counts as that many passes. */
   wholeTokens: number
   /** Ended requests that are kept in the cache. */
   kept: number
-  /** Kept requests that have made room for others so far. */
+  /** Kept requests that were evicted so far. */
   evicted: number
-  /** Times that a request under way found no memory for its pass, made room for others and began again. Its tokens are the same. */
+  /** How often an active request ran out of memory, freed its cache for others and restarted. Its tokens are the same. */
   restarted: number
-  /** Tokens of prompts that have run so far. */
+  /** Prompt tokens that have run so far. */
   prefilled: number
-  /** Tokens that requests found in the cache so far, instead of running them. */
+  /** Prompt tokens that came from the cache so far. */
   reused: number
-  /** Prompts that found their beginning in the cache so far. */
+  /** Prompts whose beginning was in the cache so far. */
   hits: number
-  /** Tokens of ended prompts that the cache keeps for later ones, see `promptCache`; part of `cachedTokens`. */
+  /** Tokens of ended prompts that the cache keeps for later prompts, see `promptCache`. They are part of `cachedTokens`. */
   retained: number
-  /** Positions drafted ahead with `speculate` so far. `passRows / passes` are the rows of a pass. */
+  /** Positions drafted with `speculate` so far. `passRows / passes` is the mean number of rows per pass. */
   drafted: number
-  /** Drafted positions that were kept. */
+  /** Drafted positions that were accepted. */
   accepted: number
 }
 
@@ -304,35 +309,35 @@ export interface NativeReduction {
 type Cancel = NativeCancel | undefined
 type Arrays = Float32Array | Float64Array | Int32Array | Uint16Array
 
-/** Weights of few bits, with a scale for every `groupSize` neighbours of a row. */
+/** Quantized weights, with a scale per `groupSize` neighbours of a row. */
 export interface Quantization {
-  /** Bits of a weight. */
+  /** Bits per weight. */
   readonly bits: 4 | 8
-  /** Neighbours of a row that share a scale. */
+  /** How many neighbours of a row share a scale. */
   readonly groupSize: number
-  /** true: a group has a middle beside its scale, see {@link LoadOptions.quantize}. Default false. */
+  /** true: a group has a midpoint besides its scale, see {@link LoadOptions.quantize}. Defaults to false. */
   readonly asymmetric?: boolean
-  /** false: the head keeps its plain values. Default true. */
+  /** false: the head is not quantized. Defaults to true. */
   readonly head?: boolean
 }
 
-/** With what products take of activations; undefined: what the device prefers. */
+/** Adds the form of activations in products. undefined: what the device prefers. */
 export interface NativeQuantization extends Quantization {
   readonly activations?: 'float' | 'int8'
 }
 
-/** A file whose header TypeScript has read: where the tensors of a model's parameters lie in it. */
+/** A file whose header TypeScript has parsed: the positions of a model's tensors in it. */
 export interface NativeTensorFile {
   path: string
   tensors: readonly {
-    /** Of the parameter. */
+    /** Name of the parameter. */
     name: string
     /** F32, BF16, F16, F64, or a type of native/engine/block_formats.h. */
     type: string
     shape: readonly number[]
-    /** In bytes of the file. */
+    /** Offset in the file, in bytes. */
     offset: number
-    /** The rows are those of heads of so many rows, with the two halves of a head in turns; 0: in order. */
+    /** Rows per head, if the two halves of each head are interleaved. 0: rows are in order. */
     headRows?: number
   }[]
 }
@@ -340,8 +345,8 @@ export interface NativeTensorFile {
 export interface NativeBinding {
   devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
-  /** Bytes of a context's device, without one of the host: all of them, and those that can still be allocated. */
-  /** Tokens of a micro-batch in training where tokensPerMicroBatch is 0. */
+  /** Memory of a context's device (or of the host without one) in bytes: total, and how much can still be allocated. */
+  /** Tokens of a training micro-batch if tokensPerMicroBatch is 0. */
   microBatchTokens(
     context: NativeContext,
     architecture: Architecture,
@@ -353,7 +358,10 @@ export interface NativeBinding {
   resetPeakMemory(): void
   createCancel(): NativeCancel
   cancel(flag: NativeCancel): void
-  /** Locks an open file for this process until it is closed; false when another process, or another open file, has the lock. */
+  /**
+   * Locks an open file for this process until it is closed. Returns false if another process or another open file holds the
+   * lock.
+   */
   lockFile(file: number): boolean
   openContext(device: string, threads: number): NativeContext
 
@@ -366,7 +374,7 @@ export interface NativeBinding {
   tensorRmsNorm(x: NativeTensor, weight: NativeTensor, eps: number): Promise<NativeTensor>
   tensorSoftmax(x: NativeTensor, logarithm: boolean): Promise<NativeTensor>
   tensorGather(x: NativeTensor, indices: NativeTensor): Promise<NativeTensor>
-  /** axis undefined: over all elements, to a tensor of rank 0. */
+  /** `axis` undefined: reduce all elements to a tensor of rank 0. */
   tensorReduce(op: 'sum' | 'mean' | 'max' | 'argmax', x: NativeTensor, axis: number | undefined): Promise<NativeTensor>
   tensorReshape(x: NativeTensor, shape: readonly number[]): Promise<NativeTensor>
   tensorSlice(x: NativeTensor, begin: readonly number[], end: readonly number[]): Promise<NativeTensor>
@@ -383,8 +391,8 @@ export interface NativeBinding {
   ): Promise<NativeModel>
   /**
    * @param dtype undefined: that of the files
-   * @param quantized the files hold codes and scales of that quantization already
-   * @param added parameters that the files do not have, and that begin as the architecture says
+   * @param quantized the files already hold codes and scales of that quantization
+   * @param added parameters that the files do not have; they get their initial values from the architecture
    */
   modelLoad(
     context: NativeContext,
@@ -395,7 +403,7 @@ export interface NativeBinding {
     quantized: boolean,
     added: readonly string[],
   ): Promise<NativeModel>
-  /** The same from files of another format. Without a dtype: bfloat16 where all of its matrices are that, else float32. */
+  /** The same from files of another format. Without a dtype: bfloat16 if all matrices have it, else float32. */
   modelLoadTensors(
     context: NativeContext,
     architecture: Architecture,
@@ -420,7 +428,7 @@ export interface NativeBinding {
   modelRead(model: NativeModel, name: string): Promise<RealArray>
   modelWrite(model: NativeModel, name: string, values: Float64Array): Promise<void>
   modelReadGradient(model: NativeModel, name: string): Promise<RealArray>
-  /** Of what is trained: the adapter's parameters where the model has one. */
+  /** Gradients of the trained parameters: the adapter's if the model has one. */
   modelReadGradients(model: NativeModel): Promise<{ name: string; values: RealArray }[]>
   modelZeroGradients(model: NativeModel): Promise<void>
   modelScore(
@@ -431,7 +439,7 @@ export interface NativeBinding {
       lastLoop: boolean
       responsesOnly: boolean
       predictions: boolean
-      /** This many of the most probable tokens of each prediction of the last loop. */
+      /** How many of the most probable tokens to return for each prediction of the last loop. */
       top: number
     },
     cancel: Cancel,
@@ -484,9 +492,9 @@ export interface NativeBinding {
   averageSave(average: NativeAverage, path: string): Promise<void>
   averageLoad(average: NativeAverage, path: string): Promise<void>
 
-  /** Memory is taken by the first call, so that creating one never waits. */
+  /** The first call allocates the memory, so that creating an optimizer never waits. */
   optimizerCreate(model: NativeModel, world?: NativeWorld): NativeOptimizer
-  /** exchanging, waiting: seconds of all steps so far; 0 where one process trains. */
+  /** `exchanging`, `waiting`: seconds over all steps so far; 0 if only one process trains. */
   optimizerStep(
     optimizer: NativeOptimizer,
     options: NativeAdamWOptions,
@@ -496,23 +504,23 @@ export interface NativeBinding {
   optimizerLoad(optimizer: NativeOptimizer, paths: readonly string[]): Promise<number>
 
   schedulerCreate(model: NativeModel, options: NativeSchedulerOptions): NativeScheduler
-  /** The request's number, at once; it is served by the runs, also by one under way. */
+  /** Returns the request's number immediately. Runs serve it, even one that is already running. */
   schedulerAdd(scheduler: NativeScheduler, request: NativeGenerateRequest): number
   /**
-   * What a request's next draw waits for: bits of the tokens that may be drawn (bit v % 32 of word v / 32), or logits; the other is
-   * empty. It may come early, also while the scheduler runs.
+   * Passes what a request's next draw waits for: bits of the tokens that may be drawn (bit v % 32 of word v / 32), or logits.
+   * The other one is empty. It may be called early, and while the scheduler runs.
    */
   schedulerAnswer(scheduler: NativeScheduler, request: number, allowed: Int32Array, logits: Float64Array): void
-  /** keep: as if it had ended, where it asked to be kept. */
+  /** `keep`: keep its cache as if it had ended, if the request asked for that. */
   schedulerCancel(scheduler: NativeScheduler, request: number, keep: boolean): void
-  /** Until no request is left, or one has ended, or there is a token, or until all wait for answers. */
+  /** Runs until no request is left, one has ended, there is a token, or all wait for answers. */
   schedulerRun(scheduler: NativeScheduler, until: 'idle' | 'finish' | 'token', cancel: Cancel): Promise<NativeGenerateEvent[]>
   schedulerStats(scheduler: NativeScheduler): SchedulerStats
 
   kernelLoopedBlockForward(
     hidden: NativeTensor,
     architecture: Architecture,
-    /** One for each parameter of the architecture but its embedding, in order, with the names that errors use. */
+    /** One per parameter of the architecture except its embedding, in order, with the names for errors. */
     weights: readonly NativeTensor[],
     names: readonly string[],
     offsets: Int32Array,
@@ -536,14 +544,14 @@ export interface NativeBinding {
     kernel: string,
     shape: NativeKernelShape,
   ): Promise<{ handle: NativeHandle; flops: number; bytes: number }>
-  /** Seconds that all runs together took. */
+  /** Returns the total time of all runs in seconds. */
   benchRun(kernel: NativeHandle, repeats: number): Promise<number>
 
-  /** What this machine has. Opens libmpi for its version, and closes it again. */
+  /** The libraries of this machine. Opens libmpi for its version, and closes it again. */
   parallelLibraries(): { name: string; available: boolean; description: string }[]
   /**
-   * Blocks until all processes have come. `library`: solo, openmpi or mpich. `timeout` in seconds, after which the process ends with the
-   * message `late`; `messageBytes` 0: 2^30.
+   * Blocks until all processes have joined. `library`: solo, openmpi or mpich. After `timeout` seconds the process ends with
+   * the message `late`. `messageBytes` 0: 2^30.
    */
   parallelOpen(library: string, options: { timeout: number; messageBytes: number; late: string }): NativeWorld
   parallelPlace(world: NativeWorld): { rank: number; size: number; localRank: number; description: string }
@@ -554,24 +562,27 @@ export interface NativeBinding {
   parallelBarrier(world: NativeWorld): Promise<void>
   /** Bytes sent to other ranks so far. */
   parallelBytes(world: NativeWorld): number
-  /** Whether no operation is under way. */
+  /** Whether no operation is running. */
   parallelIdle(world: NativeWorld): boolean
   /** Blocks until all ranks leave the world. */
   parallelClose(world: NativeWorld): void
-  /** Ends all ranks, or without a world this process. */
+  /** Ends all ranks, or only this process if there is no world. */
   parallelAbort(world: NativeWorld | undefined, message: string, status: number): never
 }
 
 let binding: NativeBinding | undefined
 const contexts = new Map<string, NativeContext>()
 
-/** The addon, loaded on first use so that importing looplm never fails. Throws NATIVE_LOAD with cause and remedy. */
+/**
+ * The addon. It is loaded on first use, so that importing looplm never fails.
+ * @throws LoopLMError NATIVE_LOAD with cause and remedy
+ */
 export function native(): NativeBinding {
   binding ??= load()
   return binding
 }
 
-/** One executor and thread pool per device and number of threads, kept until the environment ends. */
+/** The executor and thread pool of a device and number of threads. It is kept until the environment ends. */
 export function context(device: string, threads: number, operation: string): NativeContext {
   const key = `${device}/${threads}`
   let opened = contexts.get(key)
@@ -586,7 +597,7 @@ export function context(device: string, threads: number, operation: string): Nat
   return opened
 }
 
-/** Runs one native call: its errors become LoopLMError, and a signal raises its cancel flag. */
+/** Runs one native call. Its errors become LoopLMError, and a signal sets its cancel flag. */
 export async function call<T>(operation: string, run: (cancel: Cancel) => Promise<T>, signal?: AbortSignal): Promise<T> {
   if (signal?.aborted) throw aborted(operation, signal)
   const cancel = signal && native().createCancel()
@@ -624,7 +635,7 @@ function load(): NativeBinding {
   }
 }
 
-/** What helps where Node itself forbids the addon; undefined where that is not the cause. */
+/** Remedies if Node itself forbids the addon. undefined if that is not the cause. */
 function permissionRemedies(reason: string, root: string): string[] | undefined {
   const { permission } = process as { permission?: { has(scope: string, path?: string): boolean } }
   const disabled = /addons is disabled/.test(reason)
@@ -636,7 +647,7 @@ function permissionRemedies(reason: string, root: string): string[] | undefined 
   return disabled ? ['Node runs with --no-addons: remove it from the options of node and from NODE_OPTIONS.'] : undefined
 }
 
-/** The C library of this system, for example `glibc 2.36`; undefined where it has no name, as on macOS. */
+/** The C library of this system, for example `glibc 2.36`. undefined if it has no name, as on macOS. */
 export function libc(): string | undefined {
   if (process.platform !== 'linux') return undefined
   const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } }
@@ -644,7 +655,7 @@ export function libc(): string | undefined {
 }
 
 /**
- * What the words of the dynamic linker mean, and what helps.
+ * Remedies for an error of the dynamic linker.
  *
  * @param reason why the addon was not loaded
  * @param system the C library of this system

@@ -4,8 +4,8 @@ import { fileURLToPath } from 'node:url'
 import { LoopLMError } from './errors.js'
 
 /**
- * The folder of this package, which holds its native engine: two levels above dist/src, one above src. index.ts imports this module
- * first: a bundle, where no such folder exists, fails here with one error, before any other module runs.
+ * The folder of this package, which contains its native engine: two levels above dist/src, one above src. index.ts imports this
+ * module first, so that a bundle, which has no such folder, fails with one clear error before any other module runs.
  *
  * @throws LoopLMError NATIVE_LOAD in a bundle
  */

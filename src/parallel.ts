@@ -1,13 +1,13 @@
-/** The processes that train one model together: who started them, which MPI connects them, and their end. */
+/** The processes that train one model together: their launcher, the MPI that connects them, and how they end. */
 import { isMainThread } from 'node:worker_threads'
 import { errorMessage, LoopLMError, toLoopLMError } from './errors.js'
 import { call, type NativeWorld, native } from './native.js'
 import { checkNumber, checkOptions, checkWord, describe } from './validation/arguments.js'
 
-/** What started this process. */
+/** The launcher of this process. */
 export interface Launcher {
   name: string
-  /** Processes that it started; undefined where it does not say. */
+  /** Number of processes that it started. undefined if it does not tell. */
   size: number | undefined
   rank: number | undefined
   /** MPI libraries that work with this launcher, in the order in which they are tried. */
@@ -17,10 +17,10 @@ export interface Launcher {
 type Environment = Readonly<Record<string, string | undefined>>
 
 /**
- * The launcher of a process.
+ * Detects the launcher of a process.
  *
- * @param environment what it gave to the process, as `process.env`
- * @returns undefined where nothing was launched
+ * @param environment the process's environment, as `process.env`
+ * @returns undefined if no launcher is found
  */
 export function detectLauncher(environment: Environment): Launcher | undefined {
   const number = (name: string) => {
@@ -30,7 +30,7 @@ export function detectLauncher(environment: Environment): Launcher | undefined {
   const openMpi = number('OMPI_COMM_WORLD_SIZE')
   if (openMpi !== undefined)
     return { name: 'mpirun of Open MPI', size: openMpi, rank: number('OMPI_COMM_WORLD_RANK'), libraries: ['openmpi'] }
-  // srun sets these for its steps alone; in the script of a job there are SLURM_NTASKS and SLURM_PROCID too, and one process
+  // srun only sets these for its steps; the script of a job has SLURM_NTASKS and SLURM_PROCID too, although it is one process
   const slurm = number('SLURM_STEP_NUM_TASKS')
   const pmi = number('PMI_SIZE')
   if (pmi !== undefined)
@@ -47,7 +47,7 @@ export function detectLauncher(environment: Environment): Launcher | undefined {
   return undefined
 }
 
-/** This process's number among those of its machine; 0 where no launcher says so. */
+/** This process's number among those of its machine. 0 if no launcher tells. */
 export function localRank(environment: Environment = process.env): number {
   if (joined !== undefined) return joined.world.localRank
   const names = ['OMPI_COMM_WORLD_LOCAL_RANK', 'MPI_LOCALRANKID', 'SLURM_LOCALID', 'PMIX_LOCAL_RANK']
@@ -57,13 +57,13 @@ export function localRank(environment: Environment = process.env): number {
 
 /** Options of {@link parallel.init}. */
 export interface ParallelOptions {
-  /** `auto` (default): MPI where a launcher started more than one process. `mpi`: fails without it. `off`: this process alone. */
+  /** `auto` (default): MPI if a launcher started more than one process. `mpi`: fails without MPI. `off`: only this process. */
   backend?: 'auto' | 'mpi' | 'off' | undefined
-  /** Seconds that an operation waits for other processes before it fails; default 600. */
+  /** Seconds that an operation waits for other processes before it fails. Defaults to 600. */
   timeout?: number | undefined
 }
 
-/** An MPI or NCCL that looplm knows, and what became of it on this machine. */
+/** An MPI or NCCL that looplm supports, and whether it is available on this machine. */
 export interface ParallelLibrary {
   name: string
   available: boolean
@@ -76,25 +76,25 @@ export function parallelLibraries(): ParallelLibrary[] {
   return native().parallelLibraries()
 }
 
-/** Which of the libraries a launcher's processes use; undefined: none of them is there. */
+/** The library that a launcher's processes use. undefined if none is available. */
 export function chooseLibrary(launcher: Launcher, found: readonly ParallelLibrary[]): string | undefined {
   return launcher.libraries.find((name) => found.some((library) => library.name === name && library.available))
 }
 
 /**
- * The processes that run together, and this one's place among them. All of them make the same calls in the same order; a call
- * returns when every process has made it. {@link parallel.init} makes one.
+ * A group of processes that run together. All of them must make the same calls in the same order. A call returns when every
+ * process has made it. {@link parallel.init} creates a world.
  */
 export class World {
-  /** Of this process, from 0. */
+  /** Number of this process, counted from 0. */
   readonly rank: number
   /** How many processes there are. */
   readonly size: number
-  /** Of this process among those of its machine. */
+  /** Number of this process among those of its machine. */
   readonly localRank: number
-  /** `off`: this process is alone. */
+  /** `off`: this is the only process. */
   readonly backend: 'mpi' | 'off'
-  /** Name and version of the MPI; undefined where this process is alone. */
+  /** Name and version of the MPI. undefined if this is the only process. */
   readonly library: string | undefined
   readonly #native: NativeWorld
 
@@ -114,22 +114,25 @@ export class World {
     return this.#native
   }
 
-  /** Bytes that this process has sent to others so far. */
+  /** Number of bytes that this process has sent to others so far. */
   get bytesSent(): number {
     return native().parallelBytes(this.#native)
   }
 
   /**
-   * Sums over all processes, added in the order of their ranks: the same bits everywhere and in every run.
+   * Sums over all processes, in the order of their ranks. The result is bitwise equal everywhere and in every run.
    *
-   * @param values of this process; as many in each
+   * @param values of this process; every process must pass the same number of values
    * @throws LoopLMError PARALLEL naming operation, rank and cause
    */
   async sum(values: readonly number[]): Promise<number[]> {
     return this.#reduce('sum', values)
   }
 
-  /** The largest of all processes, value by value. @throws LoopLMError PARALLEL */
+  /**
+   * The largest value over all processes, for each position.
+   * @throws LoopLMError PARALLEL
+   */
   async max(values: readonly number[]): Promise<number[]> {
     return this.#reduce('max', values)
   }
@@ -141,22 +144,28 @@ export class World {
     return Array.from(reduced)
   }
 
-  /** What every process has, by rank. `value` is sent as JSON. @throws LoopLMError PARALLEL */
+  /**
+   * The values of all processes, by rank. `value` is sent as JSON.
+   * @throws LoopLMError PARALLEL
+   */
   async gather<Value>(value: Value): Promise<Value[]> {
     const parts = await this.gatherBytes(encode(value))
     return parts.map((part) => decode<Value>(part))
   }
 
-  /** The bytes that every process has, by rank; as many as each of them likes. @throws LoopLMError PARALLEL */
+  /**
+   * The bytes of all processes, by rank. Their lengths may differ.
+   * @throws LoopLMError PARALLEL
+   */
   async gatherBytes(bytes: Uint8Array): Promise<Uint8Array[]> {
     return call('World.gather', () => native().parallelGather(this.#native, bytes))
   }
 
   /**
-   * What one process has. `value` is sent as JSON.
+   * The value of one process, in all processes. `value` is sent as JSON.
    *
-   * @param value the others' play no part
-   * @param root the process that has it; default 0
+   * @param value ignored in the other processes
+   * @param root the process that sends; defaults to 0
    * @throws LoopLMError PARALLEL, INVALID_ARGUMENT
    */
   async broadcast<Value>(value: Value, root = 0): Promise<Value> {
@@ -169,20 +178,23 @@ export class World {
    * Sends bytes from every process to every other.
    *
    * @param parts an entry for each rank
-   * @returns what each rank had for this one
+   * @returns what each rank sent to this one
    * @throws LoopLMError PARALLEL, INVALID_ARGUMENT
    */
   async exchange(parts: readonly Uint8Array[]): Promise<Uint8Array[]> {
     return call('World.exchange', () => native().parallelExchange(this.#native, parts))
   }
 
-  /** Waits for all processes. @throws LoopLMError PARALLEL */
+  /**
+   * Waits for all processes.
+   * @throws LoopLMError PARALLEL
+   */
   async barrier(): Promise<void> {
     await call('World.barrier', () => native().parallelBarrier(this.#native))
   }
 
   /**
-   * Refuses processes that do not run the same thing.
+   * Checks that all processes run the same thing.
    *
    * @param facts by name, for example a configuration's checksum
    * @throws LoopLMError PARALLEL, in every process, naming the fact and the processes that differ
@@ -203,19 +215,19 @@ export class World {
 const encode = (value: unknown) => new TextEncoder().encode(JSON.stringify(value ?? null))
 const decode = <Value>(bytes: Uint8Array) => JSON.parse(new TextDecoder().decode(bytes)) as Value
 
-/** What `init` was called with, and its outcome. */
+/** The options of `init` and its result. */
 let joined: { backend: string; timeout: number; world: World } | undefined
 
 /**
  * Joins the processes that a launcher started together with this one. A process joins once; later calls return the same world.
  *
- * Call it early: JavaScript stands still until all processes have come. When they do not come within `timeout`, the process ends with a
- * message on standard error. When this process ends, MPI ends with it. When it fails (an uncaught error, or an exit code other than 0), all processes end with
- * that exit code, so that none waits for ever.
+ * Call it early, because it blocks JavaScript until all processes have joined. If they do not join within `timeout`, the
+ * process ends with a message on standard error. MPI ends together with this process. If this process fails (an uncaught error,
+ * or an exit code other than 0), all processes end with that exit code, so that none waits forever.
  *
- * @returns a world of one where no launcher started several processes; no MPI is loaded then
- * @throws LoopLMError NATIVE_LOAD when there is no MPI for the launcher, with what was tried; PARALLEL when launcher and
- *   MPI disagree; INVALID_ARGUMENT naming the option; UNSUPPORTED in a worker thread
+ * @returns a world of one process if no launcher started several; MPI is not loaded then
+ * @throws LoopLMError NATIVE_LOAD if there is no MPI for the launcher, with what was tried; PARALLEL if launcher and MPI
+ *   disagree; INVALID_ARGUMENT naming the option; UNSUPPORTED in a worker thread
  *
  * @example
  * ```ts
@@ -245,15 +257,15 @@ function enter(options: ParallelOptions, operation: string): World {
   return world
 }
 
-/** The processes that this one has joined; undefined: it is alone. */
+/** The processes that this one has joined. undefined: it is the only one. */
 export function joinedWorld(): World | undefined {
   return joined !== undefined && joined.world.size > 1 ? joined.world : undefined
 }
 
 /**
- * The world of a trainer or an evaluation: what this process has joined, or joins now where a launcher started it.
+ * The world of a trainer or an evaluation: the one that this process has joined, or joins now if a launcher started it.
  *
- * @returns undefined where this process is alone, or chose backend `off`
+ * @returns undefined if this is the only process, or if it chose backend `off`
  * @throws LoopLMError as {@link parallel.init}
  */
 export function worldOfLauncher(operation: string): World | undefined {
@@ -303,7 +315,7 @@ function open(library: string, timeout: number, backend: 'mpi' | 'off', operatio
   }
 }
 
-/** An MPI that does not speak the launcher's protocol makes a world of one in every process. */
+/** Checks that the MPI understands the launcher's protocol. If it does not, every process is in a world of its one process. */
 function checkPlace({ name, size }: Launcher, world: World, operation: string): void {
   if (size === undefined || size === world.size) return
   const found = `${name} started ${size} processes, but for ${world.library} there are ${world.size}`
@@ -313,19 +325,22 @@ function checkPlace({ name, size }: Launcher, world: World, operation: string): 
 
 let inOrder = false
 
-/** Every process ends now, by an error that all of them know or by an interruption: none has to end the others, whatever the exit code. */
+/**
+ * Tells that all processes end now, because of an error that all have or an interruption. Then no process must end the others,
+ * whatever the exit code.
+ */
 export function endInOrder(): void {
   inOrder = true
 }
 
-/** From now on this process ends together with the others. */
+/** Makes this process end together with the others. */
 function endTogether(world: NativeWorld): void {
   let failure: string | undefined
   process.on('uncaughtExceptionMonitor', (error: unknown) => {
     failure = (error as Error | undefined)?.stack ?? errorMessage(error)
   })
   process.on('exit', (code) => {
-    // What is under way would wait for a process that has gone.
+    // A running operation would wait for a process that has ended.
     if ((code === 0 || inOrder) && native().parallelIdle(world)) native().parallelClose(world)
     else native().parallelAbort(world, failure ?? `the process ended with exit code ${code}`, code === 0 ? 1 : code & 255)
   })

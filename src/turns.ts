@@ -1,10 +1,10 @@
-/** How long work on the event loop goes on before other work of the process gets its turn, in milliseconds. */
+/** How long work may occupy the event loop before other work of the process runs, in milliseconds. */
 const longestTurn = 5
 
 let began = 0
 
 /**
- * Whether the event loop should turn before work goes on. All work shares one clock, so that many short pieces count as well as a long one.
+ * Whether work should yield to the event loop now. All work shares one clock, so that many short pieces count like a long one.
  *
  * @example
  * ```ts
@@ -18,13 +18,13 @@ export function turnIsOver(): boolean {
   return performance.now() - began > longestTurn
 }
 
-/** Resolves when the other work of the process has had its turn. */
+/** Yields to the event loop. Resolves after other work has run. */
 export async function nextTurn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve))
   began = performance.now()
 }
 
-/** What an action makes of each item, one after the other, with turns for other work between them. */
+/** Applies an action to each item in order, and yields to the event loop in between. */
 export async function inTurns<Item, Result>(
   items: readonly Item[],
   action: (item: Item) => Result | Promise<Result>,

@@ -10,48 +10,48 @@ import type { Task } from '../tasks/task.js'
 const maxProblems = 2 ** 24
 const maxPort = 65535
 
-/** Reads a natural number. */
+/** Parses a natural number. */
 export function natural(text: string): number {
   if (/^\d+$/.test(text) && Number.isSafeInteger(Number(text))) return Number(text)
   throw new InvalidArgumentError('must be a natural number.')
 }
 
-/** Reads an integer of at least 1. */
+/** Parses an integer of at least 1. */
 export function positiveInteger(text: string): number {
   const value = natural(text)
   if (value >= 1) return value
   throw new InvalidArgumentError('must be at least 1.')
 }
 
-/** Reads a number of problems. */
+/** Parses a number of problems. */
 export function problemCount(text: string): number {
   const value = positiveInteger(text)
   if (value <= maxProblems) return value
   throw new InvalidArgumentError(`must be at most ${maxProblems}.`)
 }
 
-/** Reads a port; 0 chooses a free one. */
+/** Parses a port. 0 chooses a free one. */
 export function portNumber(text: string): number {
   const value = natural(text)
   if (value <= maxPort) return value
   throw new InvalidArgumentError(`must be at most ${maxPort}.`)
 }
 
-/** Reads a number of at least 0. */
+/** Parses a number of at least 0. */
 export function nonNegative(text: string): number {
   const value = Number(text)
   if (text.trim() !== '' && Number.isFinite(value) && value >= 0) return value
   throw new InvalidArgumentError('must be a number of at least 0.')
 }
 
-/** Reads any finite number. */
+/** Parses a finite number. */
 export function finite(text: string): number {
   const value = Number(text)
   if (text.trim() !== '' && Number.isFinite(value)) return value
   throw new InvalidArgumentError('must be a number.')
 }
 
-/** Reads loop counts such as `1,2,4`. */
+/** Parses loop counts such as `1,2,4`. */
 export function loopCounts(text: string): number[] {
   return text.split(',').map((part) => positiveInteger(part.trim()))
 }
@@ -61,7 +61,7 @@ export function collect(value: string, previous: readonly string[] = []): string
   return [...previous, value]
 }
 
-/** Reads a task: its name, or YAML such as `{ name: addition, digits: 3 }`. */
+/** Parses a task: its name, or YAML such as `{ name: addition, digits: 3 }`. */
 export function task(text: string): Task {
   let config: unknown
   try {
@@ -73,7 +73,7 @@ export function task(text: string): Task {
   return createTask((typeof config === 'string' ? { name: config } : config) as TaskConfig)
 }
 
-/** What {@link deviceOptions} adds. */
+/** The flags of {@link deviceOptions}. */
 export type DeviceFlags = Pick<LoadOptions, 'device' | 'dtype' | 'threads'>
 
 /** Adds --device, --dtype and --threads. */
@@ -90,12 +90,12 @@ export function deviceFlags(flags: DeviceFlags): LoadOptions {
   return Object.fromEntries(given.filter(([, value]) => value !== undefined))
 }
 
-/** What {@link modelOptions} adds. */
+/** The flags of {@link modelOptions}. */
 export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 'groupSize' | 'activations'> {
   adapter?: string
 }
 
-/** Adds --adapter, --quantize, --group-size, --activations and the device's options. */
+/** Adds --adapter, --quantize, --group-size, --activations and the options of the device. */
 export function modelOptions(command: Command): Command {
   return deviceOptions(
     command
@@ -117,7 +117,7 @@ export const cacheTypeOption = () =>
     cacheTypes,
   )
 
-/** What {@link cacheOptions} adds. */
+/** The flags of {@link cacheOptions}. */
 export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }
 
 /** Adds --kv, --cache-type and --speculate. */
@@ -137,7 +137,7 @@ export function cacheOptions(command: Command): Command {
     )
 }
 
-/** Loads a checkpoint, with the adapter that was asked for merged into it. */
+/** Loads a checkpoint, and merges the requested adapter into it. */
 export async function openModel(folder: string, flags: ModelFlags): Promise<LoopLM> {
   const { adapter, quantize, groupSize, activations } = flags
   if (adapter !== undefined && quantize !== undefined) {

@@ -5,19 +5,19 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { errorMessage, LoopLMError } from '../errors.js'
 
-/** What {@link chatOptions} adds. */
+/** The flags of {@link chatOptions}. */
 export interface ChatFlags {
   chat?: boolean
   system?: string
   chatTemplate?: ChatSettings
 }
 
-/** Adds what says how prompts and conversations become text. */
+/** Adds options for how prompts and conversations are rendered. */
 export function chatOptions(command: Command): Command {
   return templateOptions(command.option('--chat', 'send a prompt that is a string as a user message, through the chat template'))
 }
 
-/** Adds what says how conversations become text. */
+/** Adds options for how conversations are rendered. */
 export function templateOptions(command: Command): Command {
   return command
     .option('--system <text>', 'system message for conversations that have none')
@@ -28,7 +28,7 @@ export function templateOptions(command: Command): Command {
     )
 }
 
-/** Settings in YAML, or the path of a template. */
+/** Parses settings in YAML, or the path of a template. */
 function settings(text: string): ChatSettings {
   if (text.endsWith('.jinja')) return { template: text }
   let value: unknown
@@ -41,7 +41,7 @@ function settings(text: string): ChatSettings {
   throw new InvalidArgumentError('must be YAML such as "{ enable_thinking: false }", or a file that ends in .jinja.')
 }
 
-/** Reads a conversation: a list of messages in YAML or JSON. */
+/** Parses a conversation: a list of messages in YAML or JSON. */
 export function conversation(text: string, previous: readonly ChatMessage[][] = []): ChatMessage[][] {
   let value: unknown
   try {
@@ -53,13 +53,13 @@ export function conversation(text: string, previous: readonly ChatMessage[][] = 
   throw new InvalidArgumentError('must be a list of messages such as "[{ role: user, content: Hi }]".')
 }
 
-/** The settings that were given, if any. */
+/** The settings that were given. undefined if there are none. */
 export function chatSettings({ chat, system, chatTemplate }: ChatFlags): ChatSettings | undefined {
   const given = { ...chatTemplate, ...(system === undefined ? {} : { system }), ...(chat ? { wrapPrompts: true } : {}) }
   return Object.keys(given).length === 0 ? undefined : given
 }
 
-/** The tokens of conversations that are to be answered. */
+/** The tokens of conversations that need a response. */
 export async function encodeConversations(
   tokenizer: Tokenizer | undefined,
   prompts: readonly (string | readonly ChatMessage[])[],

@@ -53,7 +53,7 @@ export function addChat(program: Command): void {
     })
 }
 
-/** Talks until the input ends, and returns the exit code. */
+/** Chats until the input ends, and returns the exit code. */
 async function chat(folder: string, flags: ChatFlags): Promise<number> {
   const messages = flags.load === undefined ? undefined : await load(flags.load)
   using model = await openModel(folder, flags)
@@ -82,7 +82,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
   }
 }
 
-/** Lines of a reader, the commands among them, and answers. */
+/** Reads lines, executes commands and writes responses. */
 class Talk {
   readonly #session: ChatSession
   readonly #reader: Interface
@@ -90,7 +90,7 @@ class Talk {
   readonly #paint: Paint
   #settings: ChatTurnSettings
   #answering: ChatTurn | undefined
-  #pressed = false // Ctrl-C, since the last line
+  #pressed = false // whether Ctrl-C was pressed since the last line
 
   constructor(session: ChatSession, reader: Interface, terminal: boolean, paint: Paint, settings: ChatTurnSettings) {
     this.#session = session
@@ -100,10 +100,10 @@ class Talk {
     this.#settings = settings
   }
 
-  /** Answers every line until one says that it is over. */
+  /** Handles every line until one ends the chat. */
   async run(): Promise<void> {
     const interrupt = () => this.#interrupt()
-    this.#reader.on('SIGINT', interrupt) // a terminal in raw mode
+    this.#reader.on('SIGINT', interrupt) // for a terminal in raw mode
     process.on('SIGINT', interrupt)
     if (this.#terminal) this.#reader.prompt()
     try {
@@ -134,7 +134,7 @@ class Talk {
     if (this.#terminal && this.#answering === undefined) this.#reader.prompt()
   }
 
-  /** Writes an answer as it comes, then what it took. */
+  /** Writes a response as it is generated, then a summary. */
   async #answer(text: string): Promise<void> {
     const start = performance.now()
     const counts: number[] = []
@@ -152,7 +152,7 @@ class Talk {
     process.stdout.write(`\n${summary(counts, seconds, this.#paint)}${chosen}${end}\n`)
   }
 
-  /** Carries out a slash command and returns what to say. */
+  /** Executes a slash command and returns the text to print. */
   async #command(text: string): Promise<string> {
     const [, name, argument = ''] = /^\/(\S*)\s*(.*)$/s.exec(text)!
     const set = (settings: ChatTurnSettings) => {
@@ -192,7 +192,7 @@ class Talk {
   }
 }
 
-/** Shows thoughts between the marks that the model wrote around them. */
+/** Shows thoughts between the tags that the model wrote around them. */
 function answerWriter(paint: Paint): (piece: ChatPiece) => void {
   let place: 'begin' | 'thought' | 'text' = 'begin'
   return ({ text, reasoning, loop }) => {
@@ -247,14 +247,14 @@ function numeric(text: string, name: string): number {
   throw new LoopLMError('INVALID_ARGUMENT', `needs a number above 0, got ${JSON.stringify(text)}`, { operation: name })
 }
 
-/** A model's control characters do not reach the terminal. */
+/** Replaces control characters, so that a model cannot send them to the terminal. */
 function printable(text: string): string {
   return text.replaceAll(/[^\P{Cc}\n\t]/gu, '\ufffd')
 }
 
 type Paint = (text: string, loop: number) => string
 
-/** Colours a text by its loop: green is early, red is late. */
+/** Colours text by its loop: green is early, red is late. */
 function painter(colored: boolean): Paint {
   const { green, cyan, yellow, red, magenta, blue } = pc.createColors(colored)
   const palette = [green, cyan, yellow, red, magenta, blue]

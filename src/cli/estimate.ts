@@ -79,12 +79,12 @@ async function measureSpeed(config: LoopLMConfig, { dtype = 'bfloat16', context,
   return tokensPerSecond(config, rates, context)
 }
 
-/** What a trainer holds while it computes gradients. */
+/** Bytes that a trainer holds while it computes gradients. */
 export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate, activations: number): number {
   return weights + gradients + optimizer + activations
 }
 
-/** The configuration of a checkpoint folder or of a config.json; weights are not read. */
+/** The configuration of a checkpoint folder or of a config.json. Weights are not read. */
 export async function readConfig(model: string): Promise<LoopLMConfig> {
   const operation = 'looplm estimate'
   const isFile = await stat(model).then(
@@ -104,12 +104,12 @@ export async function readConfig(model: string): Promise<LoopLMConfig> {
   return parseConfig(value, model, true)
 }
 
-/** A line of the table. */
+/** Prints a row of the table. */
 export function printRow(name: string, bytes: number, note = ''): void {
   print(`${name.padEnd(14)}${bytesText(bytes).padStart(10)}${note === '' ? '' : `  ${note}`}`)
 }
 
-/** Whether so much memory is free. */
+/** Whether this much memory is free, in words. */
 export function fits(bytes: number, free: number): string {
   return bytes <= free ? 'fits in the free memory' : 'does not fit in the free memory'
 }

@@ -104,7 +104,8 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
     throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: --cache-type goes with --text alone; omit it')
   const { dataset: path, split, config, columns } = flags
   const dataset = path === undefined ? undefined : { path, split, config, columns }
-  if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1) // before a large model is loaded
+  // fails before a large model is loaded
+  if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1)
   const chatTemplate = chatSettings(flags)
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
@@ -146,14 +147,14 @@ function intervalText({ low, high }: Interval): string {
   return `(${low.toFixed(3)} to ${high.toFixed(3)})`
 }
 
-/** A line that is redrawn; a log is left alone. */
+/** Redraws a line on a terminal. Writes nothing to a log. */
 function showProgress({ loops, answered, of }: { loops: number; answered: number; of: number }): void {
   const { stderr } = process
   if (stderr.isTTY === true && leads())
     stderr.write(`\r\x1b[2K${loops} loops: ${answered} of ${of} answers${answered === of ? '\r\x1b[2K' : ''}`)
 }
 
-/** A line per answer: loops, the problem's number and what it asks, the sample's number, the completion and its reward. */
+/** Writes a line per response: loops, the problem's number and prompt, the sample's number, the completion and its reward. */
 async function saveAnswers(path: string, results: readonly Evaluation[]): Promise<void> {
   const lines = results.flatMap(({ loops, answers, columns }) =>
     answers.flatMap((own, problem) => {

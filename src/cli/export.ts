@@ -58,12 +58,12 @@ async function exportModel(source: string, folder: string): Promise<void> {
   print(`${folder}: ${checkpoint}, with a model card; add a license to ${join(folder, 'README.md')}`)
 }
 
-/** What a checkpoint holds for the run alone. */
+/** Whether a checkpoint's file is only needed to resume the run. */
 function ofTraining(name: string): boolean {
   return /^(optimizer|reference|teacher)\b.*\.safetensors$/.test(name) || name === 'trainer_state.json'
 }
 
-/** The checkpoint itself, or the best one of a run, else its newest. */
+/** The checkpoint itself, or for a run its best one, else its newest. */
 async function findCheckpoint(source: string): Promise<string> {
   const isFile = (path: string) =>
     stat(path).then(

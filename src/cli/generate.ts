@@ -24,7 +24,7 @@ import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversa
 import { interruptible, print, printJson } from './output.js'
 import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
 
-/** What {@link samplingOptions} adds. */
+/** The flags of {@link samplingOptions}. */
 export interface SamplingFlags extends CacheFlags {
   maxNewTokens: number
   temperature: number
@@ -50,7 +50,7 @@ interface GenerateFlags extends ModelFlags, SamplingFlags, ChatFlags, ParallelFl
   json?: boolean
 }
 
-const promptsPerCall = 1024 // bounds the cache of keys and values
+const promptsPerCall = 1024 // bounds the KV cache
 
 /** Adds `looplm generate`. */
 export function addGenerate(program: Command): void {
@@ -72,7 +72,7 @@ export function addGenerate(program: Command): void {
   modelOptions(command).action(generate)
 }
 
-/** Adds the options of a continuation. */
+/** Adds the options for sampling. */
 export function samplingOptions(command: Command, longest: number): Command {
   command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
@@ -142,7 +142,7 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
   })
 }
 
-/** The prompts of a file: its lines, or those of the rows of a dataset. */
+/** The prompts of a file: its lines, or the prompts of a dataset's rows. */
 async function promptsOf(path: string | undefined): Promise<(string | ChatMessage[])[]> {
   if (path === undefined) return []
   const refuse = (problem: string) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation: 'looplm generate' })
@@ -163,7 +163,7 @@ async function promptsOf(path: string | undefined): Promise<(string | ChatMessag
   throw refuse(lines.length === 0 ? 'holds no prompt' : `line ${empty + 1} is empty; write one prompt per line`)
 }
 
-/** The options that were given. */
+/** The generation options that were given. */
 export function generationOptions(flags: SamplingFlags): GenerateOptions {
   const { maxNewTokens, temperature, topK, topP, minP, seed, loops, kv, cacheType, speculate, stop, minLoops } = flags
   const { repetitionPenalty, frequencyPenalty, presencePenalty, exitThreshold: threshold, patience } = flags

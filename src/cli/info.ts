@@ -36,7 +36,7 @@ export function addInfo(program: Command): void {
         devices = listDevices(true)
         parallel = findParallel()
       } finally {
-        // without an engine too: the error follows
+        // print this even without an engine; its error follows
         if (json) printJson({ ...facts, devices, parallel, model })
         else printFacts({ ...facts, devices, parallel })
         if (!json && model !== undefined) printModel(model)
@@ -46,7 +46,7 @@ export function addInfo(program: Command): void {
 
 interface Parallel {
   libraries: ParallelLibrary[]
-  /** What started this process together with others. */
+  /** The launcher that started this process together with others. */
   launcher?: string
   /** The library that `parallel.init` would use. */
   used?: string | undefined
@@ -82,7 +82,7 @@ function printFacts(facts: {
     )
 }
 
-/** What the files of a model say of it. */
+/** The facts about a model in its files. */
 async function modelFacts(path: string) {
   const operation = 'looplm info'
   const folder = await findFolder(path, {}, operation)

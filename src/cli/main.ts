@@ -39,7 +39,7 @@ for (const add of [
 ])
   add(program)
 
-// a reader that has seen enough, such as head; a terminal that has hung up is told nothing more
+// a reader such as head may close the pipe early; a terminal may have hung up
 process.stdout.on('error', (error: { code?: string }) => {
   if (error.code === 'EPIPE') process.exit(exitCodes.ok)
   if (error.code !== 'EIO') throw error

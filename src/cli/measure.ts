@@ -5,24 +5,24 @@ import type { PlannedPass, PlannedStep } from '../rl/planned-step.js'
 
 type Architecture = LoopLM['architecture']
 
-/** Operations per second of a device, as a stand-in for the model reached them. */
+/** Operations per second of a device, measured with a stand-in for the model. */
 export interface Rates {
-  /** Forward and backward of a training step. */
+  /** Forward and backward passes of a training step. */
   train: number
-  /** Forward alone, of whole sequences. */
+  /** Forward passes of whole sequences. */
   forward: number
-  /** Decoding with so many rows at a time. */
+  /** Decoding with this many rows at a time. */
   decode: number
   rows: number
 }
 
 const standIn = { num_hidden_layers: 2, total_ut_steps: 2 }
 const measuredTokens = 512
-const decoded = [4, 20] as const // tokens; the difference has no prompt in it
+const decoded = [4, 20] as const // numbers of tokens; the difference of their times does not include the prompt
 
 /**
- * Operations of a token's forward pass: two per weight that the steps of the model use, the head where it is read, and the products of
- * attention with a context of so many tokens.
+ * Operations of a token's forward pass: two per weight that the model's steps use, the head for every loop that is read, and
+ * attention with a context of this many tokens.
  */
 export function forwardOperations(
   architecture: Architecture,
@@ -48,17 +48,17 @@ function kindOf(role: string): string {
   return role === 'norm' || role === 'inject' ? role : 'block'
 }
 
-/** What changes the cost of a backward pass. */
+/** Settings that change the cost of a backward pass. */
 export interface Backward {
-  /** Tokens that a token attends to, on average. */
+  /** How many tokens a token attends to, on average. */
   context: number
-  /** The weights get no gradient. */
+  /** Whether the weights get no gradient. */
   adapter?: boolean
-  /** Its forward pass runs twice. */
+  /** Whether its forward pass runs twice. */
   recompute?: boolean
 }
 
-/** Operations of a pass. A backward pass takes two forward passes, one where the weights get no gradient. */
+/** Operations of a pass. A backward pass costs two forward passes, or one if the weights get no gradient. */
 export function passOperations(
   architecture: Architecture,
   { tokens, loops, reads, backward }: PlannedPass,
@@ -71,8 +71,8 @@ export function passOperations(
 }
 
 /**
- * Runs a model of two layers and two loops whose matrices have the sizes of the given one, whatever its family, with as many rows and
- * tokens as a step has or fewer, for a second or so.
+ * Measures a model with two layers and two loops whose matrices have the sizes of the given one, in any family. It uses at most
+ * as many rows and tokens as a step, and takes about a second.
  */
 export async function measureRates(
   architecture: Architecture,
@@ -100,7 +100,7 @@ export async function measureRates(
   const rows = Math.min(step.rows, 64)
   const prompts = Array.from({ length: rows }, (_, row) => Array.from({ length: 8 }, (_, i) => token(row + i)))
   const decode = (maxNewTokens: number) => model.generate(prompts, { maxNewTokens, stop: [], seed: 0 })
-  await train() // the first time reserves memory
+  await train() // the first run allocates memory
   await decode(decoded[0])
   const [trainSeconds, forwardSeconds] = [await seconds(train), await seconds(score)]
   const [few, many] = [await seconds(() => decode(decoded[0])), await seconds(() => decode(decoded[1]))]
@@ -113,7 +113,9 @@ export async function measureRates(
   }
 }
 
-/** Seconds of a step: sampling, and what is computed on the rollouts or rows. Rewards, evaluations and the optimizer are not in it. */
+/**
+ * Estimated seconds of a step: sampling, and the passes over rollouts or rows, without rewards, evaluations and the optimizer.
+ */
 export function stepSeconds(
   architecture: Architecture,
   { train, forward, decode }: Rates,
@@ -132,7 +134,7 @@ export function stepSeconds(
   return { sampling: (prompts * promptTokens * prompt) / forward + (completions * newTokens * token) / decode, update }
 }
 
-/** Tokens per second: learned with every loop read, and generated with so many rows. */
+/** Tokens per second in training, with every loop read, and in generation with this many rows. */
 export function tokensPerSecond(config: LoopLMConfig, rates: Rates, context: number): { train: number; generate: number } {
   const architecture = architectureOf(config)
   const { loops } = architecture

@@ -3,10 +3,10 @@ import { formatDuration, formatNumber } from '../monitor/progress.js'
 import type { RunData } from '../monitor/report-data.js'
 
 /**
- * The README.md of an exported model: where it comes from, how it was trained, what it reached. The license is left to the user.
+ * The README.md of an exported model: its origin, its training, its results. The license is left to the user.
  *
  * @param state of the checkpoint
- * @param run what its run folder says, where it is one
+ * @param run the data of its run folder, if it has one
  */
 export function modelCard(
   title: string,

@@ -12,7 +12,10 @@ const interruptions = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 /** Why {@link interruptible} fired its signal. */
 export type Interruption = (typeof interruptions)[number]
 
-/** The exit code that shells give a process which a signal has ended: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. */
+/**
+ * The exit code of a process that a signal has ended, as shells report it: 130 after Ctrl-C, 143 after SIGTERM, 129 after
+ * SIGHUP.
+ */
 export function interruptedCode(reason: unknown): number {
   return 128 + constants.signals[interruptions.find((signal) => signal === reason) ?? 'SIGINT']
 }
@@ -24,24 +27,24 @@ export function printJson(value: unknown): void {
   print(JSON.stringify(value))
 }
 
-/** Writes a line to standard output; of several processes the first one does. */
+/** Writes a line to standard output. With several processes, only the first one writes. */
 export function print(text: string): void {
   if (leads()) process.stdout.write(`${text}\n`)
 }
 
-/** Writes to standard error; of several processes the first one does. */
+/** Writes to standard error. With several processes, only the first one writes. */
 export function tell(text: string): void {
   if (leads()) process.stderr.write(text)
 }
 
 /**
- * Tells the user what went wrong: a message without a stack trace, unless it is a bug of looplm.
+ * Reports an error to the user: a message without a stack trace, unless it is a bug of looplm.
  *
- * @returns the exit code: 2 when the user can mend it, 130, 143 or 129 when it was interrupted, else 1
+ * @returns the exit code: 2 if the user can fix it, 130, 143 or 129 if it was interrupted, else 1
  */
 export function reportError(error: unknown): number {
   const world = joinedWorld()
-  const origin = originOf(error) // when all processes throw the same error, only this one prints it
+  const origin = originOf(error) // if all processes throw the same error, only this one prints it
   if (origin !== undefined) endInOrder()
   const speaks = origin === undefined || origin === world?.rank
   const write = (message: string) => {
@@ -60,9 +63,10 @@ export function reportError(error: unknown): number {
 }
 
 /**
- * Runs something that Ctrl-C, SIGTERM or the end of its terminal (SIGHUP) stops in an orderly way; a second one ends the process at once.
+ * Runs an action that Ctrl-C, SIGTERM or closing the terminal (SIGHUP) stops cleanly. A second signal ends the process
+ * immediately.
  *
- * @param action receives the signal that the first one fires; its reason is an {@link Interruption}
+ * @param action gets an AbortSignal, which the first of these signals fires; its reason is an {@link Interruption}
  */
 export async function interruptible<Result>(action: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
   const controller = new AbortController()

@@ -21,7 +21,7 @@ interface PlanFlags {
   json?: boolean
 }
 
-/** The options that decide how much memory a run takes; each trainer has some of them. */
+/** The options that determine the memory of a run. Each trainer has some of them. */
 interface PlannedOptions {
   recompute: 'none' | 'loop' | 'layer'
   tokensPerMicroBatch: number
@@ -104,8 +104,8 @@ function dtypeOf({ dtype }: TrainConfig): 'float32' | 'bfloat16' {
 }
 
 /**
- * The memory of a run, in bytes, and what its step computes. Rollouts that do not fit beside the rest wait for others: `waves` says how
- * many rounds that takes.
+ * The memory of a run in bytes, and what its step computes. Rollouts that do not fit in memory wait for others: `waves` is the
+ * number of rounds.
  */
 export function makePlan(
   config: TrainConfig,
@@ -150,7 +150,7 @@ export function makePlan(
   }
 }
 
-const usable = 0.9 // of the free memory; the engine leaves the rest to the passes
+const usable = 0.9 // fraction of the free memory; the engine leaves the rest to the passes
 
 function planRollouts({ rollouts }: PlannedStep, cachePerToken: number, { free, train }: { free: number; train: number }) {
   if (rollouts === undefined) return { cache: 0, peak: train }
@@ -181,5 +181,5 @@ function remedyFor({ recompute, lora }: PlannedOptions, dtype: string): string {
 
 async function modelConfig(model: TrainConfig['model']): Promise<LoopLMConfig> {
   if (typeof model === 'string') return readConfig(model)
-  return parseConfig({ vocab_size: 256, ...model }, 'model', false) // a tokenizer of the run may have more tokens
+  return parseConfig({ vocab_size: 256, ...model }, 'model', false) // the run's tokenizer may have more tokens
 }

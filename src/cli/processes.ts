@@ -1,9 +1,9 @@
-// Commands that several processes of a launcher carry out together.
+// Commands that several processes of a launcher run together.
 import { Option } from 'commander'
 import { joinedWorld, type ParallelOptions, parallel } from '../parallel.js'
 import { Ranks } from '../rl/ranks.js'
 
-/** What {@link parallelOption} is. */
+/** The flags of {@link parallelOption}. */
 export interface ParallelFlags {
   parallel?: 'auto' | 'off'
 }
@@ -20,7 +20,7 @@ export async function joinProcesses(options: Pick<ParallelOptions, 'backend' | '
   return new Ranks(joinedWorld())
 }
 
-/** Whether this process speaks for all. */
+/** Whether this process writes the output for all. */
 export function leads(): boolean {
   return (joinedWorld()?.rank ?? 0) === 0
 }

@@ -41,10 +41,10 @@ export function addReport(program: Command): void {
     })
 }
 
-/** Refuses a folder that is none of a run: a report would be written of nothing. */
+/** Rejects a folder that does not contain a run, whose report would be empty. */
 async function requireRun(path: string): Promise<void> {
   const found = await stat(path).catch(() => undefined)
-  if (!found?.isDirectory() || (await RunFolder.holdsRun(path))) return // a missing folder is refused when it is read
+  if (!found?.isDirectory() || (await RunFolder.holdsRun(path))) return // reading a missing folder reports it
   const message = `${path} holds no run: it has neither metrics.jsonl nor config.yaml nor checkpoints`
   throw new LoopLMError('NOT_FOUND', message, { operation: 'report' })
 }

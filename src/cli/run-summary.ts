@@ -5,7 +5,7 @@ import type { RunFacts } from '../monitor/logger.js'
 import { formatDuration, formatNumber } from '../monitor/progress.js'
 import type { Metrics, TrainerEvent } from '../rl/events.js'
 
-/** What a banner and a summary read of a trainer. */
+/** The fields of a trainer that a banner and a summary read. */
 interface SummarizedTrainer {
   readonly name: string
   readonly model: LoopLM
@@ -21,7 +21,7 @@ interface SummarizedTrainer {
   readonly best: { step: number; value: number; path?: string } | undefined
 }
 
-/** What begins: the model, the data, the device, and how to watch. */
+/** The lines at the beginning of a run: the model, the data, the device, and how to watch it. */
 export function banner(trainer: SummarizedTrainer, { parameters, trained, data, rows }: RunFacts): string {
   const { name, model, step, config } = trainer
   const { steps, runDir, batchSize, promptsPerStep = 1, groupSize, gradientAccumulation = 1 } = config
@@ -38,7 +38,7 @@ export function banner(trainer: SummarizedTrainer, { parameters, trained, data, 
   ].join('\n')
 }
 
-/** Follows the events of a run and says at its end what it came to. */
+/** Follows the events of a run and summarizes its results at the end. */
 export class RunSummary {
   readonly #trainer: SummarizedTrainer
   readonly #start = performance.now()
@@ -58,7 +58,7 @@ export class RunSummary {
     if (event.type === 'eval') this.#evaluations.push(event)
   }
 
-  /** Lines for a run that ended by itself. */
+  /** The summary of a run that ended normally. */
   text(): string {
     const { last } = this
     if (last?.type !== 'done') return ''
@@ -83,7 +83,7 @@ export class RunSummary {
     ].join('\n')
   }
 
-  /** The best evaluation: by `metricForBestModel`, else by the reward, accuracy or loss that stands for the most loops. */
+  /** The best evaluation: by `metricForBestModel`, else by the reward, accuracy or loss at the largest number of loops. */
   #best(): string[] {
     const chosen = this.#trainer.best
     if (chosen !== undefined) {
@@ -102,7 +102,7 @@ export class RunSummary {
   }
 }
 
-/** The rewards, accuracies and losses of an evaluation in a line. */
+/** The rewards, accuracies and losses of an evaluation, in one line. */
 export function evaluationText(metrics: Readonly<Record<string, number>>): string {
   const shown = Object.entries(metrics).flatMap(([name, value]) => {
     const [, where, what] = /^eval\/(.+)\/(reward|accuracy)$/.exec(name) ?? []

@@ -65,12 +65,12 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
   const options: ServeOptions = {
     name: existsSync(folder) ? basename(resolve(folder)) : folder,
     ...rest,
-    ...(promptCache === false ? { promptCache } : {}), // without the flag it is true, also where kv does not allow it
+    ...(promptCache === false ? { promptCache } : {}), // without the flag it is true, even if kv does not allow it
     ...(apiKey === undefined ? {} : { apiKey }),
     ...(corsOrigin === undefined ? {} : { corsOrigins: corsOrigin }),
     log: (line) => process.stderr.write(`error: ${line}\n`),
   }
-  checkServeOptions(options) // before a large model is loaded
+  checkServeOptions(options) // fails before a large model is loaded
   using model = await openModel(folder, { device, dtype, threads, adapter, quantize, groupSize, activations } as ModelFlags)
   const server = createServer(model, options)
   await interruptible(async (signal) => {

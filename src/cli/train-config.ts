@@ -12,7 +12,7 @@ import { prototypeKey } from '../validation/json-value.js'
 import { parseOptions, problemsOf } from '../validation/schema.js'
 
 const maxConfigBytes = 2 ** 20
-const maxProblems = 20 // that one error lists
+const maxProblems = 20 // the most problems that one error lists
 const rewardName = z.string().min(1)
 const builtIn = Object.keys(builtInRewards)
 const paths = z.union(
@@ -51,7 +51,7 @@ const dataset = z.union(
   'must be the path of a file or folder, or { path, … } with its options',
 )
 
-/** A training configuration file: what to train, on what, and the trainer's options. */
+/** A training configuration file: the trainer, the model, the data, and the trainer's options. */
 export const trainConfigSchema = z.strictObject({
   trainer: z.enum(trainerNames).describe('Which trainer runs.'),
   model: z
@@ -132,7 +132,8 @@ export type TrainConfig = z.output<typeof trainConfigSchema>
  * Reads a training configuration and applies changes to it.
  *
  * @param path a YAML file
- * @param changes `key=value` with a YAML value; a key is a field of the file (`runDir`, `task.digits`), or else an option of the trainer
+ * @param changes `key=value` with a YAML value; a key is a field of the file (`runDir`, `task.digits`) or an option of the
+ *   trainer
  * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the line, INVALID_CONFIG naming each field
  */
 export async function readTrainConfig(path: string, changes: readonly string[]): Promise<TrainConfig> {
@@ -166,7 +167,7 @@ function listed(problems: readonly string[]): string {
   return [`${count} things are wrong`, ...shown, ...(more ? ['… and more'] : [])].join('\n  ')
 }
 
-/** Everything that is wrong with a configuration, also with the options of its trainer: before a large model is loaded. */
+/** All problems of a configuration, including the options of its trainer. Checked before a large model is loaded. */
 function configProblems(given: Record<string, unknown>): string[] {
   const isMisplaced = (key: PropertyKey | undefined) =>
     typeof key === 'string' && !Object.hasOwn(trainConfigSchema.shape, key) && isTrainerOption(key)
@@ -208,7 +209,10 @@ async function readText(path: string): Promise<string> {
   }
 }
 
-/** Changes a field; one that must be above it and is none yet is made. @throws LoopLMError INVALID_ARGUMENT */
+/**
+ * Sets a field, and creates missing parents.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 function setIn(document: Document, names: readonly string[], value: unknown): void {
   for (let count = 1; count < names.length; count++) {
     const above = names.slice(0, count)
@@ -227,7 +231,7 @@ function setIn(document: Document, names: readonly string[], value: unknown): vo
   }
 }
 
-/** Whether a field is there and has no value: `options:` and nothing behind it. */
+/** Whether a field exists but has no value: `options:` with nothing after it. */
 function isEmpty(document: Document, names: readonly string[]): boolean {
   const node = document.getIn(names, true)
   return isScalar(node) && node.value === null

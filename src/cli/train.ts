@@ -45,7 +45,7 @@ export function addTrain(program: Command): void {
   })
 }
 
-/** Goes on with a run as its own config.yaml says. */
+/** Resumes a run with its own config.yaml. */
 async function trainOn(flags: TrainFlags): Promise<number> {
   const { resume: place } = flags
   if (typeof place !== 'string') {
@@ -78,7 +78,7 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
     ...options,
     callbacks: flags.json ? {} : { onRunBegin: ({ facts }: { facts: RunFacts }) => progress.log(banner(trainer, facts)) },
   })
-  const { resume: _, ...written } = config // `looplm train --resume RUN` goes on
+  const { resume: _, ...written } = config // for `looplm train --resume RUN`
   const summary = new RunSummary(trainer)
   let reason: unknown
   await interruptible(async (signal) => {
@@ -108,7 +108,10 @@ async function train(path: string, flags: TrainFlags): Promise<number> {
   return interruptedCode(reason)
 }
 
-/** The configuration of a run, with what the flags say. @throws LoopLMError as {@link readTrainConfig} */
+/**
+ * The configuration of a run, with the flags applied.
+ * @throws LoopLMError as {@link readTrainConfig}
+ */
 async function readConfig(path: string, { runDir, resume, set = [], ...flags }: TrainFlags): Promise<TrainConfig> {
   const config: TrainConfig = { ...(await readTrainConfig(path, set)), ...deviceFlags(flags) }
   if (runDir !== undefined) config.runDir = runDir
@@ -118,7 +121,7 @@ async function readConfig(path: string, { runDir, resume, set = [], ...flags }: 
   throw new LoopLMError('INVALID_CONFIG', message)
 }
 
-/** The processes that train together: what the file says, and the flag in its place. */
+/** The options of the processes that train together. The flag overrides the file. */
 function parallelOf(given: TrainConfig['parallel'], { parallel }: ParallelFlags) {
   const { timeout, backend } =
     typeof given === 'object' ? { timeout: given.timeout, backend: 'auto' as const } : { backend: given }
@@ -154,7 +157,7 @@ async function openResources(config: TrainConfig) {
   for (const name of ['dataset', 'evalDataset'] as const) {
     const source = config[name]
     if (source === undefined) continue
-    await openRows(source, name, 0, 'looplm train').head(1) // before a large model is loaded
+    await openRows(source, name, 0, 'looplm train').head(1) // fails before a large model is loaded
     resources[name] = source
   }
   if (config.tokenizer !== undefined) {
@@ -169,7 +172,7 @@ function openTask(task: NonNullable<TrainConfig['task']>): Task {
   return createTask((typeof task === 'string' ? { name: task } : task) as TaskConfig)
 }
 
-/** Built-in rewards by name, others from modules. */
+/** Opens rewards: built-in ones by name, others from modules. */
 export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): Promise<WeightedReward[]> {
   const list = typeof rewards === 'string' ? [{ reward: rewards }] : rewards
   const opened = list.map(async ({ reward, weight = 1 }): Promise<WeightedReward[]> => {
@@ -180,13 +183,13 @@ export async function openRewards(rewards: NonNullable<TrainConfig['reward']>): 
   return (await Promise.all(opened)).flat()
 }
 
-/** A built-in logger by name, another from its module. */
+/** Opens a logger: a built-in one by name, another from its module. */
 async function openLogger(logger: string): Promise<LoggerName | Logger> {
   const known = loggerNames.find((name) => name === logger)
   return known ?? (await loadLogger(logger).catch(unknownName(logger, 'logger', loggerNames)))
 }
 
-/** A name that is neither built in nor a file. */
+/** Reports a name that is neither built in nor a file. */
 function unknownName(name: string, what: 'reward' | 'logger', known: readonly string[]) {
   return (error: LoopLMError): never => {
     if (error.code !== 'NOT_FOUND') throw error
@@ -209,7 +212,7 @@ function show(event: TrainerEvent, steps: number, progress: Progress): void {
   }
 }
 
-/** A word as shells read it. */
+/** Quotes a word for the shell. */
 function shellWord(word: string): string {
   return /^[\w./:=@%+,-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }

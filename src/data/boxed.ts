@@ -2,8 +2,8 @@ import { LoopLMError } from '../errors.js'
 import { describe } from '../validation/arguments.js'
 
 /**
- * The content of the last `\boxed{…}` whose braces balance, or undefined. A box that the text ends before closing does not
- * count; `\{` and `\}` are characters, not braces.
+ * The content of the last `\boxed{…}` whose braces balance, or undefined. An unclosed box does not count. `\{` and `\}` are
+ * characters, not braces.
  *
  * @example
  * ```ts
@@ -14,7 +14,7 @@ export function lastBoxed(text: string): string | undefined {
   if (typeof text !== 'string') {
     throw new LoopLMError('INVALID_ARGUMENT', `text must be a string, got ${describe(text)}`, { operation: 'lastBoxed' })
   }
-  const open: number[] = [] // for each brace not closed yet: where a box's content starts, or -1
+  const open: number[] = [] // for each unclosed brace: where a box's content starts, or -1
   let start = -1
   let content: string | undefined
   for (const match of text.matchAll(/\\boxed\s*\{|[{}]|\\[{}]|\\\\(?!boxed)/g)) {

@@ -4,34 +4,34 @@ import { didYouMean } from '../validation/names.js'
 import { type ChatMessage, type ChatPart, type ChatTemplateOptions, maxTemplateBytes } from './chat-template.js'
 import type { Tokenizer } from './tokenizer.js'
 
-/** How conversations become text, as trainers, evaluations and configuration files take it in `chatTemplate`. */
+/** How conversations are rendered: the option `chatTemplate` of trainers, evaluations and configuration files. */
 export interface ChatSettings {
-  /** A template in place of the tokenizer's: Jinja, or the path of a file that ends in `.jinja`. */
+  /** A template that replaces the tokenizer's: Jinja, or the path of a file that ends in `.jinja`. */
   template?: string | undefined
-  /** JSON schemas of functions that are shown to the model; a row's own column `tools` replaces them. */
+  /** JSON schemas of functions that are shown to the model. A row's column `tools` overrides them. */
   tools?: Record<string, unknown>[] | undefined
-  /** In front of conversations without a system message. */
+  /** A system message for conversations without one. */
   system?: string | undefined
-  /** Prompts that are texts become the message of a user. */
+  /** Turn string prompts into a user message. */
   wrapPrompts?: boolean | undefined
-  /** A variable of the template by its name there, for example `enable_thinking: false`. */
+  /** A variable of the template by its name, for example `enable_thinking: false`. */
   [variable: string]: unknown
 }
 
-/** What a row may say of its own conversation. */
+/** Columns with which a row changes how its conversation is rendered. */
 interface ChatColumns {
   tools?: readonly object[] | null | undefined
   chat_template_kwargs?: Readonly<Record<string, unknown>> | null | undefined
 }
 
-/** Columns of a row; those of {@link ChatColumns} are checked. */
+/** Columns of a row. Those of {@link ChatColumns} are checked. */
 type Columns = Readonly<Record<string, unknown>>
 
 /** Messages of a row, or the text of its prompt. */
 export type PromptContent = string | readonly ChatMessage[]
 
 /**
- * Turns conversations into text as the chat template of a tokenizer writes them. That text has all its special tokens: encode it with
+ * Renders conversations with the chat template of a tokenizer. The text already contains all special tokens: encode it with
  * `addSpecialTokens: false`.
  */
 export class ChatFormat {
@@ -40,8 +40,8 @@ export class ChatFormat {
   readonly #variables: Readonly<Record<string, unknown>>
 
   /**
-   * @throws LoopLMError INVALID_CONFIG for a variable that the template does not read, UNSUPPORTED for settings without a template,
-   *   NOT_FOUND or INVALID_FILE for a template
+   * @throws LoopLMError INVALID_CONFIG for a variable that the template does not read, UNSUPPORTED for settings without a
+   *   template, NOT_FOUND or INVALID_FILE for a template
    */
   constructor(tokenizer: Tokenizer, settings: ChatSettings = {}) {
     const { template, tools: _tools, system: _system, wrapPrompts: _wraps, ...variables } = settings
@@ -55,37 +55,37 @@ export class ChatFormat {
     this.#checkVariables(variables)
   }
 
-  /** Whether prompts that are texts become the message of a user. */
+  /** Whether string prompts become a user message. */
   get wrapsPrompts(): boolean {
     return this.#settings.wrapPrompts === true
   }
 
-  /** Characters that a conversation may have beside those of its row, roughly. */
+  /** Roughly how many characters a rendered conversation may have beyond those of its row. */
   get extraLength(): number {
     return 8192 + JSON.stringify(this.#settings).length
   }
 
   /**
-   * The text of what is to be answered.
+   * The text of a prompt.
    *
-   * @returns `rendered`: by the template, which writes all special tokens
-   * @throws LoopLMError INVALID_ARGUMENT why the template refuses the messages, UNSUPPORTED without a template
+   * @returns `rendered`: whether the template rendered it, which includes all special tokens
+   * @throws LoopLMError INVALID_ARGUMENT with the template's reason to reject the messages, UNSUPPORTED without a template
    */
   prompt(content: PromptContent, columns: Columns): { text: string; rendered: boolean } {
     if (typeof content === 'string' && !this.wrapsPrompts) return { text: content, rendered: false }
     return { text: this.#render(this.messages(content), columns, true), rendered: true }
   }
 
-  /** A prompt as messages; a text is a user's. */
+  /** A prompt as messages. A string becomes a user message. */
   messages(content: PromptContent): readonly ChatMessage[] {
     return typeof content === 'string' ? [{ role: 'user', content }] : content
   }
 
   /**
-   * A conversation in parts, those that are learned and those that are given.
+   * Splits a conversation into parts that are learned and parts that are the prompt.
    *
-   * @param given how many messages are given; those behind them are learned as one answer
-   * @throws LoopLMError INVALID_ARGUMENT why it cannot be told apart
+   * @param given how many messages are the prompt; the messages after them are learned as one response
+   * @throws LoopLMError INVALID_ARGUMENT if the parts cannot be separated
    */
   lesson(messages: readonly ChatMessage[], given: number, columns: Columns): ChatPart[] {
     const whole = this.#render(messages, columns, false)
@@ -102,10 +102,10 @@ export class ChatFormat {
   }
 
   /**
-   * The same with every message of the assistant learned: what the template has in `{% generation %}`, else what a message of the
-   * assistant adds to the conversation before it.
+   * The same, but every assistant message is learned: the text inside `{% generation %}` of the template or, without these
+   * tags, the text that each message adds to the conversation before it.
    *
-   * @throws LoopLMError INVALID_ARGUMENT where there is no such message, or where the template rewrites earlier turns
+   * @throws LoopLMError INVALID_ARGUMENT if there is no such message, or if the template rewrites earlier turns
    */
   assistantLesson(messages: readonly ChatMessage[], columns: Columns): ChatPart[] {
     const answers = [...messages.keys()].filter((i) => messages[i]!.role === 'assistant')

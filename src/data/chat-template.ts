@@ -2,22 +2,22 @@ import { Template } from '@huggingface/jinja'
 import { LoopLMError } from '../errors.js'
 import { checkFlag, checkOptions, describe, type Keys } from '../validation/arguments.js'
 
-/** One turn of a conversation. Fields beyond these, such as `tool_calls` or `name`, reach the template as they are. */
+/** One turn of a conversation. Other fields, such as `tool_calls` or `name`, are passed to the template unchanged. */
 export interface ChatMessage {
-  /** Usually system, user, assistant or tool; which ones there are is up to the template. */
+  /** Usually system, user, assistant or tool. The template defines which roles exist. */
   role: string
-  /** Text, or what else the template takes; absent where a message only calls tools. */
+  /** A string, or other content that the template accepts. Absent if the message only calls tools. */
   content?: unknown
   [field: string]: unknown
 }
 
 /** Options of {@link Tokenizer.applyChatTemplate}. */
 export interface ChatTemplateOptions {
-  /** End with what begins an answer of the assistant. Default false. */
+  /** End with the beginning of an assistant message. Defaults to false. */
   addGenerationPrompt?: boolean
-  /** Sets the template's `enable_thinking`. When unset, the template decides. */
+  /** Sets the template's `enable_thinking`. If unset, the template decides. */
   enableThinking?: boolean | undefined
-  /** JSON schemas of functions, as the template expects them. Refused when the template does not show them to the model. */
+  /** JSON schemas of functions, as the template expects them. Fails if the template does not show them to the model. */
   tools?: readonly object[] | undefined
   /** Further variables of the template, by their names in it, for example `{ reasoning_effort: 'low' }`. */
   variables?: Readonly<Record<string, unknown>> | undefined
@@ -25,22 +25,28 @@ export interface ChatTemplateOptions {
 
 const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enableThinking: true, tools: true, variables: true }
 
-/** Longest template; those of published models have some kilobytes. */
+/** The largest template. Published ones have some kilobytes. */
 export const maxTemplateBytes = 2 ** 20
 
-/** Numbers that the calls of `range` in one rendering make in all; the loops of a template from anywhere could fill the memory. */
+/**
+ * How many numbers the calls of `range` may produce in one rendering, so that the loops of an untrusted template cannot fill
+ * the memory.
+ */
 const maxRangeNumbers = 1e6
 const boundedRange = 'looplm_range'
 
 /** Where a template was read. */
 export interface TemplateSource {
-  /** A text, or Hugging Face's list of named templates. */
+  /** A string, or Hugging Face's list of named templates. */
   template: unknown
-  /** How errors name it: the file and, in JSON, the field. */
+  /** The name in errors: the file and, in JSON, the field. */
   name: string
 }
 
-/** A compiled template. Jinja's own type stays inside this file: its declarations do not type-check in strict projects. */
+/**
+ * A compiled template. Jinja's own types do not leave this file, because their declarations do not type-check in strict
+ * projects.
+ */
 interface CompiledTemplate {
   render(items?: Record<string, unknown>): string
 }
@@ -48,11 +54,11 @@ interface CompiledTemplate {
 /** A part of a rendered conversation. */
 export interface ChatPart {
   text: string
-  /** Whether the model is to learn it; the rest is given. */
+  /** Whether the model learns this part; otherwise it is part of the prompt. */
   learned: boolean
 }
 
-/** Compiled templates by name; a single template has the name `default`. */
+/** Compiled templates by name. A single template is named `default`. */
 export type ChatTemplates = ReadonlyMap<string, CompiledTemplate>
 
 /**
@@ -74,7 +80,7 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
         throw invalid(`a chat template has at most ${maxTemplateBytes} characters, this one ${entry.template.length}`)
       }
       try {
-        const compiled = new Template(entry.template.replaceAll(/\r\n?/g, '\n')) // as Jinja reads its templates
+        const compiled = new Template(entry.template.replaceAll(/\r\n?/g, '\n')) // line ends as Jinja reads them
         compiled.parsed.body.unshift(...new Template(`{% set range = ${boundedRange} %}`).parsed.body)
         return [entry.name, compiled]
       } catch (cause) {
@@ -85,10 +91,10 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
 }
 
 /**
- * Renders a conversation. With tools a template named `tool_use` is preferred, as transformers does.
+ * Renders a conversation. With tools, a template named `tool_use` is preferred, as in transformers.
  *
- * @param special texts of the special tokens by role: bos_token, eos_token, …
- * @throws LoopLMError INVALID_ARGUMENT naming the message, or the template's file and why it refused the messages
+ * @param special the special tokens by role, as strings: bos_token, eos_token, …
+ * @throws LoopLMError INVALID_ARGUMENT naming the message, or the template's file and its reason to reject the messages
  */
 export function renderChat(
   templates: ChatTemplates,
@@ -132,20 +138,21 @@ export function renderChat(
   try {
     if (text !== render(null)) return text
   } catch {
-    return text // the template cannot do without tools
+    return text // the template requires tools
   }
   const message = `tools: ${source} does not show them to the model; omit tools, or describe them in a system message`
   throw new LoopLMError('UNSUPPORTED', message, { operation })
 }
 
 /*
- * `{% generation %}` … `{% endgeneration %}` of transformers, around what the assistant writes. The compiler drops these tags, so each is
- * cut in two around a mark that stays in the text: the white space at either side is treated as it was.
+ * The tags `{% generation %}` … `{% endgeneration %}` of transformers surround what the assistant writes. The compiler drops
+ * them. So each tag is split in two with a marker in between, which stays in the text and keeps the white space handling on
+ * both sides.
  */
 const [beginMark, endMark] = ['\ue000looplm begins\ue000', '\ue000looplm ends\ue000']
 const generationTag = /\{%(-?)\s*(end)?generation\s*(-?)%\}/g
 
-/** The template with marks for {@link chatParts}, or undefined where it does not say what the assistant writes. */
+/** The template with markers for {@link chatParts}. undefined if it has no generation tags. */
 export function withMarks({ template, name }: TemplateSource): TemplateSource | undefined {
   const mark = (text: string) =>
     text.replaceAll(generationTag, (_, left: string, end: string | undefined, right: string) => {
@@ -158,7 +165,10 @@ export function withMarks({ template, name }: TemplateSource): TemplateSource | 
   return { template: template.map((entry) => ({ ...entry, template: mark(String(entry?.template)) })), name }
 }
 
-/** Cuts a text at its marks. @throws LoopLMError INVALID_ARGUMENT where they do not come in pairs */
+/**
+ * Splits a text at its markers.
+ * @throws LoopLMError INVALID_ARGUMENT if they do not come in pairs
+ */
 export function chatParts(text: string, source: string, operation: string): ChatPart[] {
   const parts: ChatPart[] = []
   let learned = false
@@ -190,7 +200,7 @@ function checkTools(tools: unknown, operation: string): void {
   if (bad !== -1) throw refuse(`tools[${bad}] must be the JSON schema of a function, got ${describe(tools[bad])}`)
 }
 
-/** Jinja's `range`, whose calls share a number of items. */
+/** Jinja's `range`, with a limit on the total number of items. */
 function rangeOf(left: number): (...bounds: unknown[]) => number[] {
   return (...bounds) => {
     const [start, stop, step = 1] = bounds.length === 1 ? [0, bounds[0]] : bounds

@@ -2,30 +2,30 @@ import { lastBoxed } from './boxed.js'
 import { typeName } from './rows.js'
 
 /**
- * Where a column comes from: a column of the file by its name (a path such as `reward_model.ground_truth` reaches into objects),
- * a text with such names in braces, a function of the row, or null to omit it.
+ * The source of a column: a column of the file by its name (a path such as `reward_model.ground_truth` reaches into objects), a
+ * template with such names in braces, a function of the row, or null to drop the column.
  */
 export type ColumnSource =
   | string
   | null
   | {
-      /** Text with columns in braces, for example `Solve: {question}`. */
+      /** A string with columns in braces, for example `Solve: {question}`. */
       template: string
     }
   | ((row: Readonly<Record<string, unknown>>) => unknown)
 
-/** Ready columns of well-known forms of rows; see docs/data.md. */
+/** Predefined columns for well-known row formats, see docs/data.md. */
 export type ReadyColumns = 'gsm8k' | 'math' | 'countdown'
 
-/** Columns that rows get beside those of the file. */
+/** Columns that are added to those of the file. */
 export type Columns = ReadyColumns | Readonly<Record<string, ColumnSource>>
 
-/** A clause that says what is wrong with a row. */
+/** What is wrong with a row, as a clause without a subject. */
 export class RowProblem extends Error {}
 
 type Row = Readonly<Record<string, unknown>>
 
-/** Forms of rows that published sets have. */
+/** The row formats of published datasets. */
 export const readyColumns = {
   /** `question`, and `answer` with a worked solution that ends in `#### 42`. */
   gsm8k: {
@@ -41,7 +41,7 @@ export const readyColumns = {
         .replaceAll(',', '')
     },
   },
-  /** `problem`, and `solution` with its result in `\boxed{}`, or in a column `answer`. */
+  /** `problem`, and `solution` with its result in `\boxed{}` or in a column `answer`. */
   math: {
     prompt: 'problem',
     completion: (row) => (typeof row.solution === 'string' ? row.solution : undefined),
@@ -52,7 +52,7 @@ export const readyColumns = {
       return found
     },
   },
-  /** `nums` (or `numbers`) and `target`: make the target of the numbers. The reward is `countdownMatch`. */
+  /** `nums` (or `numbers`) and `target`: reach the target with the numbers. The reward is `countdownMatch`. */
   countdown: {
     prompt: (row) => {
       const name = row.nums === undefined && row.numbers !== undefined ? 'numbers' : 'nums'
@@ -70,7 +70,7 @@ export const readyColumns = {
 
 const texts = new Set(['prompt', 'answer', 'completion', 'text'])
 
-/** The columns of a row, as a function. It throws a {@link RowProblem} for a row that lacks what they are made of. */
+/** A function that computes the columns of a row. It throws a {@link RowProblem} if the row lacks what they need. */
 export function columnMapper(columns: Columns | undefined): (row: Row) => Record<string, unknown> {
   if (columns === undefined) return (row) => row
   const given = typeof columns === 'string' ? readyColumns[columns] : columns

@@ -14,24 +14,24 @@ import { isText, readText, textExtensions } from './text-formats.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /*
- * Text is tokenised once, into a file of token ids: memory holds one piece of text and one block, however large the corpus is. The
- * documents lie one after another, each ended by an end token; blocks of `contextLength` tokens overlap by one token, so
- * that a pass over them predicts every token but the very first exactly once.
+ * Text is tokenized once, into a file of token ids. Memory holds one piece of text and one block, however large the corpus is.
+ * The documents are concatenated, each with an end token. Blocks of `contextLength` tokens overlap by one token, so that a pass
+ * over them predicts every token but the first exactly once.
  */
 
 /** How a {@link Corpus} is opened. */
 export interface CorpusOptions {
   /** Tokens per block, at least 2. */
   contextLength: number
-  /** Share of the blocks that is held out, spread evenly; 0: none. Default 0. */
+  /** Fraction of the blocks that is held out, spread evenly. Defaults to 0: none. */
   heldOutShare?: number | undefined
-  /** Order of the training blocks. Default 0. */
+  /** Seed of the order of the training blocks. Defaults to 0. */
   seed?: number | undefined
-  /** Folder that keeps the token ids for the next time; without it they lie in an unnamed temporary file. */
+  /** Folder that keeps the token ids for later use. Without it they are in an unnamed temporary file. */
   cache?: string | undefined
-  /** Token that ends each document, null for none; default the tokenizer's end token. */
+  /** Token that ends each document; null for none. Defaults to the tokenizer's end token. */
   endToken?: number | null | undefined
-  /** Ends the preparation with code ABORTED. */
+  /** Aborts the preparation with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 
@@ -42,14 +42,15 @@ const cacheSchema = z.object({
   fingerprint: z.string(),
   tokens: z.int().min(0),
   bytesPerToken: z.union([z.literal(2), z.literal(4)]),
-  /** Of tokens.bin. */
+  /** checksum of tokens.bin */
   sha256: z.string(),
 })
 
 const readAt = promisify(read)
 const writeAt = promisify(write)
 const syncFile = promisify(fsync)
-const forgotten = new FinalizationRegistry<number>((file) => closeSync(file)) // of corpora that nobody closed
+// closes the files of corpora that were garbage-collected before close()
+const forgotten = new FinalizationRegistry<number>((file) => closeSync(file))
 
 /**
  * Files of text as training data.
@@ -62,9 +63,9 @@ const forgotten = new FinalizationRegistry<number>((file) => closeSync(file)) //
  * ```
  */
 export class Corpus {
-  /** Equal as long as files and tokenizer are. */
+  /** Equal if files and tokenizer are equal. */
   readonly fingerprint: string
-  /** Token ids in all. */
+  /** Total number of tokens. */
   readonly tokens: number
   /** Files in the order in which they are read. */
   readonly files: readonly string[]
@@ -95,10 +96,11 @@ export class Corpus {
   /**
    * Reads .txt and .md files (each a document) and .jsonl files (each line an object with the document as `text`).
    *
-   * @param paths files and folders; folders are searched to the bottom, in the order of the names; links in them to files are followed
-   * @param tokenizer whose end token ends each document, unless `endToken` names another
-   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the tokenizer
-   *   refuses, ABORTED
+   * @param paths files and folders; folders are searched recursively, in the order of the names; symbolic links to files are
+   *   followed
+   * @param tokenizer encodes the text; its end token ends each document, unless `endToken` is set
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the
+   *   tokenizer rejects, ABORTED
    */
   static async open(paths: string | readonly string[], tokenizer: Tokenizer, options: CorpusOptions): Promise<Corpus> {
     const { cache, contextLength, signal, endToken = tokenizer.eosTokenId ?? null } = options
@@ -119,18 +121,18 @@ export class Corpus {
     return new Corpus(file, stored, files, options)
   }
 
-  /** Blocks of one pass, those held out not included. */
+  /** Number of training blocks per pass, without the held-out ones. */
   get blocks(): number {
     return this.#training.length
   }
 
-  /** Blocks that are held out. */
+  /** Number of held-out blocks. */
   get heldOutBlocks(): number {
     return this.#heldOut.length
   }
 
   /**
-   * Training blocks in an order that depends on the seed and the pass alone, pass after pass.
+   * Training blocks, pass after pass. The order only depends on the seed and the pass.
    *
    * @param start how many were taken before
    */
@@ -141,14 +143,14 @@ export class Corpus {
     return Promise.all(this.#sampler.take(count).map((block) => this.#read(block)))
   }
 
-  /** Up to `count` held-out blocks, spread over the corpus, always the same ones. */
+  /** Up to `count` held-out blocks, spread over the corpus. They are always the same. */
   async heldOut(count: number): Promise<Int32Array[]> {
     const all = this.#heldOut
     const size = Math.min(count, all.length)
     return Promise.all(Array.from({ length: size }, (_, i) => this.#read(all[Math.floor((i * all.length) / size)]!)))
   }
 
-  /** Closes the file of token ids; an unnamed one goes. */
+  /** Closes the file of token ids. An unnamed file is deleted. */
   close(): void {
     if (forgotten.unregister(this)) closeSync(this.#file)
   }
@@ -175,7 +177,7 @@ interface Stored {
   bytesPerToken: 2 | 4
 }
 
-/** The files to read, each once. */
+/** The files to read, without duplicates. */
 async function findFiles(paths: readonly string[]): Promise<string[]> {
   const files: string[] = []
   for (const path of paths) {
@@ -196,7 +198,7 @@ async function findFiles(paths: readonly string[]): Promise<string[]> {
   return [...new Set(files)]
 }
 
-/** A hash of all content and of the tokenizer; paths do not matter, so that a corpus may move. */
+/** A hash of all content and of the tokenizer. Paths do not matter, so that a corpus can be moved. */
 async function fingerprintOf(
   files: readonly string[],
   tokenizer: Tokenizer,
@@ -213,7 +215,7 @@ async function fingerprintOf(
   return hash.digest('hex').slice(0, 32)
 }
 
-/** The token ids that were kept, unless they belong to another text or have changed on the disk. */
+/** Opens cached token ids, unless they belong to other text or have changed on the disk. */
 async function openCached(
   folder: string,
   fingerprint: string,
@@ -242,7 +244,7 @@ async function hashFile(hash: Hash, path: string, signal: AbortSignal | undefine
   }
 }
 
-/** Writes the token ids; corpus.json, written last, says that they are complete. */
+/** Writes the token ids. corpus.json is written last and marks them as complete. */
 async function tokenise(
   files: readonly string[],
   tokenizer: Tokenizer,
@@ -261,7 +263,7 @@ async function tokenise(
     await mkdir(folder, { recursive: true })
     await rm(join(folder, 'corpus.json'), { force: true })
     file = openSync(path, 'w+')
-    if (cache === undefined) await rm(folder, { recursive: true }) // what has no name leaves nothing behind
+    if (cache === undefined) await rm(folder, { recursive: true }) // an open file without a name is deleted when it is closed
     const buffer = bytesPerToken === 2 ? new Uint16Array(bufferedTokens) : new Uint32Array(bufferedTokens)
     let used = 0
     const flush = async () => {
@@ -308,7 +310,7 @@ async function* tokensOf(path: string, tokenizer: Tokenizer, endToken: number | 
   if (!ended) yield end
 }
 
-/** Encodes without the tokenizer's template, and finds the line that it refuses. */
+/** Encodes without the tokenizer's template. If the tokenizer rejects the text, finds the line. */
 async function encode(text: string, tokenizer: Tokenizer, path: string, line: number): Promise<number[]> {
   const options = { addSpecialTokens: false }
   try {

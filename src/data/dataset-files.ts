@@ -9,11 +9,11 @@ import { parseYaml, yamlValue } from './yaml.js'
 
 /** Which files of a source are read. */
 export interface FileChoice {
-  /** Default what the files' names say. */
+  /** Defaults to the format of the files' names. */
   format?: Format | undefined
-  /** `train`, `test`, …; default `train` where there are several. */
+  /** `train`, `test`, …. Defaults to `train` if there are several. */
   split?: string | undefined
-  /** A configuration of the set, as its README.md names them, or a folder in it. */
+  /** A configuration of the dataset, as its README.md names them, or a folder in it. */
   config?: string | undefined
 }
 
@@ -23,7 +23,7 @@ export interface DataFiles {
   format: Format
 }
 
-/** JSON files that describe a set and are no part of it. */
+/** JSON files that describe a dataset but contain no rows. */
 const descriptions = new Set(['config.json', 'dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json'])
 
 /** The words that name a split, as in Hugging Face's tools. */
@@ -36,8 +36,8 @@ const splitWords: Readonly<Record<string, readonly string[]>> = {
 /**
  * The files of a local dataset.
  *
- * @param source a file, or a folder that is searched to the bottom
- * @throws LoopLMError NOT_FOUND, INVALID_FILE, INVALID_ARGUMENT naming the splits or configurations that there are
+ * @param source a file, or a folder that is searched recursively
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE, INVALID_ARGUMENT listing the splits or configurations
  */
 export async function findDataFiles(source: string, choice: FileChoice, operation: string): Promise<DataFiles> {
   const found = await stat(source).catch((cause) => {
@@ -69,9 +69,9 @@ function checkFormat(path: string, operation: string): Format {
 }
 
 /**
- * The files of a set that a split of a configuration is made of: what the front matter of README.md says, else what the names say.
+ * The files of a dataset's split: by the front matter of README.md, otherwise by their names.
  *
- * @param names relative to the set
+ * @param names relative to the dataset
  */
 export function chooseFiles(
   names: readonly string[],
@@ -143,7 +143,7 @@ interface ReadmeConfig {
   data_files?: unknown
 }
 
-/** The splits of a configuration by the front matter of a README.md, if it has configurations. */
+/** The splits of a configuration by the front matter of a README.md. undefined if it has no configurations. */
 function splitsOfReadme(
   readme: string | undefined,
   names: readonly string[],
@@ -184,11 +184,11 @@ function readmeConfigs(readme: string | undefined): ReadmeConfig[] {
     const { configs } = yamlValue(parseYaml(front, 'README.md'), 'README.md') as { configs?: unknown }
     return Array.isArray(configs) ? configs.filter((one) => typeof one === 'object' && one !== null) : []
   } catch {
-    return [] // it is for people first: the names say enough
+    return [] // the README is written for people, and file names are enough
   }
 }
 
-/** The test of a pattern in which `*` stands for a part of a name, `**` for any folders and `?` for a character. */
+/** Tests a pattern in which `*` matches part of a name, `**` any folders and `?` one character. */
 function globTest(pattern: string): RegExp {
   const text = pattern.replace(/^\.\//, '').replaceAll(/\*\*\/|\*\*|[*?]|[.+^${}()|[\]\\]/g, (found) => {
     if (found === '**/') return '(?:.*/)?'

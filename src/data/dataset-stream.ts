@@ -10,24 +10,24 @@ import { checkDraw, type SamplerState } from './sampler.js'
 
 /** How a {@link DatasetStream} is opened. */
 export interface DatasetStreamOptions extends DatasetOptions {
-  /** Order of the rows. Default 0. */
+  /** Seed of the order of the rows. Defaults to 0. */
   seed?: number | undefined
-  /** Rows that are shuffled among each other, which is also how many lie in memory. Default as many as take 32 MiB as JSON. */
+  /** How many rows are shuffled together and kept in memory. Defaults to as many as take 32 MiB as JSON. */
   shuffleBuffer?: number | undefined
   /**
-   * Called with every row and its JSON while the set is opened, awaited; what it throws ends `open`.
+   * Called with every row and its JSON while the dataset is opened, and awaited. If it throws, `open` fails.
    * @internal
    */
   onRow?: ((row: Example, json: string) => void | Promise<void>) | undefined
 }
 
-/** A file of the set. */
+/** A file of the dataset. */
 interface Shard {
   path: string
   rows: number
-  /** Places of the rows 0, {@link rowsPerPlace}, 2 · {@link rowsPerPlace}, … */
+  /** Positions of the rows 0, {@link rowsPerPlace}, 2 · {@link rowsPerPlace}, … */
   places: Place[]
-  /** As it was when it was opened. */
+  /** Its size in bytes when it was opened. */
   size: number
   changed: number
 }
@@ -42,12 +42,12 @@ interface Span {
 const operation = 'dataset'
 const rowsPerPlace = 1024
 const bufferBytes = 2 ** 25
-const shardStream = 2 ** 32 - 1 // substream of the order of the shards; the windows have the others
+const shardStream = 2 ** 32 - 1 // substream for the order of the shards; the windows have the others
 
 /**
- * A dataset that need not fit into memory. Rows come in endless passes. In each pass the shards are put into another order, and so are
- * the rows of every window of `shuffleBuffer` rows. Which row comes when depends on the seed and the count alone, so a stream resumes at
- * any point without replaying anything. A set that fits into one window comes in the order in which trainers draw from a loaded one.
+ * A dataset that does not need to fit into memory. It repeats its rows in endless passes. Each pass shuffles the shards, and
+ * the rows within every window of `shuffleBuffer` rows. The order only depends on the seed, so a stream resumes at any point
+ * without replaying rows. A dataset that fits into one window has the same order as a dataset in memory.
  *
  * @example
  * ```ts
@@ -58,9 +58,9 @@ const shardStream = 2 ** 32 - 1 // substream of the order of the shards; the win
  * ```
  */
 export class DatasetStream {
-  /** Rows of a pass. */
+  /** Rows per pass. */
   readonly rows: number
-  /** Equal as long as the rows are, whatever files they lie in; that of the same rows in memory. */
+  /** Equal if the rows are equal, in any files; also equal to that of the same rows in memory. */
   readonly fingerprint: string
   readonly #shards: readonly Shard[]
   readonly #format: Format
@@ -88,10 +88,10 @@ export class DatasetStream {
   }
 
   /**
-   * Reads all rows once, to check and count them: a row that does not fit is refused here, not in the middle of a run.
+   * Reads all rows once, to check and count them, so that invalid rows are found here and not in the middle of a run.
    *
    * @param source a file or a folder
-   * @param options `columns` must make the same row each time
+   * @param options `columns` must compute the same row every time
    * @throws LoopLMError as {@link loadDataset}
    */
   static async open(source: string, options: DatasetStreamOptions = {}): Promise<DatasetStream> {
@@ -128,17 +128,17 @@ export class DatasetStream {
     return new DatasetStream(shards, fingerprint, format, reading, seed, Math.min(buffer, rows))
   }
 
-  /** What decides which row comes when. */
+  /** What determines the order of the rows. */
   get order(): {
     /** Seed of the order. */
     seed: number
-    /** Rows that are shuffled at a time. */
+    /** How many rows are shuffled together. */
     shuffleBuffer: number
   } {
     return { seed: this.#seed, shuffleBuffer: this.#buffer }
   }
 
-  /** Seed and number of rows taken: all that is needed to resume. */
+  /** Seed and number of rows taken. A stream resumes from these two. */
   get state(): SamplerState {
     return { seed: this.#seed, index: this.#index }
   }
@@ -148,7 +148,7 @@ export class DatasetStream {
    *
    * @param start how many were taken before
    * @param count at most 2^24
-   * @throws LoopLMError INVALID_ARGUMENT, INVALID_FILE when a file has changed since it was opened
+   * @throws LoopLMError INVALID_ARGUMENT, INVALID_FILE if a file has changed since it was opened
    */
   async take(start: number, count: number): Promise<Example[]> {
     checkNumber(start, 'start', { min: 0, integer: true }, operation)
@@ -167,10 +167,10 @@ export class DatasetStream {
     return taken
   }
 
-  /** The rows of a window in their order; the last one is kept. */
+  /** The rows of a window in their order. The newest window is kept. */
   #rowsOf(pass: number, window: number): Promise<Example[]> {
     if (this.#window?.pass !== pass || this.#window.window !== window) {
-      this.#window = undefined // before the next one takes its memory
+      this.#window = undefined // frees its memory before the next one is loaded
       const rows = this.#load(pass, window)
       this.#window = { pass, window, rows }
       rows.catch(() => {
@@ -189,7 +189,7 @@ export class DatasetStream {
     return Array.from(order, (i) => rows[i]!)
   }
 
-  /** The parts of shards that lie between two positions of a pass. */
+  /** The parts of shards between two positions of a pass. */
   #spans(pass: number, begin: number, end: number): Span[] {
     const fits = this.#buffer === this.rows
     const order = [...this.#shards]

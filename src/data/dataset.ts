@@ -13,11 +13,11 @@ import { readParquet } from './formats/parquet.js'
 import { defaultMaxRowBytes, invalidRow } from './lines.js'
 import { rowProblem } from './rows.js'
 
-/** One row of a dataset. Every further column is passed to the reward functions as it is. */
+/** One row of a dataset. All other columns are passed to the reward functions unchanged. */
 export interface Example {
-  /** A text, or the messages of a conversation. */
+  /** A string, or the messages of a conversation. */
   prompt: string | readonly ChatMessage[]
-  /** What rewards compare with. */
+  /** The expected answer, for rewards that compare. */
   answer?: string
   [column: string]: unknown
 }
@@ -25,32 +25,35 @@ export interface Example {
 /** Rows in the order of the files. */
 export type Dataset = Example[]
 
-/** Which rows of a source are read, and what they become. */
+/** Which rows of a source are read, and how they are converted. */
 export interface DatasetOptions {
-  /** Part of a set, such as `train` or `test`; default `train` where there are several. */
+  /** Part of a dataset, such as `train` or `test`. Defaults to `train` if there are several. */
   split?: string | undefined
-  /** Configuration of a set, as its README.md names them, or a folder in it. */
+  /** Configuration of a dataset, as its README.md names them, or a folder in it. */
   config?: string | undefined
   /**
-   * Columns that rows get beside those of the file. A name such as `gsm8k` stands for ready ones. In
-   * `{ prompt: 'question', answer: (row) => …, id: null }` a column is another one's, is computed, or is left out.
+   * Columns that are added to those of the file. A name such as `gsm8k` selects predefined ones. In
+   * `{ prompt: 'question', answer: (row) => …, id: null }` a column is renamed, computed, or dropped.
    */
   columns?: Columns | undefined
-  /** Default what the names of the files say. */
+  /** Defaults to the format of the files' names. */
   format?: Format | undefined
-  /** Between the cells of a `csv` file; default a comma, a tab in `.tsv`. */
+  /** The delimiter of a `csv` file. Defaults to a comma, or a tab in `.tsv`. */
   delimiter?: string | undefined
-  /** Longest row in bytes; default 16 MiB. */
+  /** The largest row in bytes. Defaults to 16 MiB. */
   maxRowBytes?: number | undefined
-  /** Most bytes of files that {@link loadDataset} holds in memory; default 1 GiB. */
+  /** The most bytes of files that {@link loadDataset} holds in memory. Defaults to 1 GiB. */
   maxFileBytes?: number | undefined
-  /** Fetch a set `hub:org/name` that is not in the cache, see {@link downloadDataset}. Nothing is ever fetched unless this is true. */
+  /**
+   * Download a dataset `hub:org/name` that is not in the cache, see {@link downloadDataset}. Nothing is downloaded unless this
+   * is true.
+   */
   download?: boolean | undefined
-  /** Branch, tag or commit of a set on the hub; default `main`, which stays at the commit that was downloaded. */
+  /** Branch, tag or commit of a dataset on the Hub. Defaults to `main`, which stays at the commit that was downloaded. */
   revision?: string | undefined
-  /** Where downloads are kept; default the cache of Hugging Face's own tools. */
+  /** The folder for downloads. Defaults to the cache of Hugging Face's own tools. */
   cacheDir?: string | undefined
-  /** Ends reading and downloading with code ABORTED. */
+  /** Aborts reading and downloading with code ABORTED. */
   signal?: AbortSignal | undefined
 }
 
@@ -79,11 +82,12 @@ const readers: Readonly<Record<Format, ReadRows>> = {
 }
 
 /**
- * Reads a dataset into memory: JSON Lines, JSON (an array of objects), CSV or Parquet, one file or a folder of shards. Each row has a
- * `prompt` (a string or chat messages), an optional string `answer` (or `completion`, as supervised fine-tuning calls it) and any further
- * columns. For supervised fine-tuning, chat `messages` or a string `text` may stand in for the prompt, which is '' then.
+ * Reads a dataset into memory: JSON Lines, JSON (an array of objects), CSV or Parquet, one file or a folder of shards. Each row
+ * has a `prompt` (a string or chat messages), an optional string `answer` (or `completion`, for supervised fine-tuning) and any
+ * other columns. For supervised fine-tuning, chat `messages` or a string `text` may replace the prompt, which is then ''.
  *
- * @param source a file, a folder, or `hub:org/name` for a set of the Hugging Face Hub that was downloaded (or is, with `download: true`)
+ * @param source a file, a folder, or `hub:org/name` for a set of the Hugging Face Hub that was downloaded before, or is
+ *   downloaded now with `download: true`
  * @returns at least one row
  * @throws LoopLMError NOT_FOUND, INVALID_ARGUMENT naming the option, INVALID_FILE naming file, row and field, ABORTED
  *
@@ -112,7 +116,7 @@ export async function loadDataset(source: string, options: DatasetOptions = {}):
 }
 
 /**
- * Reads a dataset row by row in the order of the files, holding some rows at a time; see {@link loadDataset}.
+ * Reads a dataset row by row in the order of the files, with only some rows in memory; see {@link loadDataset}.
  *
  * @param source a file or a folder
  * @throws LoopLMError as {@link loadDataset}
@@ -136,17 +140,17 @@ export async function* readDataset(source: string, options: DatasetOptions = {})
 
 const rowNames = new WeakMap<Example, string>()
 
-/** Remembers where a row was read, for errors about it. */
+/** Remembers the file and position of a row, for errors. */
 export function nameRow(row: Example, path: string, format: Format, place: Place): void {
   rowNames.set(row, `${path} ${nameOfPlace(format, place)}`)
 }
 
-/** The file and the place of a row that was read while it was needed; undefined for other rows. */
+/** The file and position of a row that was read from a stream. undefined for other rows. */
 export function nameOfRow(row: Example): string | undefined {
   return rowNames.get(row)
 }
 
-/** The files of a source, its options checked. */
+/** Checks the options and finds the files of a source. */
 export async function openFiles(source: string, options: DatasetOptions): Promise<DataFiles> {
   checkText(source, 'source', 'a path', operation)
   checkDatasetOptions(options)
@@ -189,13 +193,13 @@ function checkColumns(columns: object): void {
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}`, { operation })
 }
 
-/** A row with the place where it begins. */
+/** A row and the position where it begins. */
 export interface PlacedExample extends Place {
   example: Example
 }
 
 /**
- * The checked rows of one file from a place on, some at a time. Other work of the process gets its turn between them.
+ * The checked rows of one file from a position on, some at a time. Yields to the event loop in between.
  *
  * @throws LoopLMError INVALID_FILE naming file, row and field, ABORTED
  */
@@ -217,7 +221,7 @@ export async function* readExamples(
         examples.push({ example: toExample(row, map, path, format), row: row.row, line: row.line, byte: row.byte })
       }
     } catch (cause) {
-      yield examples // those before the bad one
+      yield examples // the rows before the invalid one
       throw cause
     }
     yield examples

@@ -18,18 +18,19 @@ import {
 } from './hub.js'
 import { listFiles } from './list-files.js'
 
-/** Which part of a dataset is fetched, and how. */
+/** Which part of a dataset is downloaded, and how. */
 export interface DatasetDownloadOptions extends DownloadOptions, FileChoice {}
 
 const operation = 'downloadDataset'
 
 /**
- * Fetches the files of a dataset's split from the Hugging Face Hub into the cache that Hugging Face's tools share; see {@link download}
- * for what it guarantees. Afterwards `loadDataset('hub:org/name')` finds them without a network, at the commit that was fetched.
+ * Downloads the files of a dataset's split from the Hugging Face Hub into the cache that Hugging Face's tools share; see
+ * {@link download} for its guarantees. Afterwards `loadDataset('hub:org/name')` finds them without a network, at the downloaded
+ * commit.
  *
  * @param name the repository, for example `openai/gsm8k`
  * @returns the folder of the snapshot
- * @throws LoopLMError as {@link download}, and INVALID_ARGUMENT naming the splits or configurations that there are
+ * @throws LoopLMError as {@link download}, and INVALID_ARGUMENT listing the splits or configurations
  *
  * @example
  * ```ts
@@ -69,9 +70,9 @@ export async function downloadDataset(name: string, options: DatasetDownloadOpti
 }
 
 /**
- * The files of a dataset that was downloaded before, by looplm or by Hugging Face's own tools. Asks nobody.
+ * The files of a dataset that looplm or Hugging Face's own tools downloaded before. Uses no network.
  *
- * @throws LoopLMError NOT_FOUND when the cache has not all of them
+ * @throws LoopLMError NOT_FOUND if some of them are not in the cache
  */
 export async function findDownloadedDataset(
   name: string,

@@ -1,15 +1,21 @@
 /** Options of {@link download} and {@link downloadDataset}. */
 export interface DownloadOptions {
-  /** Branch, tag or commit; default `main`. */
+  /** Branch, tag or commit. Defaults to `main`. */
   revision?: string | undefined
-  /** Default: the cache of Hugging Face's own tools (HF_HUB_CACHE, HF_HOME, else ~/.cache/huggingface/hub), which share it. */
+  /**
+   * The folder for downloads. Defaults to the cache of Hugging Face's own tools (HF_HUB_CACHE, HF_HOME, else
+   * ~/.cache/huggingface/hub), which is shared with them.
+   */
   cacheDir?: string | undefined
-  /** Access token for gated and private repositories; default HF_TOKEN. */
+  /** Access token for gated and private repositories. Defaults to HF_TOKEN. */
   token?: string | undefined
-  /** Default HF_ENDPOINT, else https://huggingface.co. */
+  /** Defaults to HF_ENDPOINT, else https://huggingface.co. */
   hubUrl?: string | undefined
-  /** Rejects with code ABORTED; what has arrived is kept and continued by the next call. */
+  /** Aborts with code ABORTED. Received bytes are kept, and the next call resumes. */
   signal?: AbortSignal | undefined
-  /** Called as bytes arrive, here or in another download that this one waits for: of which file, how many so far, of how many. */
+  /**
+   * Called when bytes arrive, here or in another download that this one waits for, with the file, the bytes so far and its
+   * size.
+   */
   onProgress?: ((file: string, received: number, size: number) => void) | undefined
 }

@@ -15,19 +15,19 @@ import {
 
 const operation = 'download'
 
-/** What a checkpoint is made of; no code and no other formats. */
+/** The files of a checkpoint, without code and other formats. */
 const wanted = /^[\w.-]+\.(json|safetensors|jinja)$/
 
 /**
- * Fetches a checkpoint from the Hugging Face Hub into the cache that Hugging Face's tools share: blobs/, snapshots/COMMIT/, refs/. Files
- * that are there already are not fetched again, a file that was cut off is continued, and a file appears only when its checksum is right.
- * Downloads of the same file, in other processes too, wait for each other. Without a network, a revision that is complete in the cache is
- * used. Needs the package `@huggingface/hub`.
+ * Downloads a checkpoint from the Hugging Face Hub into the cache that Hugging Face's tools share: blobs/, snapshots/COMMIT/,
+ * refs/. Existing files are not downloaded again, an interrupted file is resumed, and a file only appears if its checksum is
+ * right. Downloads of the same file wait for each other, even in different processes. Without a network, a revision that is
+ * complete in the cache is used. Needs the package `@huggingface/hub`.
  *
  * @param name the repository, for example `ByteDance/Ouro-1.4B`
  * @returns the folder of the snapshot, for {@link LoopLM.fromPretrained}
- * @throws LoopLMError UNSUPPORTED without @huggingface/hub, NOT_FOUND, INVALID_FILE when a checksum is wrong or the cache cannot be written,
- * ABORTED
+ * @throws LoopLMError UNSUPPORTED without @huggingface/hub, NOT_FOUND, INVALID_FILE if a checksum is wrong or the cache cannot
+ *   be written, ABORTED
  *
  * @example
  * ```ts
@@ -67,14 +67,14 @@ export async function download(name: string, options: DownloadOptions = {}): Pro
   for (const file of files) if (!(await exists(cache.link(commit, file)))) missing.push(file)
   if (missing.length > 0) await cache.writeListing(commit, files)
   for (const file of missing) await obtain(remote, cache, commit, file, options)
-  if (revision !== commit) await cache.writeRef(revision, commit) // last: what refs/ names is complete
+  if (revision !== commit) await cache.writeRef(revision, commit) // last, so that a commit in refs/ is always complete
   return cache.snapshot(commit)
 }
 
 /**
- * The folder of a model that was downloaded before, by looplm or by Hugging Face's own tools. Asks nobody.
+ * The folder of a model that looplm or Hugging Face's own tools downloaded before. Uses no network.
  *
- * @throws LoopLMError NOT_FOUND when the cache has not all of it
+ * @throws LoopLMError NOT_FOUND if some of it is not in the cache
  */
 export async function findDownloaded(
   name: string,

@@ -3,21 +3,21 @@ import { LoopLMError } from '../errors.js'
 import { type GgufFile, readGguf } from './gguf.js'
 
 /*
- * A GGUF model in several files, as llama-gguf-split writes it: NAME-00001-of-00003.gguf and so on, each a GGUF file with some of
- * the tensors. Three keys of every part say which part it is (split.no, from 0), how many there are (split.count), and how many
- * tensors all of them have (split.tensors.count). The first part, which may have no tensor, has all the other keys.
+ * A GGUF model in several files, as llama-gguf-split writes them: NAME-00001-of-00003.gguf and so on. Each is a GGUF file with
+ * some of the tensors. Every part has three keys: its index (split.no, from 0), the number of parts (split.count), and the
+ * total number of tensors (split.tensors.count). The first part has all other keys, and may have no tensors.
  */
 
-/** The place of a file among the parts of a model, as its name says it. */
+/** The part of a model that a file name denotes. */
 export interface PartName {
   /** The name without the number, the count and `.gguf`. */
   model: string
-  /** From 1. */
+  /** Counted from 1. */
   number: number
   count: number
 }
 
-/** What the name of a file says; undefined where it is not that of a part. */
+/** Parses a file name. undefined if it is not the name of a part. */
 export function partName(file: string): PartName | undefined {
   const [, model, number, count] = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/.exec(file) ?? []
   return model === undefined ? undefined : { model, number: Number(number), count: Number(count) }
@@ -27,10 +27,10 @@ const nameOf = (model: string, number: number, count: number) =>
   `${model}-${String(number).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.gguf`
 
 /**
- * The headers of a GGUF model: of one file, or of all parts where the file is any one of several.
+ * Reads the headers of a GGUF model: of one file, or of all parts if the file is one of several.
  *
  * @returns the path and the metadata of the first part, and the tensors of all
- * @throws LoopLMError as {@link readGguf}; NOT_FOUND naming the part that is missing
+ * @throws LoopLMError as {@link readGguf}; NOT_FOUND naming a missing part
  */
 export async function readGgufParts(path: string, operation: string): Promise<GgufFile> {
   const file = await readGguf(path, operation)
@@ -73,7 +73,7 @@ async function readPart(at: string, asked: string, number: number, count: number
   })
 }
 
-/** What the keys say. `number` counts from 1; `tensors`: of all parts. */
+/** Reads the split keys. `number` counts from 1; `tensors` is the total of all parts. */
 function splitOf(
   { path, metadata }: GgufFile,
   operation: string,

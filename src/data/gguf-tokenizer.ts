@@ -3,7 +3,7 @@ import type { AddedToken, TokenizerJson } from '../tokenizer/json.js'
 import type { GgufFile, GgufValue } from './gguf.js'
 import { Tokenizer, type TokenizerConfig } from './tokenizer.js'
 
-/** Kinds of tokens, in tokenizer.ggml.token_type. */
+/** Types of tokens, in tokenizer.ggml.token_type. */
 const kinds = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5 }
 
 const llama3 = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
@@ -15,7 +15,7 @@ const llama3Words = sequence(
   { ...byteLevel, use_regex: false },
 )
 
-/** How byte-level BPE cuts a text, by tokenizer.ggml.pre. */
+/** How byte-level BPE splits a text, by tokenizer.ggml.pre. */
 const preTokenizers: Readonly<Record<string, { pre: object; wholeWords?: boolean; bos?: boolean }>> = {
   'gpt-2': { pre: byteLevel },
   olmo: { pre: byteLevel },
@@ -27,8 +27,8 @@ const preTokenizers: Readonly<Record<string, { pre: object; wholeWords?: boolean
 /**
  * The tokenizer inside a GGUF file.
  *
- * @returns undefined where there is none
- * @throws LoopLMError INVALID_FILE naming the key at fault, UNSUPPORTED naming the kind of tokenizer that looplm cannot rebuild
+ * @returns undefined if there is none
+ * @throws LoopLMError INVALID_FILE naming the invalid key, UNSUPPORTED naming a tokenizer type that looplm cannot rebuild
  */
 export function ggufTokenizer(file: GgufFile, operation: string): Tokenizer | undefined {
   const model = file.metadata.get('tokenizer.ggml.model')
@@ -42,7 +42,7 @@ export function ggufTokenizer(file: GgufFile, operation: string): Tokenizer | un
   )
 }
 
-/** Ids of tokens with a role that the file names. */
+/** The ids of the special tokens that the file names. */
 export function ggufTokenIds(file: GgufFile, operation: string) {
   const keys = new Keys(file, operation)
   const id = (role: string) => keys.id(`${role}_token_id`)
@@ -108,7 +108,7 @@ class Keys {
   }
 }
 
-/** What the two kinds of tokenizers differ in. */
+/** The parts in which the two types of tokenizers differ. */
 type Parts = Pick<TokenizerJson, 'normalizer' | 'pre_tokenizer' | 'decoder' | 'model'> & { bos: boolean }
 
 const bpe = {
@@ -134,7 +134,7 @@ function byteLevelBpe(keys: Keys): Parts {
 
 const space = '▁'
 
-/** SentencePiece's BPE: a text's spaces are marks, one in front of it, and characters that no token has become bytes. */
+/** SentencePiece's BPE: spaces become marks, with one before the text. Characters without a token become bytes. */
 function sentencePiece(keys: Keys): Parts {
   const spaceFirst = keys.flag('add_space_prefix', true)
   const marks = { type: 'Replace', pattern: { String: ' ' }, content: space }
@@ -165,8 +165,8 @@ function sentencePiece(keys: Keys): Parts {
 }
 
 /**
- * Every way to make a token of two others, best score first: the order in which SentencePiece merges. Ways of equal score are ordered
- * by the length of their left part, the longest first.
+ * Every way to merge two tokens into a third, by descending score: the order in which SentencePiece merges. Among equal scores,
+ * the one with the longest left part comes first.
  */
 function mergesByScore(keys: Keys): [string, string][] {
   const { tokens, kinds: kind } = keys
@@ -184,7 +184,7 @@ function mergesByScore(keys: Keys): [string, string][] {
   return merges
 }
 
-/** Ids by token, without those that only fill the vocabulary up. */
+/** Ids by token, without tokens that are only padding of the vocabulary. */
 function vocabulary(keys: Keys): Record<string, number> {
   const { tokens, kinds: kind } = keys
   if (tokens.length === 0) throw keys.invalid('tokens', 'is missing or empty')
@@ -241,7 +241,7 @@ function build(keys: Keys, { bos: begins, ...parts }: Parts): Tokenizer {
   return new Tokenizer(json, config, `${file.path}, keys "tokenizer.ggml.*"`, `${file.path}, key "tokenizer.chat_template"`)
 }
 
-/** One template, or several with names, as tokenizer_config.json has them. */
+/** One template, or several with names, in the format of tokenizer_config.json. */
 function chatTemplate({ metadata }: GgufFile): unknown {
   const key = 'tokenizer.chat_template'
   const main = metadata.get(key)

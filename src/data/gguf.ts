@@ -13,18 +13,18 @@ import { fileError, LoopLMError } from '../errors.js'
  * All of it is checked against the file's size before any of the data is read.
  */
 
-/** A value of the metadata. Integers beyond 2^53 lose their last digits. */
+/** A value of the metadata. Integers beyond 2^53 are rounded. */
 export type GgufValue = number | boolean | string | readonly (number | boolean | string)[]
 
 export interface GgufTensor {
   name: string
-  /** As ggml calls it, for example `Q8_0`. */
+  /** ggml's name, for example `Q8_0`. */
   type: string
   /** Row-major: the innermost dimension last. */
   shape: number[]
-  /** The file that it lies in. */
+  /** The file that contains it. */
   path: string
-  /** In bytes of the file. */
+  /** Offset in the file, in bytes. */
   offset: number
 }
 
@@ -34,7 +34,7 @@ export interface GgufFile {
   tensors: readonly GgufTensor[]
 }
 
-/** The types that looplm reads, by their number: values of a block, and its bytes. */
+/** The types that looplm reads, by their number: values per block, and bytes per block. */
 const types: Readonly<Record<number, [name: string, elements: number, bytes: number]>> = {
   0: ['F32', 1, 4],
   1: ['F16', 1, 2],
@@ -50,20 +50,23 @@ const types: Readonly<Record<number, [name: string, elements: number, bytes: num
   30: ['BF16', 1, 2],
 }
 
-/** Bytes of `values` neighbours of a type; no whole number where they are no whole blocks. */
+/** Size in bytes of `values` consecutive values of a type. Not an integer if they are not whole blocks. */
 export function ggufBytes(type: string, values: number): number {
   const [, elements, bytes] = Object.values(types).find(([name]) => name === type)!
   return (values / elements) * bytes
 }
 
-/** Names of the others, for errors. */
+/** Names of unsupported types, for errors. */
 const otherTypes: Readonly<Record<number, string>> = {
   ...{ 9: 'Q8_1', 10: 'Q2_K', 11: 'Q3_K', 15: 'Q8_K', 16: 'IQ2_XXS', 17: 'IQ2_XS', 18: 'IQ3_XXS', 19: 'IQ1_S', 20: 'IQ4_NL' },
   ...{ 21: 'IQ3_S', 22: 'IQ2_S', 23: 'IQ4_XS', 24: 'I8', 25: 'I16', 26: 'I32', 27: 'I64', 29: 'IQ1_M', 34: 'TQ1_0' },
   ...{ 35: 'TQ2_0', 39: 'MXFP4', 40: 'NVFP4' },
 }
 
-/** Largest header, in bytes: the longest published ones, with vocabularies of 250,000 tokens and their merges, have some 20 MB. */
+/**
+ * The largest header in bytes. The largest published ones, with vocabularies of 250,000 tokens and their merges, have about 20
+ * MB.
+ */
 const maxHeaderBytes = 2 ** 28
 const firstRead = 2 ** 22
 const maxDimensions = 4
@@ -71,8 +74,8 @@ const maxDimensions = 4
 /**
  * Reads the header of one GGUF file.
  *
- * @throws LoopLMError NOT_FOUND; INVALID_FILE naming the file and the key or tensor at fault; UNSUPPORTED naming a tensor whose type looplm
- *   does not read
+ * @throws LoopLMError NOT_FOUND; INVALID_FILE naming the file and the invalid key or tensor; UNSUPPORTED naming a tensor of a
+ *   type that looplm does not read
  */
 export async function readGguf(path: string, operation: string): Promise<GgufFile> {
   const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)).catch((cause) => {
@@ -101,7 +104,7 @@ export async function readGguf(path: string, operation: string): Promise<GgufFil
   }
 }
 
-/** The header goes on behind the bytes that were read. */
+/** The header continues after the bytes that were read. */
 class TooShort extends Error {
   constructor(readonly where: string) {
     super(where)
@@ -122,7 +125,7 @@ class Header {
     readonly path: string,
     readonly operation: string,
     readonly bytes: Buffer,
-    readonly size: number, // of the file
+    readonly size: number, // size of the file in bytes
   ) {}
 
   parse(): GgufFile {
@@ -270,7 +273,10 @@ class Header {
     return this.bytes.toString('utf8', at, at + length)
   }
 
-  /** How many entries follow, each of at least so many bytes: not more than the file has room for. */
+  /**
+   * Reads the number of entries that follow, and checks that the file is large enough for them. `entryBytes`: the smallest size
+   * of an entry.
+   */
   #count(entryBytes: number): number {
     const count = this.#integer(8)
     if (count * entryBytes > this.size - this.#at)

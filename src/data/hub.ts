@@ -10,25 +10,23 @@ import { maxFileBytes, readJson } from '../files/read.js'
 import { exists, onDisk, replaceFile } from '../files/write.js'
 import type { DownloadOptions } from './download-options.js'
 
-/*
- * Repositories of the Hugging Face Hub: what the hub says of them, and the cache that Hugging Face's own tools share.
- */
+/* Repositories of the Hugging Face Hub: the API of the Hub, and the cache that Hugging Face's own tools share. */
 
-/** What the hub keeps; the words are those of its addresses. */
+/** The kinds of repositories, with the Hub's names. */
 export type RepositoryKind = 'model' | 'dataset'
 
 /** A file of the repository. */
 export interface RemoteFile {
   path: string
   size: number
-  /** SHA-256 of a large file, Git's object id of any other; also the blob's name in the cache. */
+  /** SHA-256 of a large file, Git's object id of any other. It is also the blob's name in the cache. */
   oid: string
 }
 
 const operation = 'download'
 const attempts = 5
 
-/** Whether a text has the form of a repository's name, such as `org/name`. */
+/** Whether a string looks like a repository's name, such as `org/name`. */
 export function isRepository(name: string): boolean {
   return /^[\w-][\w.-]*\/[\w-][\w.-]*$/.test(name)
 }
@@ -40,7 +38,7 @@ export function checkRevision(revision: string, operation: string): void {
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
-/** Where Hugging Face's tools keep what they download. */
+/** The folder where Hugging Face's tools keep their downloads. */
 export function hubCache(): string {
   const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env
   const named = HF_HUB_CACHE ?? HUGGINGFACE_HUB_CACHE
@@ -49,7 +47,10 @@ export function hubCache(): string {
 
 type Hub = typeof import('@huggingface/hub')
 
-/** The hub's client. @throws LoopLMError UNSUPPORTED where it is not installed */
+/**
+ * Loads the Hub's client.
+ * @throws LoopLMError UNSUPPORTED if it is not installed
+ */
 export async function loadHub(): Promise<Hub> {
   try {
     return await import('@huggingface/hub')
@@ -59,12 +60,12 @@ export async function loadHub(): Promise<Hub> {
   }
 }
 
-/** The network, or the host, does not answer; the same request may succeed later. */
+/** The network or the host does not respond. The same request may succeed later. */
 export class Unreachable extends LoopLMError {}
 
 /**
- * A repository in the cache. `.looplm/COMMIT.json`, which Hugging Face's tools pass over, lists the files of a commit: what is in its
- * snapshot may be a part of them.
+ * A repository in the cache. `.looplm/COMMIT.json`, which Hugging Face's tools ignore, lists the files of a commit, because a
+ * snapshot may contain only some of them.
  */
 export class Repository {
   readonly #cacheDir: string
@@ -87,29 +88,29 @@ export class Repository {
     return join(this.#path, 'blobs', file.oid)
   }
 
-  /** The file with which Hugging Face's tools lock a blob, too. */
+  /** The lock file of a blob, which Hugging Face's tools also use. */
   lock(file: RemoteFile): string {
     return join(this.#cacheDir, '.locks', basename(this.#path), `${file.oid}.lock`)
   }
 
-  /** Remembers what a commit consists of. */
+  /** Stores the list of a commit's files. */
   async writeListing(commit: string, files: readonly RemoteFile[]): Promise<void> {
     await writeNote(this.#listing(commit), `${JSON.stringify(files.map(({ path }) => path))}\n`)
   }
 
-  /** Remembers which commit a branch or tag is at. */
+  /** Stores the commit of a branch or tag. */
   async writeRef(revision: string, commit: string): Promise<void> {
     if ((await this.#commit(revision)) !== commit) await writeNote(this.#ref(revision), commit)
   }
 
-  /** The commit of a revision, and the files that it was said to have, as far as they are known here. */
+  /** The commit of a revision and the names of its files, if the cache knows them. */
   async known(revision: string): Promise<{ commit: string | undefined; names: string[] | undefined }> {
     const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
     const listed = commit === undefined ? undefined : await readList(this.#listing(commit))
     return { commit, names: Array.isArray(listed) ? listed.map(String) : undefined }
   }
 
-  /** The snapshot of a model's revision when it is complete; `problem` names a file that is missing, if there is a snapshot. */
+  /** The snapshot of a model's revision if it is complete. If a snapshot exists but lacks a file, `problem` names that file. */
   async find(revision: string): Promise<{ folder?: string; problem?: string }> {
     const commit = /^[\da-f]{40}$/.test(revision) ? revision : await this.#commit(revision)
     if (commit === undefined || !(await exists(this.snapshot(commit)))) return {}
@@ -120,7 +121,7 @@ export class Repository {
     return { folder: this.snapshot(commit) }
   }
 
-  /** The files of a commit; where other tools fetched it and they are not known, those without which there is no model. */
+  /** The files of a commit. If other tools downloaded it and the list is unknown, the files that every model needs. */
   async #names(commit: string): Promise<string[]> {
     const listed = await readList(this.#listing(commit))
     if (Array.isArray(listed)) return listed.map(String)
@@ -171,7 +172,7 @@ export class Remote {
     throw new LoopLMError('INVALID_FILE', `${this.#hubUrl} names no commit for ${this.what}`, { operation })
   }
 
-  /** Those files of a commit that are wanted; of a model, those beside its config.json alone. */
+  /** The wanted files of a commit. For a model, only those in its top folder. */
   async files(hub: Hub, commit: string, wanted: (path: string) => boolean): Promise<RemoteFile[]> {
     const files: RemoteFile[] = []
     const repo = { type: this.#kind, name: this.#name }
@@ -191,13 +192,14 @@ export class Remote {
     return files
   }
 
-  /** The file's bytes from one on. */
+  /** The file's bytes, starting at `from`. */
   async read(commit: string, file: RemoteFile, from: number): Promise<Response> {
     const folder = this.#kind === 'dataset' ? 'datasets/' : ''
     const path = file.path.split('/').map(encodeURIComponent).join('/')
     const url = `${this.#hubUrl}/${folder}${this.#name}/resolve/${commit}/${path}`
     const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {}
-    if (this.#token !== undefined) headers.authorization = `Bearer ${this.#token}` // fetch drops it when it is sent elsewhere
+    // fetch drops it on a redirect to another host
+    if (this.#token !== undefined) headers.authorization = `Bearer ${this.#token}`
     const response = await fetch(url, { headers, signal: this.#signal ?? null }).catch((error) => this.#refuse(error))
     if (response.ok) return response
     if (response.status === 416) {
@@ -207,7 +209,7 @@ export class Remote {
     return this.#refuse({ statusCode: response.status, message: `${url}: status ${response.status}` })
   }
 
-  /** How errors name it. */
+  /** The name in errors. */
   get what(): string {
     return `${this.#name} at revision ${this.#revision}`
   }
@@ -232,7 +234,7 @@ export class Remote {
   }
 }
 
-/** Puts a file of a commit into its snapshot; of several downloads that want it, one fetches it and the others wait. */
+/** Puts a file of a commit into its snapshot. If several downloads want it, one downloads it and the others wait. */
 export async function obtain(
   remote: Remote,
   cache: Repository,
@@ -243,7 +245,7 @@ export async function obtain(
   const { signal, onProgress } = options
   const blob = cache.blob(file)
   const incomplete = `${blob}.incomplete`
-  let seen: number | undefined // of what another download has received
+  let seen: number | undefined // bytes that another download has received
   const wait = async () => {
     if (signal?.aborted) throw aborted(signal.reason)
     const received = await sizeOf(incomplete)
@@ -263,17 +265,17 @@ export async function obtain(
   }
 }
 
-/** Shows a blob under its name in a snapshot. */
+/** Links a blob under its name in a snapshot. */
 async function place(blob: string, link: string): Promise<void> {
   await mkdir(dirname(link), { recursive: true })
-  await rm(link, { force: true }) // a link to nothing
+  await rm(link, { force: true }) // removes a dangling link
   await symlink(relative(dirname(link), blob), link).catch(async () => {
     await copyFile(blob, `${link}.incomplete`) // some file systems have no links
     await rename(`${link}.incomplete`, link)
   })
 }
 
-/** Fetches a file, continuing after interruptions, and gives it its name when its checksum is right. */
+/** Downloads a file, resumes after interruptions, and renames it once its checksum is right. */
 async function fetchBlob(
   remote: Remote,
   commit: string,
@@ -289,7 +291,7 @@ async function fetchBlob(
       break
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error
-      if ((await sizeOf(incomplete)) > before) attempt = 0 // it goes on, slowly
+      if ((await sizeOf(incomplete)) > before) attempt = 0 // there was progress, so keep trying
       if (attempt >= attempts) throw error
       await sleep(100 * 2 ** attempt)
     }
@@ -319,11 +321,11 @@ async function receive(
   if (received > file.size) received = 0
   if (received < file.size || file.size === 0) {
     const response = await remote.read(commit, file, received)
-    if (response.status !== 206) received = 0 // the server sends the whole
+    if (response.status !== 206) received = 0 // the server sends the whole file
     const output = await writing(open(incomplete, received === 0 ? 'w' : 'a'))
     try {
       for await (const part of partsOf(response, cutOff)) {
-        await writing(output.writeFile(part)) // all of it: write may stop at a part of it
+        await writing(output.writeFile(part)) // writes all of it; write() may write only a part
         received += part.length
         onProgress?.(file.path, received, file.size)
       }
@@ -335,7 +337,7 @@ async function receive(
   if (received < file.size) throw cutOff()
 }
 
-/** The body; what breaks while it is read is told apart from what the reader does with it. */
+/** The body. Errors while reading it are distinguished from errors of the consumer. */
 async function* partsOf(
   response: Response,
   broken: (cause: unknown) => LoopLMError,
@@ -347,7 +349,7 @@ async function* partsOf(
   }
 }
 
-/** SHA-256 of a large file; for others Git's, which begins with the length. */
+/** SHA-256 for a large file; for others Git's hash, which begins with the length. */
 async function checksum(path: string, { oid }: RemoteFile): Promise<string> {
   const hash = createHash(oid.length === 64 ? 'sha256' : 'sha1')
   if (oid.length === 40) hash.update(`blob ${await sizeOf(path)}\0`)
@@ -366,14 +368,14 @@ const aborted = (cause: unknown): LoopLMError =>
 
 const warned = new Set<string>()
 
-/** Warns once, not at every file. */
+/** Warns once instead of for every file. */
 function warn(message: string): void {
   if (warned.has(message)) return
   warned.add(message)
   process.emitWarning(`${message}: make sure that no other process downloads there`, { type: 'LoopLMWarning' })
 }
 
-/** The JSON of a list of files; undefined where there is none. */
+/** The JSON of a list of files. undefined if the file does not exist. */
 const readList = (path: string): Promise<unknown> => readJson(path, maxFileBytes.list).catch(() => undefined)
 
 const sizeOf = (path: string): Promise<number> =>

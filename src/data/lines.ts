@@ -1,9 +1,9 @@
 import { createReadStream } from 'node:fs'
 import { fileError, LoopLMError } from '../errors.js'
 
-/** Longest row of a dataset, and line of a corpus, unless the caller says otherwise. */
+/** Default limit for rows of a dataset and lines of a corpus, in bytes. */
 export const defaultMaxRowBytes = 16 * 2 ** 20
-const chunkBytes = 2 ** 16 // parsed at a time: a fraction of a millisecond
+const chunkBytes = 2 ** 16 // bytes parsed at a time, which takes a fraction of a millisecond
 const newline = 0x0a
 
 /** A line of a file, without its newline. */
@@ -11,22 +11,22 @@ export interface Line {
   bytes: Uint8Array
   /** 1-based. */
   line: number
-  /** Where it begins in the file. */
+  /** Its offset in the file, in bytes. */
   byte: number
 }
 
 /** How {@link readLines} reads. */
 export interface LineOptions {
-  /** Default 16 MiB; checked while a line is still being read. */
+  /** Defaults to 16 MiB. It is already checked while a line is being read. */
   maxRowBytes?: number
-  /** What to do about a line that is too long. */
+  /** Advice in the error about a line that is too long. */
   remedy?: string
-  /** The line to begin with; default the first one. */
+  /** The line to begin with. Defaults to the first one. */
   from?: { line: number; byte: number }
   operation: string
 }
 
-/** The lines of a file in order, some at a time; the last one also when no newline ends it. */
+/** The lines of a file in order, some at a time. The last line does not need a newline. */
 export async function* readLines(path: string, options: LineOptions): AsyncGenerator<Line[], void, undefined> {
   const { maxRowBytes = defaultMaxRowBytes, remedy = '; is this a JSON Lines file?', from, operation } = options
   let pending: Uint8Array[] = [] // the parts of a line that spans chunks
@@ -62,7 +62,10 @@ export async function* readLines(path: string, options: LineOptions): AsyncGener
   if (pendingBytes > 0) yield [take()]
 }
 
-/** The bytes of a file from one on, so many at a time. @throws LoopLMError NOT_FOUND, INVALID_FILE */
+/**
+ * Reads a file from an offset on, in chunks.
+ * @throws LoopLMError NOT_FOUND, INVALID_FILE
+ */
 export async function* readChunks(
   path: string,
   start: number,
@@ -76,7 +79,10 @@ export async function* readChunks(
   }
 }
 
-/** The text of bytes that must be UTF-8. @throws LoopLMError INVALID_FILE naming file and place */
+/**
+ * Decodes bytes that must be UTF-8.
+ * @throws LoopLMError INVALID_FILE naming file and position
+ */
 export function decodeText(bytes: Uint8Array, path: string, place: string, operation: string): string {
   try {
     return decoder.decode(bytes)
@@ -88,7 +94,7 @@ export function decodeText(bytes: Uint8Array, path: string, place: string, opera
 const decoder = new TextDecoder('utf-8', { fatal: true })
 
 /**
- * An error that names file and place.
+ * An error that names file and position.
  *
  * @param place for example `line 3`, 1-based
  * @param problem a clause without a subject
@@ -97,7 +103,7 @@ export function invalidRow(path: string, place: string, problem: string, operati
   return new LoopLMError('INVALID_FILE', `${path} ${place} ${problem}`, { operation, cause })
 }
 
-/** What the file system throws while a file is read, in words; other errors pass. */
+/** Converts errors of the file system while reading. Other errors are returned unchanged. */
 export function unreadable(path: string, cause: unknown, operation: string): unknown {
   const code = (cause as { code?: string }).code
   if (cause instanceof LoopLMError || code === undefined) return cause

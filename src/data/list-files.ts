@@ -4,10 +4,10 @@ import { fileError } from '../errors.js'
 import { onDisk } from '../files/write.js'
 
 /**
- * The files of a folder, to the bottom, in the order of their paths. Links to files are followed, those to folders are not: they may lead
- * round in a circle.
+ * The files of a folder, recursively, in the order of their paths. Links to files are followed, links to folders are not,
+ * because they could form a cycle.
  *
- * @param wanted by the path
+ * @param wanted filters by path
  * @throws LoopLMError NOT_FOUND, INVALID_FILE
  */
 export async function listFiles(folder: string, wanted: (path: string) => boolean, operation: string): Promise<string[]> {

@@ -1,9 +1,9 @@
 import { LoopLMError } from '../errors.js'
 
 /**
- * Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), §3.
- * A block of four random 32-bit words is a pure function of a 64-bit key and a 128-bit counter, so any position of any
- * stream is reached at once and a generator's whole state is a number.
+ * Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), §3. A
+ * block of four random 32-bit words is a pure function of a 64-bit key and a 128-bit counter, so any position of any stream can
+ * be computed directly, and the whole state of a generator is a number.
  */
 const multiplier0 = 0xd2511f53
 const multiplier1 = 0xcd9e8d57
@@ -105,7 +105,7 @@ export class Random {
   }
 
   /**
-   * An integer in [0, count), each equally likely: draws above the largest multiple of `count` are thrown away.
+   * A uniform integer in [0, count). Draws above the largest multiple of `count` are rejected.
    *
    * @param count integer in [1, 2^53]
    * @throws LoopLMError INVALID_ARGUMENT
@@ -124,7 +124,7 @@ export class Random {
   }
 
   /**
-   * Permutes `items` in place, each order equally likely (Fisher–Yates).
+   * Permutes `items` in place, uniformly (Fisher–Yates).
    *
    * @returns the same object
    */

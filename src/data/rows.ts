@@ -1,9 +1,9 @@
 /*
- * What a row of a dataset may hold. Files (jsonl.ts) and rows given in code (rl/problems.ts) are held against the same rules; both put the
- * place of the row in front of what these functions return.
+ * Rules for the rows of a dataset. They apply to files (jsonl.ts) and to rows given in code (rl/problems.ts). Both prefix the
+ * returned problem with the position of the row.
  */
 
-/** A value's type in an error's words. */
+/** The name of a value's type in errors. */
 export function typeName(value: unknown): string {
   if (value === undefined) return 'nothing'
   if (value === null) return 'null'
@@ -13,8 +13,9 @@ export function typeName(value: unknown): string {
 const answering = 'to let the model answer, pass the messages before the answer as prompt'
 
 /**
- * What is wrong with the fields of a row that looplm reads, or undefined. A row has a `prompt` (a string or chat messages), chat `messages`
- * or a string `text`; `answer` and `completion` are strings where they are present, a `completion` may be messages behind such a prompt.
+ * What is wrong with the fields of a row that looplm reads, or undefined. A row has a `prompt` (a string or chat messages),
+ * chat `messages` or a string `text`; `answer` and `completion` are optional strings. If the prompt is messages, `completion`
+ * may be messages too.
  *
  * @returns a clause without a subject, for example `field "prompt" must be a string or an array of messages, got null`
  */
@@ -41,7 +42,9 @@ export function rowProblem(row: unknown): string | undefined {
   return isConversation(row) ? conversationProblem(row) : undefined
 }
 
-/** What is wrong with a row whose prompt is answered, or undefined: other rows would be answered as an empty prompt. */
+/**
+ * What is wrong with a row whose prompt is to be answered, or undefined. Rows without a prompt would become an empty prompt.
+ */
 export function promptProblem(row: unknown): string | undefined {
   const problem = rowProblem(row)
   if (problem !== undefined) return problem
@@ -59,7 +62,7 @@ export function promptProblem(row: unknown): string | undefined {
   return undefined
 }
 
-/** What is wrong with a row that is learned, or undefined. */
+/** What is wrong with a row to learn from, or undefined. */
 export function lessonProblem(row: unknown): string | undefined {
   const problem = rowProblem(row)
   if (problem !== undefined) return problem
@@ -72,7 +75,7 @@ export function lessonProblem(row: unknown): string | undefined {
   return completion === undefined ? undefined : 'has the fields "messages" and "completion"; the last message is the completion'
 }
 
-/** Whether a row's text are messages. */
+/** Whether a row's text is messages. */
 export function isConversation(row: object): boolean {
   const { prompt, messages } = row as Record<string, unknown>
   return Array.isArray(prompt) || (messages !== undefined && (prompt === undefined || prompt === ''))
@@ -97,7 +100,7 @@ function conversationProblem(row: object): string | undefined {
   return documents == null ? undefined : 'field "documents" beside messages is not supported; remove it'
 }
 
-/** Messages as chat templates expect them. */
+/** Checks that messages have the form that chat templates expect. */
 function messagesProblem(field: string, list: readonly unknown[]): string | undefined {
   if (list.length === 0) return `field "${field}" is empty; give at least one message`
   for (const [i, message] of list.entries()) {

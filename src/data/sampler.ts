@@ -3,10 +3,10 @@ import { LoopLMError } from '../errors.js'
 import { Random } from './random.js'
 
 const maxDraw = 2 ** 24
-const heapPerRow = 512 // bytes: a short row with its text, its tokens and its place in a few lists
+const heapPerRow = 512 // estimated bytes per row: a short row with its text, its tokens and its entries in a few lists
 
 /**
- * Refuses more rows or problems at a time than lists or the heap of JavaScript can hold, which would end the process.
+ * Rejects more rows or problems at a time than arrays or the JavaScript heap can hold. Otherwise the process would crash.
  *
  * @throws LoopLMError INVALID_ARGUMENT, OUT_OF_MEMORY
  */
@@ -24,17 +24,17 @@ export function checkDraw(count: number, operation: string): void {
   throw new LoopLMError('OUT_OF_MEMORY', `${message}, or raise the limit with node --max-old-space-size`, { operation })
 }
 
-/** Where a {@link DatasetSampler} stands; plain JSON, stored in a checkpoint. */
+/** The position of a {@link DatasetSampler}. It is plain JSON and stored in checkpoints. */
 export interface SamplerState {
   /** Seed of the order. */
   seed: number
-  /** Rows drawn so far, over all epochs. */
+  /** Number of rows drawn so far, over all epochs. */
   index: number
 }
 
 /**
- * Endless, reproducible passes over a dataset: every epoch visits each row once, in an order that depends on the seed and the
- * epoch alone. A sampler restored from its {@link DatasetSampler.state} goes on exactly where the other stopped.
+ * Endless, reproducible passes over a dataset: every epoch visits each row once, in an order that only depends on the seed and
+ * the epoch. A sampler restored from a {@link DatasetSampler.state} continues exactly where the other stopped.
  *
  * @example
  * ```ts
@@ -70,12 +70,12 @@ export class DatasetSampler<Row> {
     this.#shuffle()
   }
 
-  /** Seed and number of rows drawn: all that is needed to resume. */
+  /** Seed and number of rows drawn. A sampler resumes from these two. */
   get state(): SamplerState {
     return { seed: this.seed, index: this.#index }
   }
 
-  /** Whole passes finished. */
+  /** Number of completed passes. */
   get epoch(): number {
     return Math.floor(this.#index / this.#rows.length)
   }
@@ -88,7 +88,10 @@ export class DatasetSampler<Row> {
     return row
   }
 
-  /** The next `count` rows; a batch may span two epochs. @throws LoopLMError INVALID_ARGUMENT for more than 2^24 */
+  /**
+   * The next `count` rows. A batch may span two epochs.
+   * @throws LoopLMError INVALID_ARGUMENT for more than 2^24
+   */
   take(count: number): Row[] {
     checkDraw(count, 'DatasetSampler.take')
     return Array.from({ length: count }, () => this.next())

@@ -1,14 +1,14 @@
-// Files that a corpus is made of: a new format is one reader, and its line in `formats`.
+// The file formats of a corpus. A new format needs a reader and an entry in `formats`.
 import { extname } from 'node:path'
 import { decodeText, invalidRow, readLines } from './lines.js'
 import { typeName } from './rows.js'
 
-const pieceLength = 2 ** 16 // characters; a piece ends with a line
+const pieceLength = 2 ** 16 // characters; a piece ends at a line end
 const longestPiece = 2 ** 20
-const longestLine = 2 ** 24 // bytes
+const longestLine = 2 ** 24 // in bytes
 const operation = 'corpus'
 
-/** A text of a corpus and where it begins; `ends` where a document does. */
+/** A piece of text and its first line. `ends`: whether a document ends after it. */
 export interface Piece {
   text: string
   line: number
@@ -17,17 +17,20 @@ export interface Piece {
 
 type Reader = (path: string) => AsyncGenerator<Piece, void, undefined>
 
-/** Readers by the ends of file names. */
+/** Readers by file name extension. */
 const formats: Readonly<Record<string, Reader>> = { '.txt': readPieces, '.md': readPieces, '.jsonl': readRows }
 
-/** The ends of the names of files that can be read. */
+/** The file name extensions that can be read. */
 export const textExtensions: readonly string[] = Object.keys(formats)
 
 export function isText(path: string): boolean {
   return textExtensions.includes(extname(path).toLowerCase())
 }
 
-/** The text of such a file, some lines at a time. @throws LoopLMError INVALID_FILE naming the line */
+/**
+ * The text of a file, some lines at a time.
+ * @throws LoopLMError INVALID_FILE naming the line
+ */
 export function readText(path: string): AsyncGenerator<Piece, void, undefined> {
   return formats[extname(path).toLowerCase()]!(path)
 }
@@ -53,8 +56,8 @@ async function* readRows(path: string): AsyncGenerator<Piece, void, undefined> {
 }
 
 /**
- * A file of text in pieces of whole lines. A piece ends before a line that does not begin with white space, where tokenizers split
- * anyway; only a very long one ends elsewhere.
+ * A text file in pieces of whole lines. A piece ends before a line that does not begin with white space, where tokenizers split
+ * anyway. Only very long pieces end elsewhere.
  */
 async function* readPieces(path: string): AsyncGenerator<Piece, void, undefined> {
   let text = ''

@@ -3,21 +3,21 @@ import { characterOfByte } from '../tokenizer/byte-characters.js'
 import type { AddedToken, TokenizerJson } from '../tokenizer/json.js'
 import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
-/** Tokens with a role, by their text, for example `{ eos: '<eos>' }`. */
+/** Special tokens by role, as strings, for example `{ eos: '<eos>' }`. */
 export interface SpecialTokens {
   /** Begins a text. */
   bos?: string
   /** Ends a text. */
   eos?: string
-  /** Fills up a text. */
+  /** Pads a text. */
   pad?: string
 }
 
 const maxTokenId = 2 ** 24
 
 /**
- * The tokenizer.json of {@link Tokenizer.characters}: split into characters, look each up in a WordLevel vocabulary, join
- * when decoding. WordLevel requires an `unk_token`; naming one that is not in the vocabulary makes an unknown character an
+ * The tokenizer.json of {@link Tokenizer.characters}: split into characters, look each up in a WordLevel vocabulary, join when
+ * decoding. WordLevel requires an `unk_token`. It names one that is not in the vocabulary, so that an unknown character is an
  * error in Python instead of a silent replacement.
  */
 export function characterTokenizerJson(alphabet: string, special: SpecialTokens): TokenizerJson {
@@ -67,14 +67,14 @@ export function byteTokenizerJson(special: SpecialTokens): TokenizerJson {
   }
 }
 
-/** The types of a decoder and of those in its sequence. */
+/** The types of a decoder and of the decoders in its sequence. */
 export function decoderTypes(decoder: unknown): ReadonlySet<string> {
   const { type, decoders } = (decoder ?? {}) as { type?: string; decoders?: readonly unknown[] }
   const inner = (decoders ?? []).flatMap((step) => [...decoderTypes(step)])
   return new Set(type === undefined ? inner : [type, ...inner])
 }
 
-/** Ids 0, 1, … for the tokens, then for the special ones, which are listed as added tokens too. */
+/** Assigns ids 0, 1, … to the tokens and then to the special ones, which are also listed as added tokens. */
 function vocabulary(tokens: string[], special: SpecialTokens, operation: string) {
   const all = [...tokens]
   for (const [role, token] of Object.entries(special)) {
@@ -85,7 +85,7 @@ function vocabulary(tokens: string[], special: SpecialTokens, operation: string)
       const message = `special.${role} ${JSON.stringify(token)} is already a token; use a text such as "<${role}>"`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
-    if (!all.includes(token)) all.push(token) // one token may have two roles
+    if (!all.includes(token)) all.push(token) // one token may have several roles
   }
   const added_tokens = all.slice(tokens.length).map((content, i) => ({
     id: tokens.length + i,
@@ -103,9 +103,9 @@ function vocabulary(tokens: string[], special: SpecialTokens, operation: string)
  * Checks a parsed tokenizer.json before anything is built from it.
  *
  * @param value the parsed file
- * @param source how errors name it
- * @returns the same content with absent optional parts as null, the model's vocabulary, the added tokens with every field, and the largest
- *   id + 1
+ * @param source the name in errors
+ * @returns the same content with absent optional parts set to null, the model's vocabulary, the added tokens with every field,
+ *   and the largest id + 1
  * @throws LoopLMError INVALID_FILE naming the source and the field
  */
 export function parseTokenizerJson(
@@ -136,7 +136,7 @@ export function parseTokenizerJson(
   const vocab = readVocab(model.vocab, invalid)
   if (Array.isArray(model.vocab)) checkUnknownId(model.unk_id, model.vocab, invalid)
   const addedTokens = readAddedTokens(added_tokens, vocab, Array.isArray(model.vocab) ? model.vocab.length : vocab.size, invalid)
-  let vocabSize = Array.isArray(model.vocab) ? model.vocab.length : 0 // of tokens that occur twice the last counts
+  let vocabSize = Array.isArray(model.vocab) ? model.vocab.length : 0 // if a token occurs twice, the last one counts
   for (const id of vocab.values()) vocabSize = Math.max(vocabSize, id + 1)
   for (const { id } of addedTokens) vocabSize = Math.max(vocabSize, id + 1)
   if (vocabSize === 0) throw invalid('model.vocab', 'has no tokens')
@@ -171,15 +171,15 @@ function readVocab(vocab: unknown, invalid: InvalidField): Map<string, number> {
   return tokens
 }
 
-/** The token that stands for unknown text in a Unigram vocabulary. */
+/** Checks the id of the unknown token in a Unigram vocabulary. */
 function checkUnknownId(id: unknown, vocab: readonly unknown[], invalid: InvalidField): void {
   if (id === undefined || id === null || (Number.isInteger(id) && vocab[id as number] !== undefined)) return
   throw invalid('model.unk_id', `must be an id of the vocabulary, below ${vocab.length}, got ${JSON.stringify(id)}`)
 }
 
 /**
- * The added tokens with every field. Python's tokenizers reads no ids: a token that the model's vocabulary lacks gets the next one behind
- * it, so a file with other ids would mean other tokens there.
+ * The added tokens with every field. Python's tokenizers ignores their ids: tokens that the model's vocabulary lacks get the
+ * next free ids. So a file with other ids would mean other tokens there.
  */
 function readAddedTokens(
   list: readonly unknown[],

@@ -33,43 +33,43 @@ import {
   type SpecialTokens,
 } from './tokenizer-json.js'
 
-/** The fields of tokenizer_config.json that looplm reads; all others are kept and saved again. */
+/** The fields of tokenizer_config.json that looplm reads. All others are kept and saved again. */
 export interface TokenizerConfig {
-  /** Begins a text: its characters, or an object with `content`. */
+  /** Begins a text: a string, or an object with `content`. */
   bos_token?: unknown
   /** Ends a text. */
   eos_token?: unknown
-  /** Fills up a text. */
+  /** Pads a text. */
   pad_token?: unknown
-  /** Stands for what the vocabulary lacks. */
+  /** Replaces text that the vocabulary lacks. */
   unk_token?: unknown
   /** Whether `decode` removes spaces before punctuation, as Python does. */
   clean_up_tokenization_spaces?: unknown
   /** The same for BPE, as Python names it. */
   clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output?: unknown
-  /** Jinja templates of conversations: one, or several by name. */
+  /** Jinja templates for conversations: one, or several by name. */
   chat_template?: unknown
   [field: string]: unknown
 }
 
 /** Options of {@link Tokenizer.encode}. */
 export interface EncodeOptions {
-  /** Apply the tokenizer's template, for example a leading bos token. Default true. */
+  /** Apply the tokenizer's template, for example a leading bos token. Defaults to true. */
   addSpecialTokens?: boolean
 }
 
 /** Options of {@link Tokenizer.decode}. */
 export interface DecodeOptions {
-  /** Skip special tokens. Default false. */
+  /** Skip special tokens. Defaults to false. */
   skipSpecialTokens?: boolean
   /**
-   * Skip ids that no token has, as Python does. Default false. A model whose vocab_size is larger than the tokenizer's draws such ids,
-   * though rarely once it is trained; generation decodes this way.
+   * Skip unknown ids, as Python does. Defaults to false. If a model's vocab_size is larger than the tokenizer's, it may draw
+   * such ids, though rarely once it is trained. Generation decodes with this option.
    */
   skipUnknownTokens?: boolean
   /**
-   * Drop spaces before punctuation. Defaults to clean_up_tokenization_spaces of tokenizer_config.json. As in transformers 5, it has no
-   * effect on BPE tokenizers, whose spaces are those of the text.
+   * Drop spaces before punctuation. Defaults to clean_up_tokenization_spaces of tokenizer_config.json. As in transformers 5, it
+   * has no effect on BPE tokenizers.
    */
   cleanUpSpaces?: boolean
 }
@@ -77,15 +77,15 @@ export interface DecodeOptions {
 const encodeOptions: Keys<EncodeOptions> = { addSpecialTokens: true }
 const decodeOptions: Keys<DecodeOptions> = { skipSpecialTokens: true, skipUnknownTokens: true, cleanUpSpaces: true }
 
-/** Part of the fingerprint: 1 made other tokens of some texts. */
+/** Part of the fingerprint. Version 1 encoded some texts differently. */
 const encodingVersion = 2
 
-/** Stands for an answer while the template shows what follows one. */
+/** Placeholder for a response, used to find out what the template writes after it. */
 const answerMark = 'answer of looplm'
 
 /**
- * Text to token ids and back: the tokenizer.json of a Hugging Face checkpoint, or a small character or byte tokenizer that
- * Python's `tokenizers` loads as well.
+ * Converts text to token ids and back. It reads the tokenizer.json of a Hugging Face checkpoint, or creates a small character
+ * or byte tokenizer that Python's `tokenizers` can also load.
  *
  * @example
  * ```ts
@@ -95,15 +95,15 @@ const answerMark = 'answer of looplm'
  * ```
  */
 export class Tokenizer {
-  /** Largest token id + 1. A model's `vocab_size` must be at least this; what it has beyond are spare ids, without a text. */
+  /** Largest token id + 1. A model's `vocab_size` must be at least this; larger ids of the model have no text. */
   readonly vocabSize: number
   /** The content of tokenizer_config.json, for example its `chat_template`. */
   readonly config: Readonly<TokenizerConfig>
-  /** Id of the token that begins a text, if the configuration names one. */
+  /** Id of the token that begins a text. undefined if the configuration names none. */
   readonly bosTokenId: number | undefined
-  /** Id of the token that ends a text, if the configuration names one. */
+  /** Id of the token that ends a text. undefined if the configuration names none. */
   readonly eosTokenId: number | undefined
-  /** Id of the token that fills batches, if the configuration names one. */
+  /** Id of the token that pads batches. undefined if the configuration names none. */
   readonly padTokenId: number | undefined
   readonly #json: TokenizerJson
   readonly #source: string
@@ -112,14 +112,14 @@ export class Tokenizer {
   readonly #isAdded: ReadonlySet<number>
   readonly #templateSource: string
   #templates: ChatTemplates | undefined
-  #marked: ChatTemplates | null | undefined // null: the template has no marks
+  #marked: ChatTemplates | null | undefined // null: the template has no generation tags
   #chatEnd: { token: number | undefined } | undefined
 
   /**
    * @param json the parsed content of a tokenizer.json
    * @param config the parsed content of a tokenizer_config.json
-   * @param source how errors name the tokenizer, usually its path
-   * @param templateSource how errors name the chat template, usually its path and field
+   * @param source the tokenizer's name in errors, usually its path
+   * @param templateSource the chat template's name in errors, usually its path and field
    * @throws LoopLMError INVALID_FILE naming the source and the field
    */
   constructor(
@@ -146,7 +146,7 @@ export class Tokenizer {
    * Reads a tokenizer.json.
    *
    * @param path the file
-   * @param config what tokenizer_config.json would say, for example `{ eos_token: '<|endoftext|>' }`
+   * @param config content of tokenizer_config.json, for example `{ eos_token: '<|endoftext|>' }`
    * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
    */
   static async fromFile(path: string, config: TokenizerConfig = {}): Promise<Tokenizer> {
@@ -154,8 +154,8 @@ export class Tokenizer {
   }
 
   /**
-   * Reads tokenizer.json and, where they exist, tokenizer_config.json and chat_template.jinja from a checkpoint folder. The latter wins
-   * over the former's `chat_template`, as in transformers.
+   * Reads tokenizer.json and, if they exist, tokenizer_config.json and chat_template.jinja from a checkpoint folder.
+   * chat_template.jinja takes precedence over the `chat_template` of tokenizer_config.json, as in transformers.
    *
    * @param folder a Hugging Face checkpoint folder
    * @throws LoopLMError NOT_FOUND, or INVALID_FILE naming the file and the field
@@ -189,12 +189,12 @@ export class Tokenizer {
   }
 
   /**
-   * A tokenizer with one token per character. The i-th character of the alphabet has id i; special tokens follow. Its
-   * tokenizer.json is a WordLevel model without an unknown token, so a character outside the alphabet is an error in
-   * Python too.
+   * Creates a tokenizer with one token per character. The i-th character of the alphabet has id i; special tokens follow. Its
+   * tokenizer.json is a WordLevel model without an unknown token, so a character outside the alphabet is an error in Python
+   * too.
    *
    * @param alphabet distinct characters (Unicode code points)
-   * @throws LoopLMError INVALID_ARGUMENT when a character occurs twice or a special token is one of them
+   * @throws LoopLMError INVALID_ARGUMENT if a character occurs twice or a special token is one of them
    */
   static characters(
     alphabet: string,
@@ -208,7 +208,7 @@ export class Tokenizer {
   }
 
   /**
-   * A tokenizer with one token per byte of UTF-8: the token's id is the byte, special tokens follow from 256. Its
+   * Creates a tokenizer with one token per byte of UTF-8. The id of a token is the byte; special tokens follow from 256. Its
    * tokenizer.json is a byte-level BPE model without merges.
    *
    * @example
@@ -227,12 +227,13 @@ export class Tokenizer {
   }
 
   /**
-   * Text to token ids, the same as in Python's tokenizers.
+   * Encodes text as token ids, exactly like Python's tokenizers.
    *
-   * @param text the content of an added token inside it becomes that token, as in Python
-   * @param options.addSpecialTokens apply the tokenizer's template, for example a leading bos token; default true
-   * @throws LoopLMError INVALID_ARGUMENT when the text is not a string, or naming the first piece of it that the vocabulary lacks,
-   *   unless the tokenizer has an unknown token; UNSUPPORTED when the file asks for truncation or padding that would change the result
+   * @param text if it contains the text of an added token, that becomes the token, as in Python
+   * @param options.addSpecialTokens apply the tokenizer's template, for example a leading bos token; defaults to true
+   * @throws LoopLMError INVALID_ARGUMENT if the text is not a string, or naming the first piece of it that the vocabulary
+   *   lacks, unless the tokenizer has an unknown token; UNSUPPORTED if the file asks for truncation or padding that would
+   *   change the result
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const operation = 'Tokenizer.encode'
@@ -247,8 +248,8 @@ export class Tokenizer {
   }
 
   /**
-   * As {@link Tokenizer.encode}, in turns of some milliseconds between which other work goes on: a server that encodes a long text answers
-   * other requests meanwhile.
+   * Like {@link Tokenizer.encode}, but yields to the event loop every few milliseconds, so that a server can answer other
+   * requests while it encodes a long text.
    *
    * @param text the text
    * @param options as for encode
@@ -283,7 +284,7 @@ export class Tokenizer {
     return this.#pipeline.encode(text, checkFlag(options.addSpecialTokens ?? true, 'addSpecialTokens', operation))
   }
 
-  /** Python's tokenizers truncates and pads as tokenizer.json says; transformers does not, unless it is asked to. */
+  /** Python's tokenizers truncates and pads as tokenizer.json says. transformers only does so if the caller asks for it. */
   #checkLength(ids: number[], operation: string): number[] {
     const refuse = (field: string, does: string) => {
       const message = `${this.#source}: field "${field}" ${does} in Python's tokenizers, but not in transformers; set it to null`
@@ -302,13 +303,13 @@ export class Tokenizer {
   }
 
   /**
-   * Token ids to text. Bytes that are not valid UTF-8, for example half a character, become U+FFFD.
+   * Decodes token ids. Bytes that are not valid UTF-8, for example half a character, become U+FFFD.
    *
-   * @param ids an empty list gives an empty text
-   * @param options.skipSpecialTokens skip special tokens; default false
-   * @param options.skipUnknownTokens skip ids that no token has, as Python does; default false
+   * @param ids token ids; an empty list gives an empty string
+   * @param options.skipSpecialTokens skip special tokens; defaults to false
+   * @param options.skipUnknownTokens skip unknown ids, as Python does; defaults to false
    * @param options.cleanUpSpaces drop spaces before punctuation; no effect on BPE tokenizers
-   * @throws LoopLMError INVALID_ARGUMENT when ids is not a list of integers, or naming an id that the vocabulary lacks
+   * @throws LoopLMError INVALID_ARGUMENT if ids is not a list of integers, or naming an id that the vocabulary lacks
    */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
     const operation = 'Tokenizer.decode'
@@ -341,22 +342,22 @@ export class Tokenizer {
     return this.#pipeline.token(id) === undefined || this.#pipeline.isSpecial(id)
   }
 
-  /** True when the configuration has a chat template. */
+  /** Whether the configuration has a chat template. */
   get hasChatTemplate(): boolean {
     return this.config.chat_template != null
   }
 
   /**
-   * Renders a conversation with the checkpoint's own Jinja template. Encode the text with `addSpecialTokens: false`: the template has
-   * written them already.
+   * Renders a conversation with the checkpoint's own Jinja template. Encode the text with `addSpecialTokens: false`, because
+   * the template already writes the special tokens.
    *
    * @param messages at least one; `role` and usually `content`
-   * @param options.addGenerationPrompt end with what begins an answer; default false
-   * @param options.enableThinking the template's `enable_thinking`; when unset, the template decides
+   * @param options.addGenerationPrompt end with the beginning of an assistant message; defaults to false
+   * @param options.enableThinking the template's `enable_thinking`; if unset, the template decides
    * @param options.tools JSON schemas of functions, for templates that show them
    * @param options.variables further variables of the template, by their names in it
-   * @throws LoopLMError UNSUPPORTED without a template, or with tools that it does not show; INVALID_FILE when it does not parse, INVALID_ARGUMENT when it refuses the
-   *   messages; the latter two name the template's file and the cause
+   * @throws LoopLMError UNSUPPORTED without a template, or with tools that it does not show; INVALID_FILE if it does not parse,
+   *   INVALID_ARGUMENT if it rejects the messages; the latter two name the template's file and the cause
    *
    * @example
    * ```ts
@@ -375,8 +376,8 @@ export class Tokenizer {
   }
 
   /**
-   * A rendered conversation in parts: those inside `{% generation %}` of the template, and what lies between them. Undefined for templates
-   * without such marks.
+   * A rendered conversation in parts: those inside the template's `{% generation %}` tags, and those between them. undefined if
+   * the template has no such tags.
    * @internal
    */
   chatParts(messages: readonly ChatMessage[], options: ChatTemplateOptions): ChatPart[] | undefined {
@@ -391,7 +392,7 @@ export class Tokenizer {
   }
 
   /**
-   * The words that occur in the chat template, among them the variables that it reads.
+   * All words of the chat template, which include the variables that it uses.
    * @internal
    */
   chatWords(): ReadonlySet<string> {
@@ -399,11 +400,11 @@ export class Tokenizer {
   }
 
   /**
-   * The same tokens with another chat template.
+   * Returns the same tokenizer with another chat template.
    *
    * @param template Jinja
-   * @param source how errors name it
-   * @throws LoopLMError INVALID_FILE when it does not parse
+   * @param source the name in errors
+   * @throws LoopLMError INVALID_FILE if it does not parse
    *
    * @example
    * ```ts
@@ -419,7 +420,7 @@ export class Tokenizer {
     return { template: this.config.chat_template, name: this.#templateSource }
   }
 
-  /** The texts of the special tokens by role, as templates read them. */
+  /** The special tokens by role, as strings, for templates. */
   #specialTexts(): Record<string, string> {
     const special = Object.entries(this.config).flatMap(([field, value]) => {
       const content = field.endsWith('_token') ? tokenContent(value) : undefined
@@ -429,15 +430,15 @@ export class Tokenizer {
   }
 
   /**
-   * The special token that the chat template writes after an answer, if it writes one: a turn ends there whatever the checkpoint's
-   * end tokens say.
+   * The special token that the chat template writes after a response. undefined if it writes none. A turn ends there, whatever
+   * the checkpoint's end tokens are.
    */
   chatEndToken(): number | undefined {
     this.#chatEnd ??= { token: this.#findChatEnd() }
     return this.#chatEnd.token
   }
 
-  /** Some templates want a system message, others refuse one. */
+  /** Tries it with and without a system message, because some templates require one and others reject it. */
   #findChatEnd(): number | undefined {
     const chat = [
       { role: 'user', content: 'question' },
@@ -451,7 +452,7 @@ export class Tokenizer {
     try {
       text = this.applyChatTemplate(messages)
     } catch {
-      return undefined // such messages do not fit the template
+      return undefined // the template rejects such messages
     }
     const at = text.lastIndexOf(answerMark)
     if (at === -1) return undefined
@@ -465,7 +466,7 @@ export class Tokenizer {
     return longest === undefined ? undefined : this.tokenId(longest)
   }
 
-  /** A hash of tokenizer.json and of the end token: equal for tokenizers that make the same tokens. */
+  /** A hash of tokenizer.json and of the end token. Equal for tokenizers that encode equally. */
   get fingerprint(): string {
     return createHash('sha256')
       .update(JSON.stringify([encodingVersion, this.#json, this.eosTokenId ?? null]))
@@ -473,13 +474,13 @@ export class Tokenizer {
       .slice(0, 32)
   }
 
-  /** The id of a token as the vocabulary spells it, or undefined. */
+  /** The id of a token by its spelling in the vocabulary. undefined if there is none. */
   tokenId(token: string): number | undefined {
     return this.#pipeline.id(token)
   }
 
   /**
-   * The bytes of UTF-8 that one token stands for; a token may be a part of a character. None for an id that no token has.
+   * The UTF-8 bytes of one token, which may be part of a character. Empty for unknown ids.
    *
    * @example
    * ```ts
@@ -489,7 +490,7 @@ export class Tokenizer {
   tokenBytes(id: number): Uint8Array {
     const token = this.#pipeline.token(id)
     if (token === undefined) return new Uint8Array()
-    // Decoders that drop the space at the start of a text drop it of the first alone
+    // Decoders that drop the space at the start of a text only drop that of the first token
     const bytes = this.#isAdded.has(id) ? undefined : this.#bytesOf(token)
     if (bytes !== undefined) return bytes
     const text = (ids: number[]) => this.#pipeline.decode(ids, false)
@@ -503,7 +504,7 @@ export class Tokenizer {
   }
 
   /**
-   * Whether a token such as `<0xE2>` stands for a byte that decoding joins with those beside it.
+   * Whether a token such as `<0xE2>` is a byte that decoding joins with its neighbours.
    * @internal
    */
   isByteToken(id: number): boolean {
@@ -511,10 +512,10 @@ export class Tokenizer {
   }
 
   /**
-   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed. Files of another tokenizer in the
-   * folder, such as chat_template.jinja and vocab.json, are removed.
+   * Writes tokenizer.json and tokenizer_config.json, each to a temporary file that is then renamed. Files of another tokenizer
+   * in the folder, such as chat_template.jinja and vocab.json, are removed.
    *
-   * @param folder created when it does not exist
+   * @param folder created if it does not exist
    * @throws LoopLMError INVALID_ARGUMENT, or INVALID_FILE naming what could not be written
    */
   async save(folder: string): Promise<void> {
@@ -529,7 +530,7 @@ export class Tokenizer {
   }
 
   /**
-   * The text of the files that {@link Tokenizer.save} writes, by name.
+   * The files that {@link Tokenizer.save} writes: names and content.
    * @internal
    */
   files(): [name: string, text: string][] {
@@ -553,14 +554,14 @@ export class Tokenizer {
     const { piece } = error
     const alphabet = this.#pipeline.tokens().slice(0, 128).join('')
     const points = Array.from(piece, (character) => `U+${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, '0')}`)
-    const at = text.indexOf(piece) // -1 when a normalizer made the piece
+    const at = text.indexOf(piece) // -1 if a normalizer changed the piece
     const where = `${JSON.stringify(piece)} (${points.slice(0, 8).join(' ')})${at === -1 ? '' : ` at position ${at}`}`
     const message = `${where} is not in the alphabet ${JSON.stringify(alphabet)}; remove it or build a tokenizer that has it`
     return new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
 }
 
-/** transformers writes a token as a string or as an object with its content. */
+/** The content of a token, which transformers writes as a string or as an object. */
 function tokenContent(token: unknown): string | undefined {
   if (typeof token === 'string') return token
   const content = (token as { content?: unknown } | null | undefined)?.content

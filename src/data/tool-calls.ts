@@ -1,4 +1,4 @@
-// The parts of what a model writes, in the form of the templates of Qwen, Hermes and DeepSeek: thoughts, text, and calls of functions.
+// The parts of a response in the format of Qwen's, Hermes' and DeepSeek's templates: thoughts, text, and function calls.
 //   <think>
 //   The sum is needed.
 //   </think>
@@ -8,25 +8,25 @@
 import { randomUUID } from 'node:crypto'
 import { nestsTooDeep } from '../validation/json-depth.js'
 
-/** A call as OpenAI's clients read it. */
+/** A call in OpenAI's format. */
 export interface ToolCall {
-  /** Ties the answer of the tool to the call. */
+  /** Links the result of the tool to the call. */
   id: string
-  /** As in OpenAI's interface. */
+  /** As in OpenAI's API. */
   type: 'function'
-  /** What is called. */
+  /** The called function. */
   function: {
     /** The name of the tool. */
     name: string
-    /** A JSON object as text. */
+    /** A JSON object as a string. */
     arguments: string
   }
 }
 
-/** What became certain of an answer. */
+/** The parts of a response that are now certain. */
 export interface AnswerParts {
   text: string
-  /** What stands between `<think>` and `</think>`. */
+  /** The text between `<think>` and `</think>`. */
   reasoning: string
   calls: ToolCall[]
 }
@@ -36,41 +36,41 @@ const endCall = '</tool_call>'
 const beginThought = '<think>'
 const endThought = '</think>'
 
-/** By place in the answer: the marks that end it, and a pattern that finds the first one. */
+/** By state: the tags that end it, and a pattern that finds the first one. */
 const places = {
   text: marks(beginCall, beginThought),
-  prose: marks(beginThought), // text in which calls are not looked for
+  prose: marks(beginThought), // text in which calls are ignored
   thought: marks(endThought),
   call: marks(endCall),
 }
 
-/** Whether a prompt ends inside a thought, as templates write it that make the model think. */
+/** Whether a prompt ends inside a thought. Templates that make the model think write it so. */
 export function opensThought(prompt: string): boolean {
   return prompt.trimEnd().endsWith(beginThought)
 }
 
 /**
- * Takes thoughts and calls out of a text that grows, in time linear in its length. White space around them
- * is dropped, but that in front of them stays where a text follows. What turns out
- * not to be a call (no JSON, no name, arguments that are no object, nested too deep) stays text, with its marks. What a thought says is
- * never a call. A mark behind a backtick is spoken of, and is text.
+ * Separates thoughts and calls from a growing text, in time linear in its length. White space around them is dropped, except
+ * before them if text follows. Invalid calls (no JSON, no name, arguments that are not an object, nested too deeply) stay text,
+ * with their tags. Text inside a thought is never a call. A tag after a backtick is a quotation and stays text.
  */
 export class ToolCallStream {
   readonly #most: number
   readonly #calls: 'take' | 'drop' | 'keep'
   #made = 0
   #place: keyof typeof places
-  #tail = '' // may be the beginning of a mark
-  #last = '' // the character before that
-  #inside: string[] = [] // the call
-  #written = false // there was a text
+  #tail = '' // possibly the beginning of a tag
+  #last = '' // the character before #tail
+  #inside: string[] = [] // text of the current call
+  #written = false // whether there was text
   readonly #text = new HeldSpace()
   #thought = new HeldSpace(true)
 
   /**
-   * @param most calls after which everything else is dropped
-   * @param options.calls whether they are taken, dropped with the text that looks like one, or kept in the text; default `take`
-   * @param options.thinking whether the text begins inside a thought, see {@link opensThought}; default false
+   * @param most number of calls after which everything is dropped
+   * @param options.calls `take` them, `drop` them together with text that looks like one, or `keep` them in the text; defaults
+   *   to `take`
+   * @param options.thinking whether the text begins inside a thought, see {@link opensThought}; defaults to false
    */
   constructor(
     most = Number.POSITIVE_INFINITY,
@@ -81,12 +81,12 @@ export class ToolCallStream {
     this.#place = thinking ? 'thought' : this.#outside
   }
 
-  /** As many calls were made as are wanted. */
+  /** Whether the wanted number of calls was reached. */
   get complete(): boolean {
     return this.#made >= this.#most
   }
 
-  /** What the next piece of text makes certain. */
+  /** The parts that become certain with the next piece of text. */
   push(piece: string): AnswerParts {
     const parts: AnswerParts = { text: '', reasoning: '', calls: [] }
     const text = this.#tail + piece
@@ -108,7 +108,7 @@ export class ToolCallStream {
     }
   }
 
-  /** What is certain when no text follows; a call whose end is missing, but whose JSON is whole, counts. */
+  /** The remaining parts when no text follows. A call without an end tag counts if its JSON is complete. */
   flush(): AnswerParts {
     const parts: AnswerParts = { text: '', reasoning: '', calls: [] }
     this.#add(parts, this.#tail)
@@ -159,7 +159,7 @@ export class ToolCallStream {
   }
 }
 
-/** A text in pieces; white space is held until something follows it. */
+/** Text in pieces. White space is held back until something follows it. */
 class HeldSpace {
   #held: string[] = []
   #skipping: boolean
@@ -182,7 +182,7 @@ class HeldSpace {
     return ready
   }
 
-  /** White space that comes next is dropped; what is held stays only where it parts two texts. */
+  /** Drops the white space that comes next. Held white space only stays if it separates two texts. */
   skip(parting: boolean): void {
     this.#skipping = true
     if (!parting) this.#held = []
@@ -198,7 +198,7 @@ function marks(...all: string[]): { pattern: RegExp; longest: number; all: reado
   return { pattern: new RegExp(all.join('|'), 'g'), longest: Math.max(...all.map(({ length }) => length)), all }
 }
 
-/** Length of the longest end of a text that a mark begins with. */
+/** Length of the longest suffix of a text that is the beginning of a tag. */
 function possibleMark(end: string, all: readonly string[]): number {
   let length = end.length
   while (length > 0 && !all.some((mark) => mark.startsWith(end.slice(-length)))) length--

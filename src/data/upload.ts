@@ -4,17 +4,17 @@ import { pathToFileURL } from 'node:url'
 import { errorMessage, fileError, LoopLMError } from '../errors.js'
 import { checkRevision, isRepository, loadHub } from './hub.js'
 
-/** Where and how {@link uploadModel} writes. */
+/** Options of {@link uploadModel}. */
 export interface UploadOptions {
-  /** Branch; default `main`. */
+  /** The branch. Defaults to `main`. */
   revision?: string | undefined
-  /** Whether a repository that is made is private; default what the hub says. */
+  /** Whether a new repository is private. Defaults to the Hub's setting. */
   private?: boolean | undefined
   /** Title of the commit. */
   message?: string | undefined
-  /** Default the environment's HF_TOKEN. */
+  /** Access token. Defaults to HF_TOKEN of the environment. */
   token?: string | undefined
-  /** Default the environment's HF_ENDPOINT, else https://huggingface.co. */
+  /** Defaults to HF_ENDPOINT of the environment, else https://huggingface.co. */
   hubUrl?: string | undefined
   signal?: AbortSignal | undefined
 }
@@ -22,14 +22,14 @@ export interface UploadOptions {
 const operation = 'looplm push'
 
 /**
- * Uploads the files of a folder to a model repository of the Hugging Face Hub as one commit, and makes the repository where there is none.
- * Nothing is uploaded unless this is called.
+ * Uploads the files of a folder to a model repository of the Hugging Face Hub as one commit. Creates the repository if it does
+ * not exist. Nothing is uploaded unless you call this.
  *
- * @param folder its files; folders in it and files whose names begin with a point stay behind
+ * @param folder contains the files; subfolders and files whose names begin with a dot are not uploaded
  * @param name such as `org/name`
  * @returns the address of the repository
- * @throws LoopLMError INVALID_ARGUMENT for a name, without a token or where it is refused; UNSUPPORTED without the package
- *   @huggingface/hub; NOT_FOUND or INVALID_FILE for the folder
+ * @throws LoopLMError INVALID_ARGUMENT for an invalid name, or if the token is missing or rejected; UNSUPPORTED without the
+ *   package @huggingface/hub; NOT_FOUND or INVALID_FILE for the folder
  */
 export async function uploadModel(folder: string, name: string, options: UploadOptions = {}): Promise<string> {
   const { revision = 'main', private: hidden, message = 'Upload a looped model', signal } = options
@@ -69,7 +69,7 @@ export async function uploadModel(folder: string, name: string, options: UploadO
   return `${hubUrl}/${name}`
 }
 
-/** @throws LoopLMError NOT_FOUND or INVALID_FILE where the folder is no model to be uploaded */
+/** @throws LoopLMError NOT_FOUND or INVALID_FILE if the folder is not a model that can be uploaded */
 async function filesOf(folder: string): Promise<string[]> {
   const entries = await readdir(folder, { withFileTypes: true }).catch((cause) => {
     throw fileError(cause, 'read', folder, operation)

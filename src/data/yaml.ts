@@ -2,19 +2,19 @@ import { type Document, isAlias, isCollection, isMap, isScalar, Lexer, type Node
 import { LoopLMError } from '../errors.js'
 import { prototypeKey } from '../validation/json-value.js'
 
-/** Deepest nesting of a YAML text: the parser and all that reads its result call themselves. */
+/** The deepest nesting of a YAML text. The parser and the code that reads its result are recursive. */
 const maxYamlDepth = 100
 
 /**
  * Parses YAML from a file or the command line, in time linear in its length.
  *
- * @param operation how errors name the text
- * @throws LoopLMError INVALID_FILE naming the line, for what is no YAML, nested too deeply, or has a key twice, a key `__proto__` or an
- *   alias within the value that it stands for
+ * @param operation the text's name in errors
+ * @throws LoopLMError INVALID_FILE naming the line, for text that is not YAML, is nested too deeply, or has a key twice, a key
+ *   `__proto__` or an alias within the value that it stands for
  */
 export function parseYaml(text: string, operation: string): Document {
   checkDepth(text, operation)
-  // without pretty errors and uniqueKeys, whose cost grows with the square of the errors and of the keys
+  // without pretty errors and uniqueKeys, whose cost is quadratic in the number of errors and keys
   const document = parseDocument(text, { prettyErrors: false, uniqueKeys: false })
   const [problem] = document.errors
   if (problem !== undefined) throw invalid(text, problem.message, problem.pos[0], operation, problem)
@@ -24,7 +24,10 @@ export function parseYaml(text: string, operation: string): Document {
   return document
 }
 
-/** A document's content, its aliases resolved. @throws LoopLMError INVALID_FILE for aliases that multiply it */
+/**
+ * A document's content with its aliases resolved.
+ * @throws LoopLMError INVALID_FILE if aliases multiply the content
+ */
 export function yamlValue(document: Document, operation: string): unknown {
   try {
     return document.toJS()
@@ -39,7 +42,7 @@ function invalid(text: string, problem: string, at: number, operation: string, c
   return new LoopLMError('INVALID_FILE', `${problem} at ${place}`, { operation, cause })
 }
 
-/** The parser's own stack grows with every level, and is no stack of calls. */
+/** Checks the depth with the parser's own stack, which is not a call stack. */
 function checkDepth(text: string, operation: string): void {
   const parser = new Parser()
   for (const lexeme of new Lexer().lex(text)) {
@@ -54,7 +57,7 @@ type Refuse = (message: string, node: Node) => LoopLMError
 
 /**
  * @param anchors the nodes so far by the names of their anchors
- * @param above the nodes that this one is in
+ * @param above the nodes that contain this one
  */
 function checkNode(node: Node | null, anchors: Map<string, Node>, above: Set<Node>, refuse: Refuse): void {
   if (isAlias(node)) {

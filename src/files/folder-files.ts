@@ -4,17 +4,18 @@ import { basename, dirname, join } from 'node:path'
 import { maxFileBytes, readJson } from './read.js'
 
 /*
- * The files of a folder that describe a model. The weights of looplm have checksums in the header of their safetensors file
- * (native/engine/safetensors.h): "looplm.xxh64" stands for the whole file, "looplm.sha256" lists the other files that belong to it.
+ * The files of a model's folder. The weights that looplm writes have checksums in the header of their safetensors file
+ * (native/engine/safetensors.h): "looplm.xxh64" covers the whole file, "looplm.sha256" lists the checksums of the other files
+ * that belong to it.
  */
 
-/** Text or bytes of files by name. */
+/** The content of files by name. */
 export type FolderFiles = ReadonlyMap<string, string | Uint8Array>
 
-/** Files whose content is a setting that people edit: they have no checksum. */
+/** Files with settings that people edit. They have no checksum. */
 const settings = ['generation_config.json', 'tokenizer_config.json']
 
-/** "NAME:SHA-256" of each file that belongs to the weights, for their header. */
+/** "NAME:SHA-256" of each file that belongs to the weights, for the header. */
 export function listChecksums(files: FolderFiles): string {
   const listed = [...files].filter(([name]) => !settings.includes(name))
   return listed.map(([name, content]) => `${name}:${sha256(content)}`).join(' ')
@@ -24,16 +25,16 @@ export function sha256(content: string | Uint8Array): string {
   return createHash('sha256').update(content).digest('hex')
 }
 
-/** The checksum that stands for a whole safetensors file; undefined where there is none, or no file. */
+/** The checksum of a whole safetensors file. undefined if it has none, or if there is no file. */
 export async function checksumOf(path: string): Promise<string | undefined> {
   return /^\{"__metadata__":\{"looplm\.xxh64":"([\da-f]{16})"/.exec(await headerStart(path))?.[1]
 }
 
 /**
- * The files beside the weights that are not as they were saved with them. An edit is as likely as damage, so this is no error.
+ * The files that have changed since they were saved with the weights. An edit is as likely as damage, so this is not an error.
  *
  * @param weights path of the safetensors file
- * @returns names; none for weights of other tools
+ * @returns names; empty for weights that other tools wrote
  */
 export async function changedFiles(weights: string): Promise<string[]> {
   const list = /"looplm\.sha256":"([^"]*)"/.exec(await headerStart(weights))?.[1] ?? ''
@@ -45,7 +46,7 @@ export async function changedFiles(weights: string): Promise<string[]> {
   return changed
 }
 
-/** Tells that a folder's files were changed after looplm saved it. */
+/** Warns if files of a folder have changed since looplm saved it. */
 export async function warnOfChanges(folder: string, weights: string): Promise<void> {
   const changed = await changedFiles(weights)
   if (changed.length === 0) return
@@ -54,7 +55,7 @@ export async function warnOfChanges(folder: string, weights: string): Promise<vo
   process.emitWarning(`${message}. ${remedy}`, { type: 'LoopLMWarning' })
 }
 
-/** The first bytes of a file after the length of its header: looplm writes its checksums there. */
+/** The first bytes of a file after the length of its header, where looplm writes its checksums. */
 async function headerStart(path: string): Promise<string> {
   const file = await open(path, 'r').catch(() => undefined)
   if (file === undefined) return ''
@@ -67,10 +68,10 @@ async function headerStart(path: string): Promise<string> {
   }
 }
 
-/** Files of an adapter, as PEFT names them. */
+/** Files of an adapter, with PEFT's names. */
 const adapterFile = /^adapter_(config\.json|model\.(safetensors|bin))$/
 
-/** Weights, shards and their indices, as transformers and others name them. */
+/** Weights, shards and their indices, with the names of transformers and other tools. */
 const weightsFile = [
   /^(pytorch_)?model(\.(fp16|bf16|fp32))?(-\d+-of-\d+)?\.(safetensors|bin)$/,
   /^(model\.safetensors|pytorch_model\.bin)\.index(\.(fp16|bf16|fp32))?\.json$/,
@@ -92,12 +93,12 @@ const owned = {
   tokenizer: tokenizerFile,
 } as const
 
-/** What a save writes. */
+/** The kind of content that a save writes. */
 export type Owner = keyof typeof owned
 
 /**
- * The files of a folder, from an earlier save or another tool, that would be taken for a part of what is saved there. A model takes the
- * place of an adapter and a tokenizer too. All other files are the user's.
+ * Old files in a folder that would be taken for a part of the new content. A model also replaces an adapter and a tokenizer.
+ * All other files belong to the user.
  *
  * @param fresh names of the new files
  */
@@ -114,7 +115,7 @@ export async function staleFiles(folder: string, owner: Owner, fresh: readonly s
   return stale
 }
 
-/** The shards that indices of a folder name, whatever their names are. */
+/** The shards that a folder's index files name. */
 async function indexedFiles(folder: string, names: readonly string[]): Promise<Set<string>> {
   const shards = new Set<string>()
   for (const name of names.filter((name) => weightsFile[1]!.test(name))) {

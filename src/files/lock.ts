@@ -3,17 +3,17 @@ import { dirname } from 'node:path'
 import { errorMessage, fileError } from '../errors.js'
 import { native } from '../native.js'
 
-/** An open file or folder, and whether this process has the system's lock on it. Whoever asked closes `file`. */
+/** An open file or folder, and whether this process holds the system's lock on it. The caller closes `file`. */
 export type OpenLock =
   | { state: 'locked' | 'held'; file: number }
-  /** The file system cannot lock. */
+  /** The file system does not support locks. */
   | { state: 'unsupported'; file: number; why: string }
 
 /**
- * Opens a file or folder and tries to take the system's lock (flock) on it. The lock falls with the process that holds it, however that
- * ends, and holds against other calls of one process too.
+ * Opens a file or folder and tries to take the system's lock (flock) on it. The system releases the lock when the process ends,
+ * even if it is killed. The lock also excludes other calls in the same process.
  *
- * @param flags as for `open`; `a` makes a file that does not exist
+ * @param flags as for `open`; `a` creates a file that does not exist
  * @throws what `open` throws
  */
 export function openLock(path: string, flags: 'r' | 'a' | 'a+'): OpenLock {
@@ -25,7 +25,7 @@ export function openLock(path: string, flags: 'r' | 'a' | 'a+'): OpenLock {
       return { state: 'unsupported', file, why: errorMessage(cause) }
     }
     if (isAt(file, path)) return { state: 'locked', file }
-    closeSync(file) // whoever had the lock removed it in between
+    closeSync(file) // another process held the lock and removed the file in between
   }
 }
 
@@ -35,12 +35,12 @@ export function isAt(file: number, path: string): boolean {
 }
 
 /**
- * Takes the lock on a file, which is made where it does not exist and stays.
+ * Takes the lock on a file, which is created if it does not exist and is not removed.
  *
- * @param options.wait called again and again while another has the lock; what it throws ends the waiting
- * @param options.warn told where a file system cannot lock, and nothing is locked
- * @returns gives the lock back
- * @throws LoopLMError INVALID_FILE when the file cannot be made
+ * @param options.wait called repeatedly while another process holds the lock; if it throws, the wait ends
+ * @param options.warn called if the file system does not support locks; then nothing is locked
+ * @returns a function that releases the lock
+ * @throws LoopLMError INVALID_FILE if the file cannot be created
  */
 export async function lockFile(
   path: string,

@@ -4,13 +4,13 @@ import { fileError, LoopLMError } from '../errors.js'
 import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
 /*
- * Files of a checkpoint, a tokenizer or a run's folder may come from anywhere: a pipe in their place must not hold the reader up, and
- * parsed JSON takes up to 17 times the bytes of its file.
+ * Files of a checkpoint, a tokenizer or a run's folder may come from anywhere. A pipe in their place must not block the reader,
+ * and parsed JSON takes up to 17 times the bytes of its file.
  */
 
-/** Most bytes that such a file has. */
+/** The largest size of such a file, in bytes. */
 export const maxFileBytes = {
-  /** A configuration; those of published models have some kilobytes. */
+  /** A configuration; published ones have some kilobytes. */
   config: 2 ** 20,
   /** Lists whose length grows with the model: the index of shards, added tokens. */
   list: 16 * 2 ** 20,
@@ -24,7 +24,8 @@ export const maxFileBytes = {
  */
 export async function readText(path: string, maxBytes: number, operation?: string): Promise<string> {
   try {
-    const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)) // a pipe would wait for a writer
+    // without O_NONBLOCK, opening a pipe would wait for a writer
+    const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0))
     try {
       const found = await file.stat()
       if (!found.isFile() || found.size > maxBytes) {

@@ -4,18 +4,18 @@ import { fileError, LoopLMError } from '../errors.js'
 import { ignoreMissing, sync, syncAll } from './write.js'
 
 /*
- * A folder that belongs to looplm alone is written as .<name>.tmp, synced and renamed. Where a folder of the name exists, that one is
- * first renamed to .<name>.old: whatever the moment at which a process dies, `settleFolder` finds either the old folder or the new one
- * complete.
+ * Replaces a folder that only looplm writes. The new folder is written as .<name>.tmp, synced and renamed. If the folder
+ * already exists, it is first renamed to .<name>.old. If the process dies at any moment, `settleFolder` finds either the old or
+ * the new folder complete.
  */
 
-/** Writes one part of a folder into the one it is given. */
+/** Writes one part of a folder into the given folder. */
 export type FolderPart = (folder: string) => Promise<void>
 
 /**
- * Writes a folder that exists completely or not at all. Only one process may write it: the run's lock sees to that.
+ * Writes a folder that exists completely or not at all. Only one process may write it, which the run's lock ensures.
  *
- * @param path replaced when it exists
+ * @param path replaced if it exists
  * @throws LoopLMError INVALID_FILE naming what could not be written, for example on a full disk; nothing has changed then
  */
 export async function replaceFolder(path: string, parts: readonly FolderPart[]): Promise<void> {
@@ -39,7 +39,9 @@ export async function replaceFolder(path: string, parts: readonly FolderPart[]):
   }
 }
 
-/** Ends what a process that died had begun with {@link replaceFolder}: a whole folder gets its name, parts of folders go. */
+/**
+ * Cleans up after a process that died during {@link replaceFolder}: a complete folder is renamed, incomplete ones are removed.
+ */
 export async function settleFolder(parent: string, name: string): Promise<void> {
   const names = await namesIn(parent)
   const [old, temporary] = [`.${name}.old`, `.${name}.tmp`]
@@ -47,13 +49,13 @@ export async function settleFolder(parent: string, name: string): Promise<void> 
   for (const left of [old, temporary]) await rm(join(parent, left), { recursive: true, force: true })
 }
 
-/** Names of folders that {@link settleFolder} has something to do for. */
+/** The names of folders that {@link settleFolder} must clean up. */
 export async function unsettledFolders(parent: string): Promise<string[]> {
   const names = (await namesIn(parent)).flatMap((name) => /^\.(.*)\.(tmp|old)$/.exec(name)?.[1] ?? [])
   return [...new Set(names)]
 }
 
-/** The names in a folder; none where there is no folder. */
+/** The names in a folder. Empty if the folder does not exist. */
 export async function namesIn(folder: string): Promise<string[]> {
   return readdir(folder).catch((error) => {
     if (error.code === 'ENOENT') return []

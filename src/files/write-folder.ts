@@ -9,32 +9,33 @@ import { openLock } from './lock.js'
 import { exists, ignoreMissing, sync, syncAll } from './write.js'
 
 /*
- * A new folder is filled beside its place, as NAME.tmp-<uuid>, synced and renamed. In a folder that exists, the new files are first
- * written whole into .save-<uuid> inside it, and then take the places of the old ones, which move to .save-<uuid>.old:
+ * A new folder is written as NAME.tmp-<uuid>, synced and renamed. For an existing folder, the new files are first written into
+ * .save-<uuid> inside it. Then they replace the old files, which move to .save-<uuid>.old, in this order:
  *
  *   1. config.json moves away: from here on the folder is no checkpoint, and readers say why (`interruptedSave`);
  *   2. files of the old checkpoint that have no successor, such as its shards, move away (`staleFiles`);
  *   3. every other file is replaced;
  *   4. the new config.json comes: the folder is the new checkpoint.
  *
- * So a process that dies leaves the old checkpoint, the new one, or one that is refused; an error puts the old files back. What a dead
- * process left goes with the next save: as long as a process lives, its folder is locked by the system.
+ * So a process that dies leaves the old checkpoint, the new one, or one that readers reject. After an error the old files are
+ * moved back. The next save removes what a dead process left. A living process is recognized by the system's lock on its
+ * folder.
  */
 
-const configs = ['config.json', 'adapter_config.json'] // without which a folder is no checkpoint
+const configs = ['config.json', 'adapter_config.json'] // without these, a folder is not a checkpoint
 const uuid = /^[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/
 const within = '.save-'
 const replaced = '.old'
 
 /**
- * Writes files so that a new folder is seen complete or not at all, and one that exists as the old checkpoint, as the new one or, after
- * a kill while the files were exchanged, as one that readers refuse. Files of the old checkpoint that the new one does not have go;
- * the user's own files stay.
+ * Writes files into a folder. A new folder appears completely or not at all. An existing one holds the old checkpoint, the new
+ * one or, if the process was killed during the exchange, a state that readers reject. Files of the old checkpoint that the new
+ * one does not have are removed. The user's own files stay.
  *
  * @param owner what is written: see {@link staleFiles}
- * @param fill writes the files into the folder it is given
- * @returns the names of the old files that went without a successor
- * @throws LoopLMError INVALID_FILE naming what could not be written; the folder is as it was then
+ * @param fill writes the files into the given folder
+ * @returns the names of the removed files
+ * @throws LoopLMError INVALID_FILE naming what could not be written; the folder is then unchanged
  */
 export async function writeFolder(
   folder: string,
@@ -49,7 +50,7 @@ export async function writeFolder(
   let lock: number | undefined
   let stale: string[] = []
   try {
-    // nothing is awaited before `fill`, so that it makes its first call before anyone else's next one
+    // nothing is awaited before `fill`, so that its first call runs before any later call of the caller
     if (statSync(target, { throwIfNoEntry: false }) !== undefined) temporary = inside
     mkdirSync(temporary, { recursive: true })
     lock = lockFolder(temporary)
@@ -64,12 +65,13 @@ export async function writeFolder(
   } catch (cause) {
     await removeUnlessReplacing(temporary).catch(() => {}) // the first error is the one to report
     if (!(cause instanceof LoopLMError)) throw fileError(cause, 'write', folder, operation)
-    const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target) // the folder of the caller, not the one that is gone
+    // names the caller's folder instead of the temporary one, which is gone
+    const message = cause.message.replace(`${operation}: `, '').replaceAll(temporary, target)
     throw new LoopLMError(cause.code, message, { operation, shapes: cause.shapes, cause })
   } finally {
     if (lock !== undefined) closeSync(lock)
   }
-  await removeLeft(target).catch(() => {}) // the new files are in place all the same
+  await removeLeft(target).catch(() => {}) // the new files are in place in any case
   return stale
 }
 
@@ -77,7 +79,7 @@ async function removeUnlessReplacing(temporary: string): Promise<void> {
   if (!(await exists(temporary + replaced))) await rm(temporary, { recursive: true, force: true })
 }
 
-/** Gives a folder its name; false where another save has made a folder of that name in between. */
+/** Renames the new folder. Returns false if another save has created a folder of that name in between. */
 async function takePlace(temporary: string, target: string): Promise<boolean> {
   try {
     await rename(temporary, target)
@@ -89,7 +91,7 @@ async function takePlace(temporary: string, target: string): Promise<boolean> {
   }
 }
 
-/** Moves the files of a folder to their places in another: all of them or, where one cannot be moved, none. Returns the stale ones. */
+/** Moves all files of a folder to another folder or, if one cannot be moved, none. Returns the stale files. */
 async function replaceFiles(from: string, target: string, owner: Owner): Promise<string[]> {
   const old = from + replaced
   const names = await readdir(from)
@@ -105,7 +107,7 @@ async function replaceFiles(from: string, target: string, owner: Owner): Promise
   }
   const clear = (name: string) => move(join(target, name), join(old, name)).catch(ignoreMissing)
   const place = (name: string) => move(join(from, name), join(target, name))
-  const lock = await waitForFolder(target) // two saves at a time would mix their files
+  const lock = await waitForFolder(target) // two concurrent saves would mix their files
   let stale: string[]
   try {
     await mkdir(old)
@@ -133,9 +135,9 @@ async function replaceFiles(from: string, target: string, owner: Owner): Promise
 }
 
 /**
- * What to do about a folder whose files a process was exchanging when it died.
+ * Advice about a folder whose writer died while it exchanged files.
  *
- * @returns undefined where that is not so
+ * @returns undefined if that did not happen
  */
 export async function interruptedSave(folder: string): Promise<string | undefined> {
   const names = await readdir(folder).catch(() => [])
@@ -145,7 +147,7 @@ export async function interruptedSave(folder: string): Promise<string | undefine
   return `saving a model into ${folder} was cut off half-way: save it again, or complete it by moving the files of ${fresh} into ${folder}`
 }
 
-/** Removes what saves of processes that have died left in a folder and beside it. */
+/** Removes what saves of dead processes left in a folder and next to it. */
 async function removeLeft(target: string): Promise<void> {
   const parent = dirname(target)
   const left = [
@@ -155,7 +157,7 @@ async function removeLeft(target: string): Promise<void> {
   for (const path of left) {
     const owner = path.endsWith(replaced) ? path.slice(0, -replaced.length) : path
     const lock = lockFolder(owner)
-    if (lock === undefined && (await exists(owner))) continue // its process lives
+    if (lock === undefined && (await exists(owner))) continue // its process is still running
     await rm(path, { recursive: true, force: true })
     if (lock !== undefined) closeSync(lock)
   }
@@ -165,19 +167,22 @@ function isLeft(name: string, prefix: string): boolean {
   return name.startsWith(prefix) && uuid.test(name.slice(prefix.length).replace(/\.old$/, ''))
 }
 
-/** The system's lock on a folder, which falls with this process; undefined where another has it, or nothing can be locked. */
+/**
+ * Takes the system's lock on a folder, which is released when this process ends. undefined if another process holds it, or if
+ * locks are not supported.
+ */
 function lockFolder(path: string): number | undefined {
   try {
     const { state, file } = openLock(path, 'r')
     if (state === 'locked') return file
     closeSync(file)
   } catch {
-    // it is not there, or cannot be read
+    // it does not exist, or cannot be read
   }
   return undefined
 }
 
-/** As {@link lockFolder}, once whoever has the lock gives it back. */
+/** Like {@link lockFolder}, but waits for the lock. */
 async function waitForFolder(path: string): Promise<number | undefined> {
   for (;;) {
     const { state, file } = openLock(path, 'r')

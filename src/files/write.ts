@@ -3,17 +3,17 @@ import { type FileHandle, open, readdir, rename, rm, stat } from 'node:fs/promis
 import { join } from 'node:path'
 import { fileError } from '../errors.js'
 
-/** JSON as looplm writes it into files for people. */
+/** The JSON format of files that people read. */
 export function jsonText(value: unknown): string {
   return `${JSON.stringify(value, null, 2)}\n`
 }
 
 /**
- * Writes a file so that nobody ever sees a part of it: not after a crash, and not when two write it at once.
+ * Writes a file atomically: no reader ever sees a part of it, even after a crash or if two processes write it at once.
  *
- * @param path in a folder that exists
- * @param content of the file, or what writes it
- * @throws LoopLMError INVALID_FILE naming the file; one of that name is as it was then
+ * @param path in an existing folder
+ * @param content of the file, or a function that writes it
+ * @throws LoopLMError INVALID_FILE naming the file; an existing file is then unchanged
  */
 export async function replaceFile(
   path: string,
@@ -37,9 +37,9 @@ export async function replaceFile(
 }
 
 /**
- * What the file system does, with its errors in words.
+ * Awaits an operation of the file system and converts its errors.
  *
- * @param action what is tried, for example `write`
+ * @param action what was attempted, for example `write`
  * @throws LoopLMError as {@link fileError}
  */
 export async function onDisk<Result>(action: string, path: string, done: Promise<Result>, operation?: string): Promise<Result> {
@@ -48,27 +48,27 @@ export async function onDisk<Result>(action: string, path: string, done: Promise
   })
 }
 
-/** Waits until a file, or a folder with all that is in it, is on the disk. */
+/** Waits until a file, or a folder with all its content, is on the disk. */
 export async function syncAll(path: string): Promise<void> {
   if ((await stat(path)).isDirectory()) for (const name of await readdir(path)) await syncAll(join(path, name))
   await sync(path)
 }
 
-/** Waits until a file, or the names in a folder, are on the disk. */
+/** Waits until a file, or the list of names in a folder, is on the disk. */
 export async function sync(path: string): Promise<void> {
   const file = await open(path, 'r')
   await file.sync().finally(() => file.close())
 }
 
-/** For what may not be there. */
+/** Ignores an error about a missing file. */
 export function ignoreMissing(error: { code?: string }): void {
   if (error.code !== 'ENOENT') throw error
 }
 
 /**
- * Whether there is a file or folder of that path.
+ * Whether a file or folder exists at that path.
  *
- * @throws LoopLMError INVALID_FILE where that cannot be seen
+ * @throws LoopLMError INVALID_FILE if that cannot be determined
  */
 export async function exists(path: string, operation?: string): Promise<boolean> {
   return stat(path).then(

@@ -1,4 +1,6 @@
-/** Formats of strings that are certain to be valid, as regular expressions. The day of a date is one that its month always has. */
+/**
+ * Regular expressions for string formats. They only match valid strings: the day of a date is one that its month always has.
+ */
 const day = '(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\\d|30)|02-(?:0[1-9]|1\\d|2[0-8]))'
 const date = `(?:1[6-9]|2\\d)\\d\\d-${day}`
 const time = '(?:[01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(?:\\.\\d{1,6})?(?:Z|[+-](?:0\\d|1[0-3]):[0-5]\\d)'

@@ -4,7 +4,7 @@ import { jsonSchemaToEbnf } from './json-schema.js'
 import { regexToEbnf } from './regex.js'
 
 /**
- * What a generated text must be, one of three.
+ * A constraint on generated text. Set exactly one of the three fields.
  *
  * @example
  * ```ts
@@ -16,18 +16,18 @@ import { regexToEbnf } from './regex.js'
  * ```
  */
 export interface Grammar {
-  /** JSON that a schema allows, in one line. `true` is any JSON value. */
+  /** A JSON Schema. The text is JSON in one line that the schema allows. `true` allows any JSON value. */
   jsonSchema?: object | boolean
-  /** Regular expression that the whole text must match. */
+  /** A regular expression that the whole text must match. */
   regex?: string
-  /** Rules in EBNF as xgrammar reads it; the first one that counts is called root. */
+  /** Rules in xgrammar's EBNF. The text must match the first rule named root. */
   ebnf?: string
 }
 
 const fields: Keys<Grammar> = { jsonSchema: true, regex: true, ebnf: true }
 
 /**
- * A grammar as rules.
+ * Converts a grammar to rules.
  *
  * @throws LoopLMError INVALID_ARGUMENT naming the field and what is wrong with it
  */

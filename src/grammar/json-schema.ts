@@ -1,4 +1,4 @@
-// JSON Schema as EBNF. What an answer may be is what is certainly valid: a keyword that the grammar cannot keep is refused by name.
+// Converts JSON Schema to EBNF. The result only matches valid JSON: unsupported keywords are rejected by name.
 import { LoopLMError } from '../errors.js'
 import { formats } from './formats.js'
 import { rangeText } from './number-ranges.js'
@@ -10,7 +10,7 @@ type Fields = Readonly<Record<string, unknown>>
 const types = ['null', 'boolean', 'integer', 'number', 'string', 'array', 'object'] as const
 type Type = (typeof types)[number]
 
-/** Keywords of one type each. A schema without a type means those types of which it has keywords, or any value when it has none. */
+/** The keywords of each type. A schema without a type allows the types of its keywords, or any value if it has no keywords. */
 const keywordsOf: Readonly<Record<Type, readonly string[]>> = {
   null: [],
   boolean: [],
@@ -20,7 +20,7 @@ const keywordsOf: Readonly<Record<Type, readonly string[]>> = {
   array: ['items', 'prefixItems', 'minItems', 'maxItems'],
   object: ['properties', 'required', 'additionalProperties', 'minProperties', 'maxProperties', 'propertyNames'],
 }
-/** Longer strings are repetitions, whose masks take some 30 ms. */
+/** Longer strings use repetitions, whose token masks take about 30 ms. */
 const longestChain = 256
 
 const annotations = [
@@ -39,7 +39,10 @@ const known = new Set([
   ...Object.values(keywordsOf).flat(),
 ])
 
-/** Rules that every JSON grammar may use. Between tokens at most one space is written: white space without end is no answer. */
+/**
+ * Rules that every JSON grammar may use. At most one space may stand between tokens, because unlimited white space could go on
+ * forever.
+ */
 const jsonRules: readonly (readonly [string, string])[] = [
   ['space', '" "?'],
   ['comma', '"," space'],
@@ -68,7 +71,7 @@ const escapes: readonly (readonly [number, string])[] = [
   ] as const), // prettier-ignore
 ]
 
-/** One character of a JSON string: itself, or its shortest escape. */
+/** Writes one character of a JSON string: itself, or its shortest escape. */
 const writeJson: WriteClass = (ranges) => {
   const parts: string[] = []
   const plain = intersection(ranges, plainCharacters)
@@ -88,8 +91,8 @@ const anyCharacter: readonly Range[] = [
 ]
 
 /**
- * A grammar of the JSON texts that a schema allows. Objects have the properties that the schema names, in its order, and no others;
- * without `properties` they have any keys.
+ * A grammar of the JSON texts that a schema allows. Objects have the properties that the schema names, in this order, and no
+ * others. Without `properties` they may have any keys.
  *
  * @throws LoopLMError INVALID_ARGUMENT naming the place in the schema and the keyword
  */
@@ -98,9 +101,9 @@ export function jsonSchemaToEbnf(schema: unknown): string {
   return [`root ::= ${start}`, ...rules, ...sharedRules].join('\n')
 }
 
-/** Rules of a schema, for a grammar that has {@link sharedRules} too. */
+/** The rules of a schema, for a grammar that also contains {@link sharedRules}. */
 export interface SchemaRules {
-  /** An expression that is the JSON. */
+  /** An expression that matches the JSON. */
   start: string
   rules: readonly string[]
 }
@@ -115,10 +118,12 @@ export function schemaRules(schema: unknown, prefix: string): SchemaRules {
   return new SchemaWriter(schema, prefix).rules()
 }
 
-/** One character more of a JSON string, and what comes behind it. A chain of rules makes masks many times faster than a repetition. */
+/**
+ * One more character of a JSON string, and what follows it. A chain of rules makes masks many times faster than a repetition.
+ */
 const oneMore = (next: string) => `plain ${next} | escape ${next} | wide ${next}`
 
-/** What every grammar of JSON has once. */
+/** Rules that every JSON grammar contains once. */
 export const sharedRules: readonly string[] = [
   `plain ::= ${classText(intersection(plainCharacters, [[0, 0x7f]]))}`,
   'escape ::= "\\\\" (["\\\\bfnrt] | "u00" [01] [0-9a-f])',
@@ -132,7 +137,7 @@ export const sharedRules: readonly string[] = [
 class SchemaWriter {
   readonly #root: unknown
   readonly #rules: string[] = []
-  readonly #referenced = new Map<string, string>() // rules by the reference that they stand for
+  readonly #referenced = new Map<string, string>() // rule names by the reference that they implement
   readonly #chains = new Set<string>()
   #count = 0
 
@@ -241,7 +246,7 @@ class SchemaWriter {
     return this.#rule(branches.map((branch, i) => this.#schema(branch, `${at}/${keyword}/${i}`)).join(' | '))
   }
 
-  /** Whether no value fits two of the schemas: by their types, their constants, or a constant property of objects. */
+  /** Whether no value matches two of the schemas, by their types, their constants, or a constant property of objects. */
   #apart(branches: readonly unknown[]): boolean {
     const kinds = branches.map((branch) => this.#kinds(branch))
     return kinds.every((own, i) => own !== undefined && kinds.slice(0, i).every((other) => other && disjoint(own, other)))
@@ -328,7 +333,7 @@ class SchemaWriter {
     return `"\\"" ${this.#rest(least, most)}`
   }
 
-  /** A rule for so many characters more, and the end; strings of equal rest share it. */
+  /** The rule for at least `least` and at most `most` more characters and the end. Strings with an equal rest share it. */
   #rest(least: number, most: number | undefined): string {
     if (most === 0) return '"\\""'
     if (least === 0 && most === undefined) return 'rest'
@@ -351,7 +356,7 @@ class SchemaWriter {
     const item = none ? undefined : this.#schema(schema.items ?? true, `${at}/items`)
     if (item === undefined && least > firsts.length)
       this.#refuse(`${at}/minItems`, `is more than the ${firsts.length} items that it may have`)
-    // What may follow the first n items, from the end on.
+    // What may follow the first n items, built from the end.
     const tail = (n: number) => (n === 0 ? item! : `comma ${item}`)
     let rest =
       item === undefined
@@ -394,10 +399,10 @@ class SchemaWriter {
     return `"{" ${this.#members(members, isRequired)} "}"`
   }
 
-  /** Members in order, some of them optional: one rule for members after a comma, one for the first member. */
+  /** Members in order, some of them optional. Builds one rule for members after a comma and one for the first member. */
   #members(members: readonly string[], required: readonly boolean[]): string {
-    let after = '""' // what follows once a member was written
-    let first = '""' // what follows while no member was written
+    let after = '""' // what follows after a member was written
+    let first = '""' // what follows if no member was written yet
     for (let i = members.length - 1; i >= 0; i--) {
       const [own, later] = [members[i]!, after]
       const start = required[i] ? `${own} ${later}` : `(${own} ${later} | ${first})`
@@ -445,7 +450,7 @@ function decimalPlaces(value: number): number {
   return Math.max(0, (mantissa!.split('.')[1]?.length ?? 0) - Number(exponent))
 }
 
-/** The least number of so many decimals that is more than a bound. */
+/** The smallest multiple of `step` above a bound, with this many decimals. */
 function nextStep(bound: number, decimals: number, step: number): number {
   const scaled = Math.floor(Number((bound / step).toFixed(6))) + 1
   return Number((scaled * step).toFixed(decimals))

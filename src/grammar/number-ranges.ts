@@ -1,6 +1,6 @@
-// Decimal numbers between two bounds, as EBNF: digit by digit, from texts of equal length.
+// Decimal numbers between two bounds as EBNF. Numbers of equal length are compared digit by digit.
 
-/** Bounds of a number; absent: about 10^15, what a double holds exactly. */
+/** Bounds of a number. If absent, about 10^15, up to which doubles are exact. */
 export interface Bounds {
   minimum?: number
   maximum?: number
@@ -9,9 +9,9 @@ export interface Bounds {
 const most = 10n ** 15n - 1n
 
 /**
- * An expression that matches the integers n with minimum <= n / 10^decimals <= maximum, written with so many decimals.
+ * An expression for the integers n with minimum <= n / 10^decimals <= maximum, written with this many decimals.
  *
- * @returns undefined when there is none
+ * @returns undefined if there are none
  */
 export function rangeText({ minimum, maximum }: Bounds, decimals: number): string | undefined {
   const scaled = (bound: number, up: boolean) => scale(bound, decimals, up)
@@ -25,7 +25,7 @@ export function rangeText({ minimum, maximum }: Bounds, decimals: number): strin
   return alternatives.length === 0 ? undefined : `(${alternatives.join(' | ')})`
 }
 
-/** bound · 10^decimals, rounded up or down; exact, from the shortest decimal text of the bound. */
+/** bound · 10^decimals, rounded up or down. Exact, computed from the shortest decimal form of the bound. */
 function scale(bound: number, decimals: number, up: boolean): bigint {
   const [mantissa, exponent = '0'] = Math.abs(bound).toString().split('e')
   const [whole, fraction = ''] = mantissa!.split('.')
@@ -38,7 +38,7 @@ function scale(bound: number, decimals: number, up: boolean): bigint {
   return up && digits % divisor !== 0n ? floor + 1n : floor
 }
 
-/** Of natural numbers from low to high, by their number of digits. */
+/** Expressions for the natural numbers from low to high, one per number of digits. */
 function magnitudes(low: bigint, high: bigint, decimals: number): string[] {
   const out: string[] = []
   for (let width = decimals + 1; ; width++) {
@@ -54,7 +54,7 @@ function magnitudes(low: bigint, high: bigint, decimals: number): string[] {
 
 const digit = (from: string, to: string) => (from === to ? `"${from}"` : `[${from}-${to}]`)
 
-/** point: digits before the decimal point. */
+/** Numbers with the same number of digits. `point`: digits before the decimal point. */
 function sameWidth(low: string, high: string, point: number): string {
   if (low === '') return '""'
   const dot = (rest: string) => (point === 1 && low.length > 1 ? `"." ${rest}` : rest)
@@ -73,7 +73,7 @@ function sameWidth(low: string, high: string, point: number): string {
   return `(${parts.join(' | ')})`
 }
 
-/** Any digits, with the point where it belongs. */
+/** Any digits, with the decimal point at its place. */
 function free(count: number, point: number): string {
   if (count === 0) return ''
   const digits = (n: number) => (n === 0 ? '' : ` [0-9]{${n}}`)

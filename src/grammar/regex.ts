@@ -1,17 +1,17 @@
-// Regular expressions as EBNF. Every class is written as ranges of characters that UTF-8 can write: what an engine makes of a negated
-// class may hold bytes that are no text.
+// Converts regular expressions to EBNF. Every class becomes ranges of characters that UTF-8 can encode, because engines may let
+// a negated class match bytes that are not valid text.
 import { LoopLMError } from '../errors.js'
 
 /** Characters from `first` to `last`, as code points. */
 export type Range = readonly [first: number, last: number]
 
-/** All that text may hold: Unicode without surrogates. */
+/** All characters of text: Unicode without surrogates. */
 export const everything: readonly Range[] = [
   [0, 0xd7ff],
   [0xe000, 0x10ffff],
 ]
 
-/** Writes one of some characters as it stands in the text that the grammar describes, for example with JSON's escapes. */
+/** Writes a set of characters in the form of the described text, for example with JSON's escapes. */
 export type WriteClass = (ranges: readonly Range[]) => string
 
 const digits: Range[] = [[0x30, 0x39]]
@@ -31,12 +31,12 @@ const lineEnds: Range[] = [
 ]
 const controls: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, '0': 0 }
 
-/** The last code points that UTF-8 writes with 1 to 4 bytes. */
+/** The last code points that UTF-8 encodes in 1 to 4 bytes. */
 const utf8Ends = [0x7f, 0x7ff, 0xffff, 0x10ffff]
 
 /**
- * One of some characters, in EBNF: a class of ASCII, and beside it the bytes of UTF-8 of all others. Classes of characters above U+00FF do
- * not mean what they say in the grammar library (0.1.27), classes of bytes do.
+ * One of some characters, in EBNF: a class for ASCII, and the UTF-8 bytes of all others. In the grammar library (0.1.27),
+ * classes of characters above U+00FF are wrong, but classes of bytes work.
  */
 export function classText(ranges: readonly Range[]): string {
   const ascii = intersection(ranges, [[0, 0x7f]])
@@ -49,7 +49,7 @@ export function classText(ranges: readonly Range[]): string {
   return parts.length === 1 ? parts[0]! : `(${parts.join(' | ')})`
 }
 
-/** The library takes a class of one byte for a character; a byte that stands twice stays one. */
+/** The library reads a class of one byte as a character. Writing the byte twice keeps it a byte. */
 function byteClass(ranges: readonly Range[]): string {
   const one = (byte: number) => `\\x${byte.toString(16).padStart(2, '0')}`
   const text = ([first, last]: Range) =>
@@ -59,7 +59,7 @@ function byteClass(ranges: readonly Range[]): string {
 
 const utf8 = (code: number): number[] => [...new TextEncoder().encode(String.fromCodePoint(code))]
 
-/** The sequences of bytes from one to another of the same length, as rows of ranges. */
+/** The byte sequences from one to another of the same length, as lists of ranges. */
 function byteRanges(first: readonly number[], last: readonly number[]): Range[][] {
   let [low, high] = [first[0]!, last[0]!]
   if (first.length === 1) return [[[low, high]]]
@@ -77,7 +77,7 @@ function byteRanges(first: readonly number[], last: readonly number[]): Range[][
   return [...out, ...end]
 }
 
-/** A string of EBNF. */
+/** A string literal in EBNF. */
 export function literalText(text: string): string {
   const characters = Array.from(text, (character) =>
     /[\w ,.:;{}()=+*/<>-]/.test(character) ? character : `\\U${character.codePointAt(0)!.toString(16).padStart(8, '0')}`,
@@ -85,7 +85,7 @@ export function literalText(text: string): string {
   return `"${characters.join('')}"`
 }
 
-/** What is not in some ranges. */
+/** The characters that are not in some ranges. */
 export function complement(ranges: readonly Range[]): Range[] {
   const out: Range[] = []
   for (const [low, high] of everything) {
@@ -100,7 +100,7 @@ export function complement(ranges: readonly Range[]): Range[] {
   return out
 }
 
-/** What is in both. */
+/** The characters that are in both. */
 export function intersection(a: readonly Range[], b: readonly Range[]): Range[] {
   const both = a.flatMap((x) => b.map((y): Range => [Math.max(x[0], y[0]), Math.min(x[1], y[1])]))
   return merged(both.filter(([first, last]) => first <= last))
@@ -117,11 +117,12 @@ function merged(ranges: readonly Range[]): Range[] {
 }
 
 /**
- * A regular expression as an expression of EBNF that matches whole texts.
+ * Converts a regular expression to an EBNF expression that matches whole texts.
  *
- * @param write how a class is written; default as it is
- * @param search whether the pattern may begin and end anywhere, as in JSON Schema; default false: it matches the whole text
- * @throws LoopLMError UNSUPPORTED naming what the expression has and where
+ * @param write how a class is written; by default unchanged
+ * @param search whether the pattern may match anywhere in the text, as in JSON Schema; defaults to false: it matches the whole
+ *   text
+ * @throws LoopLMError UNSUPPORTED naming the unsupported part and its position
  */
 export function regexToEbnf(pattern: string, write: WriteClass = classText, search = false): string {
   return new RegexReader(pattern, write, search).whole()
@@ -168,7 +169,7 @@ class RegexReader {
     throw new LoopLMError('INVALID_ARGUMENT', `${message}, which grammars do not support`, { operation: 'grammar' })
   }
 
-  /** outer: of the whole pattern, where ^ and $ may stand. */
+  /** `outer`: at the top level of the pattern, where ^ and $ are allowed. */
   #alternatives(outer: boolean): string {
     const all: string[] = []
     do {
@@ -195,7 +196,7 @@ class RegexReader {
     if (count === undefined) return atom
     if (['?', '+', '*', '{'].includes(this.#next ?? '')) {
       if (!this.#take('?')) this.#refuse('two quantifiers')
-    } // lazy: the same texts
+    } // a lazy quantifier matches the same texts
     return `(${atom})${count}`
   }
 

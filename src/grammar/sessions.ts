@@ -1,30 +1,31 @@
-// Grammars under way: one thread for all of them, and one in which new ones are tried, since the library ends where a grammar is wrong.
+// Active grammars. One thread runs all of them. New grammars are first tried in another thread, because the library aborts on
+// an invalid grammar.
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import { byteCharacters, characterOfByte } from '../tokenizer/byte-characters.js'
 import { GrammarThread } from './thread.js'
 
-/** What a row may draw next. */
+/** The tokens that a row may draw next. */
 export interface NextTokens {
-  /** Bit v % 32 of word v / 32: token v may come. */
+  /** Bit v % 32 of word v / 32: whether token v is allowed. */
   allowed: Int32Array
-  /** The text may end here. */
+  /** Whether the text may end here. */
   mayEnd: boolean
-  /** Some token may come. */
+  /** Whether any token is allowed. */
   any: boolean
 }
 
-/** A text that grows by tokens, as a grammar allows. */
+/** A text that grows by tokens under a grammar. */
 export interface GrammarSession {
-  /** What may come behind a token, or at the start. */
+  /** The tokens that may follow `token`, or that may come at the start. */
   next(token?: number): Promise<NextTokens>
   close(): void
 }
 
-const mostGrammars = 64 // compiled and kept
-const mostCharacters = 1_000_000 // of a grammar
-const longestTrial = 20_000 // milliseconds
-const bytes = 0 // the number of the vocabulary in which grammars are tried
+const mostGrammars = 64 // how many compiled grammars are kept
+const mostCharacters = 1_000_000 // limit for the length of a grammar
+const longestTrial = 20_000 // in milliseconds
+const bytes = 0 // the number of the vocabulary with which grammars are tried
 
 let thread: Sessions | undefined
 let trials: GrammarThread | undefined
@@ -32,8 +33,8 @@ let trials: GrammarThread | undefined
 /**
  * Begins a text.
  *
- * @param vocabulary tokens of the model; those that the tokenizer lacks never come
- * @param ebnf its first rule is called root
+ * @param vocabulary number of tokens of the model; those that the tokenizer lacks are never allowed
+ * @param ebnf the grammar; its start rule is root
  * @throws LoopLMError INVALID_ARGUMENT with what is wrong with the grammar
  */
 export async function beginGrammar(tokenizer: Tokenizer, vocabulary: number, ebnf: string): Promise<GrammarSession> {
@@ -94,7 +95,7 @@ class Sessions {
     return vocabulary
   }
 
-  /** The latest grammars stay. */
+  /** Compiles a grammar. The most recently used ones are kept. */
   #compile(vocabulary: number, ebnf: string): Promise<number> {
     const key = `${vocabulary} ${ebnf}`
     const known = this.#grammars.get(key)
@@ -117,7 +118,7 @@ class Sessions {
     return grammar
   }
 
-  /** Moves of one turn of the event loop travel together. */
+  /** Moves of the same tick are sent together. */
   #move(move: [number, number, number]): Promise<Int32Array> {
     return new Promise((resolve, reject) => {
       this.#queue.push({ move, resolve, reject })
@@ -143,7 +144,9 @@ class Sessions {
 
 let trial: Promise<void> = Promise.resolve()
 
-/** A grammar that is wrong, or that takes too long, ends the thread in which it is tried, and no other. One after another. */
+/**
+ * Tries a grammar in a separate thread, which ends if the grammar is invalid or takes too long. One grammar is tried at a time.
+ */
 function tryGrammar(ebnf: string): Promise<void> {
   const tried = trial.then(() => tryNow(ebnf))
   trial = tried.catch(() => {})
@@ -170,7 +173,7 @@ async function tryNow(ebnf: string): Promise<void> {
   }
 }
 
-/** mask: with a bit for the end behind those of the tokens. */
+/** `mask` has one bit per token, followed by one for the end. */
 function readMask(mask: Int32Array, size: number): NextTokens {
   const allowed = mask.slice(0, Math.ceil(size / 32))
   const mayEnd = ((mask[size >> 5]! >>> (size & 31)) & 1) === 1

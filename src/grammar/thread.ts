@@ -2,15 +2,15 @@ import { Worker } from 'node:worker_threads'
 import { LoopLMError } from '../errors.js'
 import type { GrammarAnswer, GrammarCall } from './worker.js'
 
-/** Tests run the sources, which a thread cannot: it gets the compiled file. */
+/** Tests run the TypeScript sources, but a worker thread needs the compiled file. */
 const compiled = import.meta.url.endsWith('.ts') ? '../../dist/src/grammar/' : './'
 
-/** A thread with the grammar library. It keeps the process alive only while it owes an answer. */
+/** A thread that runs the grammar library. It keeps the process alive only while a call is pending. */
 export class GrammarThread {
   readonly #worker = new Worker(new URL(`${compiled}worker.js`, import.meta.url), { stdout: false, stderr: false })
   readonly #waiting = new Map<number, { resolve(masks: Int32Array | undefined): void; reject(error: Error): void }>()
   #next = 0
-  /** Why no more calls can be made. */
+  /** The error after which no more calls are possible. */
   broken: Error | undefined
 
   constructor() {

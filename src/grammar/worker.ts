@@ -1,5 +1,6 @@
 /*
- * A thread that keeps grammars: compiling one holds a processor for some tenths of a second, and a fault of the library ends it.
+ * The worker thread that runs grammars: compiling one blocks a CPU for some tenths of a second, and a fault of the library ends
+ * the thread.
  */
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -8,21 +9,23 @@ import { compileFunction, constants } from 'node:vm'
 import { parentPort } from 'node:worker_threads'
 import { errorMessage } from '../errors.js'
 
-/** What the thread is asked; numbers are the caller's. */
+/** A call of the thread. The caller chooses the numbers. */
 export type GrammarCall =
-  /** tokens: by id, in the characters of a byte-level vocabulary, '' where there is none; behind them comes the end. */
+  /** `tokens`: by id, in the characters of a byte-level vocabulary, '' for unused ids. The end token follows them. */
   | { kind: 'vocabulary'; vocabulary: number; tokens: readonly string[] }
   | { kind: 'compile'; vocabulary: number; grammar: number; ebnf: string }
   | { kind: 'forget'; grammar: number }
-  /** moves: per row its session, its grammar where it begins (else -1), and the token that it took (else -1). */
+  /** `moves`: per row its session, its grammar if it begins (else -1), and the token that it drew (else -1). */
   | { kind: 'masks'; moves: Int32Array; closed: readonly number[] }
 
 export type GrammarRequest = GrammarCall & { id: number }
 
-/** masks: per move the tokens that may come next, bit v % 32 of word v / 32, the end behind the last. */
+/**
+ * `masks`: per move the tokens that may come next, bit v % 32 of word v / 32. The bit of the end follows those of the tokens.
+ */
 export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; problem: string; fatal: boolean }
 
-/** What is used of @mlc-ai/web-xgrammar. */
+/** The functions of @mlc-ai/web-xgrammar that are used. */
 interface Library {
   TokenizerInfo: {
     createTokenizerInfo(tokens: string[], type: string, space: boolean, size: number, stops: number[]): Promise<object>
@@ -42,9 +45,9 @@ interface GrammarMatcher {
   dispose(): void
 }
 
-/** The package is CommonJS in a package that says it is not. */
+/** Loads the package, which is CommonJS although its package.json says otherwise. */
 function load(log: (line: string) => void): Library {
-  process.removeAllListeners('warning') // of this thread: the loader for `import` inside is called experimental
+  process.removeAllListeners('warning') // in this thread: the loader warns that it is experimental
   const require = createRequire(import.meta.url)
   const filename = require.resolve('@mlc-ai/web-xgrammar')
   const module = { exports: {} as Library }
@@ -64,7 +67,7 @@ const compilers = new Map<number, GrammarCompiler>()
 const grammars = new Map<number, CompiledGrammar>()
 const sessions = new Map<number, GrammarMatcher>()
 
-let turn: Promise<void> = Promise.resolve() // one request after another
+let turn: Promise<void> = Promise.resolve() // requests are handled one after the other
 parentPort!.on('message', (request: GrammarRequest) => {
   turn = turn.then(async () => {
     const answer = await answerTo(request)

@@ -308,8 +308,8 @@ export class LoopLM {
   /**
    * Accumulates the gradient of any loss L of the log-probabilities, given ∂L/∂ℓ. Score first, differentiate your loss,
    * then pass its coefficients. The sequences, temperature and loops are those of the last {@link LoopLM.score}. If several
-   * calls of it ran at the same time, use {@link ScoredSequences.backward}. Gradients accumulate until {@link
-   * LoopLM.zeroGradients} or an optimizer's step.
+   * calls of it ran at the same time, use {@link ScoredSequences.backward}. Gradients accumulate until
+   * {@link LoopLM.zeroGradients} or an optimizer's step.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)

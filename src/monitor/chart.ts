@@ -1,33 +1,33 @@
 /** One curve of a {@link lineChart}. */
 export interface Series {
   name: string
-  /** Points in ascending order of x. Points that are not finite break the line. */
+  /** Points in ascending order of x. Points that are not finite interrupt the line. */
   points: readonly (readonly [x: number, y: number])[]
-  /** One per point, low and high: drawn as a bar with a dot at the point. */
+  /** One interval per point, low and high. It is drawn as a bar with a dot at the point. */
   intervals?: readonly (readonly [low: number, high: number])[]
 }
 
-/** One panel: axes with their curves. */
+/** One panel: axes and their curves. */
 export interface Panel {
   title: string
   xLabel: string
   yLabel: string
   series: readonly Series[]
-  /** Range of y; default that of the points and intervals. */
+  /** Range of the y axis. Defaults to that of the points and intervals. */
   yRange?: readonly [number, number]
-  /** Where the x axis has labels; default round numbers. */
+  /** Positions of the labels on the x axis. Defaults to round numbers. */
   xTicks?: readonly number[]
-  /** Widens the range of x on both sides by this much; default 0. */
+  /** Extends the x axis on both sides by this much. Defaults to 0. */
   xPadding?: number
 }
 
 /** A chart of one or more panels side by side. */
 export interface ChartOptions {
   title: string
-  /** What the chart says, for readers who cannot see it. */
+  /** What the chart shows, for readers who cannot see it. */
   description: string
   panels: readonly Panel[]
-  /** Size of a panel in pixels; default 460 × 300. */
+  /** Size of a panel in pixels. Defaults to 460 × 300. */
   panelWidth?: number
   panelHeight?: number
 }
@@ -35,9 +35,9 @@ export interface ChartOptions {
 const margin = { left: 56, right: 16, top: 56, bottom: 48 }
 const legendHeight = 18
 
-/** Colours that stay apart for colour-blind readers (Okabe and Ito, 2008), on light ground. */
+/** Colours that colour-blind readers can distinguish (Okabe and Ito, 2008), on a light background. */
 export const palette = ['#0072b2', '#d55e00', '#009e73', '#aa4499', '#b07c00', '#56606a']
-/** The same, on dark ground. */
+/** The same, on a dark background. */
 export const darkPalette = ['#56b4e9', '#ff9a4d', '#3ddc97', '#f08fd0', '#f0e442', '#b8c0c8']
 
 const style = (colours: readonly string[], ink: string, faint: string, paper: string) =>
@@ -47,8 +47,8 @@ const style = (colours: readonly string[], ink: string, faint: string, paper: st
   ].join('')
 
 /**
- * Draws line charts as one self-contained SVG: axes with round ticks, a legend, light and dark colours by the reader's setting, and a
- * title and description for screen readers.
+ * Draws line charts as one self-contained SVG: axes with round ticks, a legend, light and dark colours by the reader's setting,
+ * and a title and description for screen readers.
  *
  * @returns the text of an SVG file
  *
@@ -81,7 +81,7 @@ export function lineChart(options: ChartOptions): string {
 /**
  * Round numbers that span a range: multiples of 1, 2 or 5 times a power of ten.
  *
- * @param count about how many
+ * @param count approximate number of ticks
  */
 export function ticks(low: number, high: number, count: number): number[] {
   const rough = (high - low) / count
@@ -139,7 +139,7 @@ function curve(series: Series, colour: number, x: (value: number) => number, y: 
   return `<path class="curve line${colour}" d="${path}"/>`
 }
 
-/** Intervals with their points. */
+/** Draws intervals with their points. */
 function bars(series: Series, colour: number, x: (value: number) => number, y: (value: number) => number): string[] {
   return (series.intervals ?? []).flatMap(([low, high], i) => {
     const [px, py] = series.points[i]!
@@ -148,7 +148,7 @@ function bars(series: Series, colour: number, x: (value: number) => number, y: (
   })
 }
 
-/** Smallest and largest value; a range without width gets one. */
+/** Smallest and largest value. If they are equal, the range is widened. */
 function range(values: readonly number[]): [number, number] {
   if (values.length === 0) return [0, 1]
   const low = values.reduce((a, b) => Math.min(a, b))

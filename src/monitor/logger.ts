@@ -2,49 +2,51 @@
 export interface LoggedRun {
   /** The last part of `runDir`, or the trainer's name. */
   name: string
-  /** The run folder; undefined without `runDir`. */
+  /** The run folder. undefined without `runDir`. */
   folder: string | undefined
-  /** Steps made before; -1: the run begins. Whatever a logger holds of later steps belongs to a course that was abandoned. */
+  /**
+   * The step that the run resumes from; -1 if it is new. A logger's records of later steps belong to an abandoned continuation.
+   */
   step: number
-  /** What is trained, where and on what. */
+  /** Facts about the model, the device and the data. */
   facts: RunFacts
-  /** Tells the user something that does not end the run. */
+  /** Warns the user without ending the run. */
   warn(message: string): void
 }
 
-/** What is trained, where and on what. */
+/** Facts about the model, the device and the data. */
 export interface RunFacts {
-  /** Numbers in the model, and those that are trained. */
+  /** Number of parameters of the model. */
   parameters: number
-  /** Numbers that are trained. */
+  /** Number of trained parameters. */
   trained: number
-  /** Where the model lies. */
+  /** The device that holds the model. */
   device: string
   /** The dtype of its weights. */
   dtype: string
-  /** Loops of the model. */
+  /** Number of loops of the model. */
   loops: number
-  /** The data in words, for example `a dataset of 7473 rows`. */
+  /** A description of the data, for example `a dataset of 7473 rows`. */
   data: string
-  /** Rows of a dataset. */
+  /** Number of rows of a dataset. */
   rows?: number | undefined
 }
 
-/** A completion as loggers get it. */
+/** A completion, as loggers get it. */
 export interface LoggedCompletion {
-  /** A text, or the messages of a conversation. */
+  /** A string, or the messages of a conversation. */
   prompt: unknown
   /** What the model wrote. */
   completion: string
-  /** The column `answer` of the problem. */
+  /** The problem's column `answer`. */
   answer?: unknown
-  /** Weighted sum of the rewards; null when all were null. */
+  /** Weighted sum of the rewards. null if all were null. */
   reward: number | null
-  /** Scores by reward, before weighting. */
+  /** Rewards by reward function, before weighting. */
   rewards: Readonly<Record<string, number | null>>
 }
 
-/** Something that happened to a run and is no metric. */
+/** An event of a run that is not a metric. */
 export interface RunNote {
   /** The kind of note. */
   type: 'warning'
@@ -52,17 +54,18 @@ export interface RunNote {
   message: string
 }
 
-/** How a run ended: by itself, by its signal or a loop that was left, or with an error. */
+/** How a run ended: normally, by its signal or by leaving the loop over its events, or with an error. */
 export interface RunOutcome {
   /** How it ended. */
   status: 'finished' | 'aborted' | 'failed'
-  /** Only when it failed. */
+  /** Only set if it failed. */
   error?: unknown
 }
 
 /**
- * Receives what a run measures. Every method may return a promise, which is awaited. An error of `start`, `log`, `completions`, `note` or `flush`
- * ends the run, with the logger named; one of `finish` is a warning. A logger that depends on a network should catch its own errors.
+ * Receives the measurements of a run. If a method returns a promise, the run awaits it. If `start`, `log`, `completions`,
+ * `note` or `flush` throws, the run fails with an error that names the logger. If `finish` throws, it is a warning. A logger
+ * that depends on a network should catch its own errors.
  *
  * @example
  * ```ts
@@ -73,7 +76,7 @@ export interface RunOutcome {
  * ```
  */
 export interface Logger {
-  /** How errors name it; default its place in the list. */
+  /** The name in errors. Defaults to its position in the list. */
   readonly name?: string
   /**
    * Called before the first step.
@@ -81,14 +84,14 @@ export interface Logger {
    * @param config as in a configuration file: `trainer`, and `options` with all defaults filled in
    */
   start?(config: Readonly<Record<string, unknown>>, run: LoggedRun): unknown
-  /** Called after every step (`kind` is `step`) and every evaluation (`eval`). Names of metrics are those of docs/metrics.md. */
+  /** Called after every step (`kind` is `step`) and every evaluation (`eval`). docs/metrics.md lists the names of metrics. */
   log(step: number, metrics: Readonly<Record<string, number>>, kind: 'step' | 'eval'): unknown
   /** Called with `logCompletions` completions of every step that sampled some. */
   completions?(step: number, rows: readonly LoggedCompletion[]): unknown
   /** Called for every warning. */
   note?(step: number, note: RunNote): unknown
-  /** Called before a checkpoint is written: what was logged until then must not be lost. */
+  /** Called before a checkpoint is written. Everything logged so far must then be stored safely. */
   flush?(): unknown
-  /** Called once, however the run ends. */
+  /** Called once at the end of the run, also if it fails. */
   finish?(outcome: RunOutcome): unknown
 }

@@ -1,17 +1,17 @@
 /*
- * What every metric is: the report's charts and docs/metrics.md are both made from this list, and a test holds it against what the
- * trainers write. `<t>` stands for a loop, counted from 1, `<name>` for a reward or a task, and `<k>` for a number of samples.
+ * The definition of every metric. The report's charts and docs/metrics.md are generated from this list, and a test compares it
+ * with what the trainers write. `<t>` is a loop, counted from 1, `<name>` a reward or a task, and `<k>` a number of samples.
  */
 
 /** One metric, or one per loop or reward. */
 export interface MetricDoc {
   name: string
-  /** Empty for a pure number. */
+  /** Empty if the metric has no unit. */
   unit: string
   description: string
 }
 
-/** Metrics that are looked at together. */
+/** Metrics that belong together. */
 export interface MetricGroup {
   title: string
   charts: readonly { title: string; metrics: readonly MetricDoc[] }[]
@@ -356,7 +356,7 @@ export const metricGroups: readonly MetricGroup[] = [
   },
 ]
 
-/** What stands in a name for `<t>` and `<name>` of a documented one; undefined when the name is another metric. */
+/** The values of `<t>` and `<name>` if a metric's name matches a documented one. undefined if it is another metric. */
 export function matchMetric(documented: string, name: string): { loop?: number; name?: string } | undefined {
   const literal = documented.replaceAll(/[.*+?^${}()|[\]\\]/g, '\\$&')
   const pattern = literal.replace('<t>', '(?<loop>[1-9]\\d*)').replace('<name>', '(?<name>.+)').replace('<k>', '(?:[1-9]\\d*)')

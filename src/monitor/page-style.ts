@@ -1,12 +1,12 @@
 import { darkPalette, palette } from './chart.js'
 
-/** Colours of curves, on light ground and on dark: two more than a figure has, so that eight runs can be compared. */
+/** Colours of curves on a light and on a dark background: two more than figures use, so that eight runs can be compared. */
 export const lightColours = [...palette, '#3a2a8c', '#8b1a1a']
 export const darkColours = [...darkPalette, '#a890ff', '#ff6666']
 
 const colours = (list: readonly string[]) => list.map((colour, i) => `--line${i}: ${colour};`).join(' ')
 
-/** The report's style sheet: light and dark by the reader's setting, one column on a narrow screen. */
+/** The report's style sheet: light or dark by the reader's setting, one column on a narrow screen. */
 export const pageStyle = `
 :root {
   color-scheme: light dark;

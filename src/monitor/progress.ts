@@ -1,6 +1,6 @@
 import pc from 'picocolors'
 
-/** Where a progress line goes; `process.stderr` fits. */
+/** The output of a progress line, for example `process.stderr`. */
 export interface ProgressStream {
   isTTY?: boolean
   columns?: number
@@ -14,7 +14,10 @@ export interface ProgressState {
   metrics: Readonly<Record<string, number>>
 }
 
-/** From left to right; on a narrow terminal those with the highest number go first. Those without one always stay. */
+/**
+ * From left to right. On a narrow terminal, the fields with the highest number are dropped first. Fields without a number
+ * always stay.
+ */
 const shown = [
   { name: 'reward', label: 'reward' },
   { name: 'loss', label: 'loss', goes: 1 },
@@ -25,8 +28,8 @@ const shown = [
 ] as const
 
 /**
- * A line that shows how a run goes. On a terminal it is redrawn in place: step, time left and reward are never cut, the rest as far as
- * there is room. Elsewhere one plain line is written every tenth of the run, so that a log stays short.
+ * A line that shows the progress of a run. On a terminal it is redrawn in place: step, remaining time and reward are always
+ * shown, other fields if there is room. Otherwise one plain line is written every tenth of the run, so that a log stays short.
  *
  * @example
  * ```ts
@@ -39,7 +42,7 @@ export class Progress {
   readonly #stream: ProgressStream
   readonly #start = performance.now()
   #firstStep: number | undefined
-  #drawn = 0 // rows on the terminal
+  #drawn = 0 // number of drawn rows on the terminal
 
   constructor(stream: ProgressStream) {
     this.#stream = stream
@@ -60,7 +63,7 @@ export class Progress {
     }
   }
 
-  /** Draws fields over those that are there, on a terminal alone. */
+  /** Replaces the drawn fields. Does nothing if the stream is not a terminal. */
   show(fields: readonly ProgressField[]): void {
     if (this.#stream.isTTY !== true) return
     const colors = pc.createColors(pc.isColorSupported)
@@ -76,13 +79,13 @@ export class Progress {
     this.#drawn = 0
   }
 
-  /** Ends the line; what is written next starts on a new one. */
+  /** Ends the line. Later output starts on a new line. */
   end(): void {
     if (this.#drawn > 0) this.#stream.write('\n')
     this.#drawn = 0
   }
 
-  /** Goes back to where the rows that are drawn begin, and erases them. */
+  /** Moves to the start of the drawn rows and erases them. */
   #over(): string {
     if (this.#drawn === 0) return ''
     return `\r${this.#drawn > 1 ? `\x1b[${this.#drawn - 1}A` : ''}\x1b[J`
@@ -108,7 +111,7 @@ export interface ProgressField {
   label: string
   value: string
   bold?: boolean
-  /** On a narrow terminal fields with the highest number go first; without a number a field stays. */
+  /** On a narrow terminal, the fields with the highest number are dropped first. A field without a number always stays. */
   goes?: number
 }
 
@@ -117,7 +120,10 @@ const write = ({ label, value, bold }: ProgressField, dim = plain, strong = plai
   bold ? strong(`${label} ${value}`) : label === '' ? value : `${dim(label)} ${value}`
 const width = (fields: readonly ProgressField[]) => fields.map((field) => write(field)).join('  ').length
 
-/** Rows that are no wider than so many characters: the less important fields go, then labels, then what stays is put below each other. */
+/**
+ * Arranges fields in rows of at most `columns` characters. First the less important fields are dropped, then labels; then the
+ * remaining fields are put on separate rows.
+ */
 function arrange(fields: readonly ProgressField[], columns: number): ProgressField[][] {
   let left = [...fields]
   while (width(left) > columns && left.some(({ goes }) => goes !== undefined)) {
@@ -135,7 +141,7 @@ function arrange(fields: readonly ProgressField[], columns: number): ProgressFie
   return rows
 }
 
-/** Three significant digits; large numbers whole. */
+/** Three significant digits. Large numbers are rounded to integers. */
 export function formatNumber(value: number): string {
   if (value === 0) return '0'
   const size = Math.abs(value)

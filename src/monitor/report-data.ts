@@ -1,24 +1,24 @@
-// What a report is made of: written by report.ts, read by the page in the browser.
+// The data of a report, written by report.ts and read by the page in the browser.
 
-/** One metric over the run: the steps at which it was written, and its values. */
+/** One metric over the run: the steps at which it was logged, and its values. */
 export interface Curve {
   /** The steps of the points. */
   steps: number[]
   /** The value of each point. */
   values: number[]
-  /** The last value, also where the curve of a long run is drawn through averages. */
+  /** The last value, even if the points are averages because the run is long. */
   last: number
   /** The smallest value of all steps. */
   min: number
   /** The largest value of all steps. */
   max: number
-  /** Lower ends of the intervals of the values, where they were measured. */
+  /** Lower ends of the values' intervals, if they were measured. */
   low?: number[]
   /** Upper ends of the intervals. */
   high?: number[]
 }
 
-/** Something that happened in a run and is no metric. */
+/** An event of a run that is not a metric. */
 export interface ReportNote {
   /** What happened. */
   type: 'resume' | 'warning'
@@ -32,47 +32,50 @@ export interface ReportNote {
 export interface CompletionGroup {
   /** The text of the prompt. */
   prompt: string
-  /** The column `answer`; null: there is none. */
+  /** The column `answer`. null if there is none. */
   answer: string | null
-  /** What was sampled. */
+  /** The sampled completions. */
   completions: {
     /** The text of the completion. */
     text: string
-    /** Weighted sum of the rewards; null when all were null. */
+    /** Weighted sum of the rewards. null if all were null. */
     reward: number | null
-    /** Scores by reward, before weighting. */
+    /** Rewards by reward function, before weighting. */
     rewards: Record<string, number>
   }[]
 }
 
-/** Everything that a report shows of a run. */
+/** Everything that a report shows about a run. */
 export interface RunData {
   /** The name of the folder. */
   name: string
-  /** The trainer as configuration files call it; null: not written yet. */
+  /** The trainer's name in configuration files. null: not written yet. */
   trainer: string | null
-  /** The last step that was made. */
+  /** The last step. */
   step: number
-  /** How many steps were planned; null: not written yet. */
+  /** The planned number of steps. null: not written yet. */
   steps: number | null
-  /** config.yaml as it stands. */
+  /** The content of config.yaml. */
   config: string
-  /** Its fields by name, `options.steps` for example; with all defaults where the run has written run.json. */
+  /**
+   * The fields of the configuration by name, for example `options.steps`. Includes all defaults if the run has written
+   * run.json.
+   */
   options: Record<string, string>
-  /** What run.json says of the model and the data. */
+  /** The facts in run.json about the model and the data. */
   facts: {
-    /** Numbers in the model. */
+    /** Number of parameters of the model. */
     parameters: number
-    /** Numbers that are trained. */
+    /** Number of trained parameters. */
     trained: number
-    /** Where the model lies. */
+    /** The device that holds the model. */
     device: string
     /** The dtype of its weights. */
     dtype: string
-    /** The data in words. */
+    /** A description of the data. */
     data: string
   } | null
-  /** Seconds between the first line and the last, pauses before resumes left out; null: lines without a time. */
+  /** Seconds between the first and the last line, without pauses before resumes. null if lines have no time. */
   seconds: number | null
   /** Warnings and resumes, in order. */
   notes: ReportNote[]
@@ -85,7 +88,7 @@ export interface RunData {
     /** The completions by prompt. */
     groups: CompletionGroup[]
   }[]
-  /** Steps that are averaged into one point of a curve; 1: none are. */
+  /** How many steps are averaged into one point of a curve. 1: no averaging. */
   stepsPerPoint: number
 }
 
@@ -96,12 +99,12 @@ export interface ReportChart {
   lines: { metric: string; label: string; description: string }[]
 }
 
-/** What the page is made from. */
+/** The data of the page. */
 export interface ReportData {
   runs: RunData[]
   sections: { title: string; charts: ReportChart[] }[]
-  /** Different colours of curves. */
+  /** Number of different curve colours. */
   colours: number
-  /** Whether the page asks `looplm watch` for news. */
+  /** Whether the page polls `looplm watch` for updates. */
   live: boolean
 }

@@ -8,11 +8,11 @@ import { lightColours, pageStyle } from './page-style.js'
 import type { ReportChart, ReportData } from './report-data.js'
 import { RunReader } from './run-reader.js'
 
-/** Reads runs and lays out the charts of what they measured. */
+/** Reads runs and arranges the charts of their metrics. */
 export async function reportData(readers: readonly RunReader[], live = false): Promise<ReportData> {
   const runs = await Promise.all(readers.map((reader) => reader.read()))
   for (const name of new Set(runs.map((run) => run.name))) {
-    // two folders of the same name: runs/a/final and runs/b/final
+    // two folders may have the same name: runs/a/final and runs/b/final
     const same = runs.filter((run) => run.name === name)
     if (same.length > 1) for (const [i, run] of same.entries()) run.name = `${name} (${i + 1})`
   }
@@ -24,8 +24,8 @@ export async function reportData(readers: readonly RunReader[], live = false): P
  * Writes a report of one run, or one that compares several, as a single HTML file that needs no network.
  *
  * @param runs run folders
- * @param path the file; replaced at once, when it is complete
- * @throws LoopLMError NOT_FOUND for a run folder that does not exist, INVALID_FILE when the report cannot be written
+ * @param path the file; replaced atomically when it is complete
+ * @throws LoopLMError NOT_FOUND for a run folder that does not exist, INVALID_FILE if the report cannot be written
  *
  * @example
  * ```ts
@@ -37,7 +37,7 @@ export async function writeReport(runs: readonly string[], path: string): Promis
   await replaceFile(path, html, 'report')
 }
 
-/** The charts that have something to show; metrics that no list knows come last, one chart each. */
+/** The charts that have data. Metrics outside of the catalogue come last, one chart each. */
 function layOut(names: readonly string[]): ReportData['sections'] {
   const left = new Set(names)
   const linesOf = (doc: MetricDoc): ReportChart['lines'] => {
@@ -60,7 +60,7 @@ function layOut(names: readonly string[]): ReportData['sections'] {
   return [...sections, { title: 'Others', charts: others }].filter(({ charts }) => charts.length > 0)
 }
 
-/** A curve's name in a legend: short where the chart's title says the rest. */
+/** A curve's name in a legend. It is short if the chart's title says the rest. */
 function labelOf(documented: string, metric: string, { loop, name }: { loop?: number; name?: string }): string {
   if (loop === undefined) return metric
   if (documented.startsWith('loop_')) return `loop ${loop}` // a metric of one loop, not of a run with this number of loops
@@ -77,7 +77,7 @@ const escapeHtml = (text: string) =>
 
 let parts: { library: string; program: string; style: string } | undefined
 
-/** The page's own code, read when the first page is made. */
+/** The page's own code, read for the first page. */
 function pageParts() {
   parts ??= {
     library: source(join(uplot, 'uPlot.iife.min.js')),
@@ -88,14 +88,14 @@ function pageParts() {
 }
 
 /**
- * What a page may do: run and show what belongs to it, and nothing else, whatever a completion holds. The hashes are those of the
- * page's own code.
+ * The content security policy of a page: it only runs and shows what belongs to it, whatever a completion contains. The hashes
+ * are those of the page's own code.
  */
 export function contentSecurityPolicy(live: boolean): string {
   const { library, program, style } = pageParts()
   const rules = [
     "default-src 'none'",
-    'img-src data:', // the empty icon, so that none is asked for
+    'img-src data:', // the empty icon, so that browsers do not request one
     `script-src ${hash(library)} ${hash(program)}`,
     `style-src ${hash(style)}`,
     `connect-src ${live ? "'self'" : "'none'"}`,
@@ -105,12 +105,13 @@ export function contentSecurityPolicy(live: boolean): string {
   return rules.join('; ')
 }
 
-/** A whole page. */
+/** The HTML of a page. */
 export function reportPage(data: ReportData): string {
   const { library, program, style } = pageParts()
   const title = data.runs.map(({ name }) => name).join(', ')
   const heading = data.runs.length === 1 ? title : `Comparison of ${data.runs.length} runs`
-  const json = JSON.stringify(data).replaceAll('<', '\\u003c') // no text of a run can end the script element
+  // escapes "<", so that no text of a run can end the script element
+  const json = JSON.stringify(data).replaceAll('<', '\\u003c')
   return `<!doctype html>
 <html lang="en">
 <head>

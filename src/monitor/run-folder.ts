@@ -6,10 +6,10 @@ import { stringify } from 'yaml'
 import { fileError, LoopLMError } from '../errors.js'
 import { exists, replaceFile } from '../files/write.js'
 
-/** The files of a run's folder that grow by lines, each with its `step`. */
+/** The files of a run's folder to which lines are appended, each with its `step`. */
 export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl', notes: 'notes.jsonl' } as const
 
-/** A run's folder: config.yaml, checkpoints, and what loggers write. Where it vanishes, it is made again. */
+/** A run's folder: config.yaml, checkpoints, and the files of loggers. If it vanishes, it is created again. */
 export class RunFolder {
   readonly path: string
   readonly #config: string
@@ -24,10 +24,10 @@ export class RunFolder {
   /**
    * Opens a run's folder.
    *
-   * @param path created when it does not exist
-   * @param options.config written to config.yaml unless that exists; with `options.replace` in any case
-   * @param options.warn receives what the user should know
-   * @throws LoopLMError INVALID_FILE when the folder cannot be written, before anything is trained
+   * @param path created if it does not exist
+   * @param options.config written to config.yaml unless that exists, or in any case with `options.replace`
+   * @param options.warn receives warnings for the user
+   * @throws LoopLMError INVALID_FILE if the folder cannot be written, before anything is trained
    */
   static async open(
     path: string,
@@ -40,14 +40,14 @@ export class RunFolder {
     return folder
   }
 
-  /** Whether a folder holds a run, be it one that has just begun. */
+  /** Whether a folder contains a run, even one that has just begun. */
   static async holdsRun(path: string): Promise<boolean> {
     const found = [files.metrics, 'config.yaml', 'checkpoints'].map((name) => stat(join(path, name)).catch(() => undefined))
     return (await Promise.all(found)).some((entry) => entry !== undefined)
   }
 
   /**
-   * Refuses a folder that already holds a run.
+   * Rejects a folder that already contains a run.
    *
    * @throws LoopLMError INVALID_ARGUMENT
    */
@@ -62,12 +62,15 @@ export class RunFolder {
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'run' })
   }
 
-  /** Where a file of the folder lies. */
+  /** The path of a file in the folder. */
   pathOf(name: string): string {
     return join(this.path, name)
   }
 
-  /** Keeps the lines of a file up to a step; returns how many lines were damaged, apart from half a line that a crash left at its end. */
+  /**
+   * Keeps the lines of a file up to a step. Returns the number of damaged lines, not counting an incomplete last line after a
+   * crash.
+   */
   keep(name: string, step: number): Promise<number> {
     return truncate(this.pathOf(name), step)
   }
@@ -77,15 +80,15 @@ export class RunFolder {
     return replaceFile(this.pathOf(name), text, 'run')
   }
 
-  /** Waits until what was appended to files is on the disk, so that no checkpoint is newer than its metrics. */
+  /** Waits until appended data is on the disk, so that no checkpoint is newer than its metrics. */
   async sync(names: readonly string[]): Promise<void> {
     for (const name of names) await syncFile(this.pathOf(name))
   }
 
   /**
-   * Appends all of a text or, on a full disk, nothing.
+   * Appends the whole text or, on a full disk, nothing.
    *
-   * @param head what an empty file begins with
+   * @param head written first if the file is empty
    */
   async append(name: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
     const path = this.pathOf(name)
@@ -101,7 +104,7 @@ export class RunFolder {
     }
   }
 
-  /** The folder and its config.yaml, where they do not exist or the latter is to be replaced. */
+  /** Creates the folder and its config.yaml if they do not exist. `replace` overwrites config.yaml. */
   async #create(replace: boolean): Promise<void> {
     const path = join(this.path, 'config.yaml')
     try {
@@ -114,9 +117,9 @@ export class RunFolder {
 }
 
 /**
- * Appends all of a text or, on a full disk, nothing: half a line would spoil the next one.
+ * Appends the whole text or, on a full disk, nothing, because an incomplete line would damage the next one.
  *
- * @param head what an empty file begins with
+ * @param head written first if the file is empty
  */
 async function appendWhole(path: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
   const file = await open(path, 'a')
@@ -132,7 +135,7 @@ async function appendWhole(path: string, text: string | Uint8Array, head?: Uint8
   }
 }
 
-/** A pipe in the place of a file would hold the run up. */
+/** Rejects anything but regular files, because a pipe would block the run. */
 async function requireFiles(path: string): Promise<void> {
   for (const name of [...Object.values(files), 'config.yaml']) {
     const found = await stat(join(path, name)).catch(() => undefined)

@@ -5,20 +5,20 @@ import { fileError, LoopLMError } from '../errors.js'
 import { isAt, type OpenLock, openLock } from '../files/lock.js'
 
 /*
- * Two trainings in one folder would mix their metrics and take each other's half-written checkpoints away. The lock is the system's
- * (flock) on run.lock, which falls with the process that holds it, however that ends: what a kill leaves is a file without a lock. The
- * process in the file is for people.
+ * Two runs in one folder would mix their metrics and delete each other's unfinished checkpoints. Each run takes the system's
+ * lock (flock) on run.lock. The system releases it when the process ends, even if it is killed. The process id in the file is
+ * for people.
  */
 
 const name = 'run.lock'
 
 /**
- * Locks a run's folder, which is made where it does not exist.
+ * Locks a run's folder, which is created if it does not exist.
  *
  * @param runDir the run's folder
- * @param warn told where a file system cannot lock
- * @returns gives the folder free again; one that was made for it and is empty still goes
- * @throws LoopLMError INVALID_ARGUMENT naming the process that trains there, or INVALID_FILE when the folder cannot be written
+ * @param warn called if the file system does not support locks
+ * @returns a function that unlocks the folder; if the folder was created for the run and is still empty, it is removed
+ * @throws LoopLMError INVALID_ARGUMENT naming the process that trains there, or INVALID_FILE if the folder cannot be written
  */
 export function lockRun(runDir: string, warn: (message: string) => void = () => {}): () => void {
   const path = join(runDir, name)
@@ -28,16 +28,16 @@ export function lockRun(runDir: string, warn: (message: string) => void = () => 
     ftruncateSync(file)
     writeSync(file, `${process.pid} on ${hostname()}\n`)
   } catch {
-    // on a full disk the lock holds all the same
+    // the lock works even on a full disk
   }
   return () => {
-    if (isAt(file, path)) rmSync(path, { force: true }) // while it is locked: nobody has it yet
+    if (isAt(file, path)) rmSync(path, { force: true }) // removed while it is locked, so that no other process has it yet
     closeSync(file)
     if (made !== undefined) removeEmpty(runDir, made)
   }
 }
 
-/** Makes a folder and those above it, and returns the first of them that was not there. */
+/** Creates a folder and its parents, and returns the topmost one that did not exist. */
 function makeFolder(path: string): string | undefined {
   try {
     return mkdirSync(path, { recursive: true })
@@ -46,7 +46,7 @@ function makeFolder(path: string): string | undefined {
   }
 }
 
-/** Removes a folder and those above it up to `top`, as far as they are empty. */
+/** Removes a folder and its parents up to `top`, as long as they are empty. */
 function removeEmpty(path: string, top: string): void {
   try {
     for (let folder = resolve(path); ; folder = dirname(folder)) {
@@ -54,7 +54,7 @@ function removeEmpty(path: string, top: string): void {
       if (folder === resolve(top)) return
     }
   } catch {
-    // a run is in it
+    // it contains a run
   }
 }
 
@@ -79,7 +79,7 @@ function openIn(runDir: string, path: string): OpenLock {
     try {
       return openLock(path, 'a+')
     } catch (cause) {
-      // a run that ended has just removed its folder
+      // a run that just ended has removed its folder
       if ((cause as { code?: string }).code !== 'ENOENT') throw fileError(cause, 'write', runDir, 'run')
     }
   }

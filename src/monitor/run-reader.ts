@@ -8,18 +8,18 @@ import type { CompletionGroup, Curve, ReportNote, RunData } from './report-data.
 import { files } from './run-folder.js'
 
 const limits = {
-  points: 2000, // of a curve; a screen has fewer
+  points: 2000, // points of a curve; a screen has fewer pixels
   completionSteps: 40,
   text: 4000, // characters of a prompt or a completion
   names: 500, // different metrics
-  config: 2 ** 18, // bytes
+  config: 2 ** 18, // in bytes
   notes: 200,
-  line: 2 ** 24, // bytes
+  line: 2 ** 24, // in bytes
 }
 
 /**
- * Reads a run's folder while another process may be writing to it: every call takes in what was added since the last one. The file
- * metrics.jsonl is the truth; the line that is being written is left for the next call, and a line that is no JSON is passed over.
+ * Reads a run's folder while another process may be writing to it: every call reads what was added since the last one.
+ * metrics.jsonl is authoritative. An incomplete last line is left for the next call, and lines that are not JSON are skipped.
  *
  * @example
  * ```ts
@@ -37,11 +37,11 @@ export class RunReader {
   #samples = new Map<number, CompletionGroup[]>()
   #step = 0
   #notes: ReportNote[] = []
-  /** Times of day, in milliseconds, at which the run began or went on, and of its lines. */
+  /** Times in milliseconds at which the run began or resumed, and those of its lines. */
   #begins: number[] = []
   #times: number[] = []
 
-  /** @param path the run's folder; it may be empty still, but must exist when {@link RunReader.read} is called */
+  /** @param path the run's folder; it may be empty, but must exist when {@link RunReader.read} is called */
   constructor(path: string) {
     this.path = resolve(path)
     this.#metrics = new LineFile(join(this.path, files.metrics))
@@ -49,7 +49,7 @@ export class RunReader {
     this.#noted = new LineFile(join(this.path, files.notes))
   }
 
-  /** A text that changes when the run's files do. */
+  /** A string that changes when the run's files change. */
   async version(): Promise<string> {
     const names = [...Object.values(files), 'config.yaml', 'run.json']
     const parts = names.map((name) =>
@@ -62,9 +62,9 @@ export class RunReader {
   }
 
   /**
-   * Reads what was added since the last call, and returns all that is known of the run.
+   * Reads what was added since the last call, and returns everything known about the run.
    *
-   * @throws LoopLMError NOT_FOUND when the folder does not exist
+   * @throws LoopLMError NOT_FOUND if the folder does not exist
    */
   async read(): Promise<RunData> {
     const folder = await stat(this.path).catch(() => undefined)
@@ -120,7 +120,7 @@ export class RunReader {
       if (known === undefined && this.#series.size >= limits.names) continue
       const series = known ?? { steps: [], values: [] }
       this.#series.set(name, series)
-      if (step <= (series.steps.at(-1) ?? -1)) continue // two processes that write one run
+      if (step <= (series.steps.at(-1) ?? -1)) continue // two processes write the same run
       series.steps.push(step)
       series.values.push(value)
     }
@@ -148,7 +148,7 @@ export class RunReader {
     groups.at(-1)!.completions.push({ text: shorten(completion), reward: total, rewards: Object.fromEntries(scores) })
   }
 
-  /** Keeps memory in bounds while a long file is read: steps that are spread evenly stay. */
+  /** Bounds the memory for a long file: keeps evenly spaced steps. */
   #thinOut(): void {
     if (this.#samples.size < 4 * limits.completionSteps) return
     const kept = new Set(spread([...this.#samples.keys()]))
@@ -160,7 +160,7 @@ export class RunReader {
 class LineFile {
   readonly #path: string
   #inode: number | bigint | undefined
-  #offset = 0 // behind the last complete line
+  #offset = 0 // position after the last complete line
 
   constructor(path: string) {
     this.#path = path
@@ -169,10 +169,10 @@ class LineFile {
   /**
    * Reads what was added.
    *
-   * @param restart called first when the file is another one than before: a resumed run has dropped lines
+   * @param restart called first if the file has been replaced: a resumed run has dropped lines
    */
   async read(restart: () => void, line: (record: Record<string, unknown>) => void): Promise<void> {
-    // a pipe in the place of the file would wait for a writer
+    // without O_NONBLOCK, opening a pipe would wait for a writer
     const file = await open(this.#path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)).catch(() => undefined)
     try {
       const now = await file?.stat()
@@ -225,7 +225,7 @@ async function readConfig(folder: string): Promise<Pick<RunData, 'config' | 'opt
     try {
       return flatten('', parse())
     } catch {
-      return [] // half written, or none
+      return [] // incomplete, or there is none
     }
   }
   const run = await readText(join(folder, 'run.json'), limits.config).catch(() => '')
@@ -239,7 +239,7 @@ async function readConfig(folder: string): Promise<Pick<RunData, 'config' | 'opt
   return { config, options: known, trainer: known.trainer ?? null, steps: Number.isSafeInteger(steps) ? steps : null, facts }
 }
 
-/** The leaves of nested fields by their path; lists are leaves. */
+/** The leaves of nested fields by their path. Lists are leaves. */
 function flatten(path: string, value: unknown): [name: string, text: string][] {
   if (value === undefined) return []
   if (value === null || typeof value !== 'object' || Array.isArray(value)) {
@@ -248,7 +248,7 @@ function flatten(path: string, value: unknown): [name: string, text: string][] {
   return Object.entries(value).flatMap(([name, inner]) => flatten(path === '' ? name : `${path}.${name}`, inner))
 }
 
-/** Means of `stride` neighbours; extremes of all. */
+/** Averages `stride` neighbours. Minimum and maximum are over all values. */
 function curve(steps: readonly number[], values: readonly number[], stride: number): Curve {
   const drawn: Curve = { steps: [], values: [], last: values.at(-1)!, min: Infinity, max: -Infinity }
   for (let start = 0; start < steps.length; start += stride) {
@@ -265,7 +265,7 @@ function curve(steps: readonly number[], values: readonly number[], stride: numb
   return drawn
 }
 
-/** Curves of lower and upper ends go to the curve whose interval they are. */
+/** Attaches curves of lower and upper ends to the curve whose interval they are. */
 function withIntervals(curves: readonly [name: string, curve: Curve][]): Record<string, Curve> {
   const all = new Map(curves)
   for (const [name, main] of curves) {
@@ -278,7 +278,7 @@ function withIntervals(curves: readonly [name: string, curve: Curve][]): Record<
   return Object.fromEntries(all)
 }
 
-/** Seconds from each beginning to the last line before the next one. */
+/** Total seconds, from each beginning to the last line before the next one. */
 function elapsed(begins: readonly number[], times: readonly number[]): number | null {
   const first = times[0]
   if (first === undefined) return null
@@ -295,7 +295,7 @@ function timeOf({ time }: Record<string, unknown>): number | undefined {
   return Number.isFinite(parsed) ? parsed : undefined
 }
 
-/** The first, the last and evenly spread ones between them. */
+/** The first step, the last one and evenly spaced ones between them. */
 function spread(steps: readonly number[]): number[] {
   const count = limits.completionSteps
   if (steps.length <= count) return [...steps]

@@ -21,8 +21,8 @@ export function crc32c(bytes: Uint8Array): number {
 }
 
 /**
- * What an event file begins with. TensorBoard drops what earlier files of the run hold from this step on: a resumed run makes those
- * steps again.
+ * The head of an event file. TensorBoard then drops what earlier files of the run contain from this step on, because a resumed
+ * run repeats those steps.
  *
  * @param step the first step that will be written
  * @param seconds since 1970
@@ -64,7 +64,7 @@ function maskedCrc(bytes: Uint8Array): Buffer {
   return masked
 }
 
-/** A field with a length: text, bytes or a message. */
+/** A field with a length: string, bytes or a message. */
 function field(number: number, bytes: Buffer): Buffer {
   return Buffer.concat([varint((number << 3) | 2), varint(bytes.length), bytes])
 }

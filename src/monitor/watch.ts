@@ -10,19 +10,19 @@ const localNames = new Set(['127.0.0.1', 'localhost', '[::1]'])
 
 /** A running server of live reports. */
 export interface Watcher {
-  /** Where a browser finds the page. */
+  /** The address of the page. */
   url: string
-  /** Ends the server. */
+  /** Stops the server. */
   close(): Promise<void>
 }
 
 /**
- * Serves the report of runs that may still be training, on the loopback interface alone. The page asks for news every second; the
- * run's files are read again when they have changed.
+ * Serves the report of runs that may still be training, on the loopback interface only. The page polls every second. The run's
+ * files are read again if they have changed.
  *
  * @param runs run folders
- * @param port 0: any free one
- * @throws LoopLMError NOT_FOUND for a folder that does not exist, INVALID_ARGUMENT when the port is taken
+ * @param port 0 chooses any free port
+ * @throws LoopLMError NOT_FOUND for a folder that does not exist, INVALID_ARGUMENT if the port is in use
  *
  * @example
  * ```ts
@@ -51,7 +51,7 @@ export async function watch(runs: readonly string[], port = 0): Promise<Watcher>
   }
 }
 
-/** The reports' data, made again only when a file of a run has changed. */
+/** The data of the reports. It is only rebuilt if a file of a run has changed. */
 class Feed {
   readonly #readers: readonly RunReader[]
   #version: string | undefined
@@ -65,9 +65,9 @@ class Feed {
     const version = (await Promise.all(this.#readers.map((reader) => reader.version()))).join('\n')
     if (version !== this.#version || this.#made === undefined) {
       this.#version = version
-      const made = (this.#made ?? Promise.resolve()).catch(() => {}).then(() => this.#make()) // one reading at a time
+      const made = (this.#made ?? Promise.resolve()).catch(() => {}).then(() => this.#make()) // only one read at a time
       this.#made = made
-      // a folder that was away for a moment comes back with the files that it had
+      // try again later: a folder that was missing for a moment may return with the same files
       made.catch(() => {
         if (this.#made === made) this.#version = undefined
       })
@@ -87,7 +87,8 @@ async function answer(feed: Feed, request: IncomingMessage, response: ServerResp
     response.writeHead(status, { 'Content-Type': 'text/plain; charset=utf-8' })
     response.end(`${text}\n`)
   }
-  // a page elsewhere must not read a run through a host name that it points at this machine
+  // rejects other host names: otherwise a web page could read a run through a host name that it points at this machine (DNS
+  // rebinding)
   if (!localNames.has((request.headers.host ?? '').replace(/:\d+$/, ''))) return refuse(403, 'Ask for localhost.')
   if (request.method !== 'GET' && request.method !== 'HEAD') return refuse(405, 'There is nothing to change here.')
   const path = (request.url ?? '').replace(/\?.*$/, '')

@@ -1,6 +1,6 @@
 /**
- * A looped model as data: its sizes, its parameters, and the steps that a token takes through them. The engine computes any such
- * description (native/engine/architecture.h); a family of models is one file beside this one that makes it from a config.json.
+ * A looped model as data: its sizes, its parameters, and the steps that a token runs. The engine computes any such description
+ * (native/engine/architecture.h). A family of models is one file in src/model/architectures that creates it from a config.json.
  */
 
 /** How a branch f (attention or MLP) joins the residual stream h: h + f(N h), h + N' f(N h), N'(h + f(N h)), or h + N' f(h). */
@@ -8,24 +8,24 @@ export type Residual = 'pre' | 'sandwich' | 'normed' | 'post'
 
 /** Rotary positions. */
 export interface RotaryEmbedding {
-  /** Base of the frequencies: pair j of a head turns by position · theta^(-2j / headDim). */
+  /** Base of the frequencies. Pair j of a head is rotated by position · theta^(-2j / headDim). */
   theta: number
-  /** Channels that turn together: (j, j + headDim/2) or (2j, 2j + 1). Default halves. */
+  /** Which channels form a pair: (j, j + headDim/2) or (2j, 2j + 1). Defaults to halves. */
   pairs?: 'halves' | 'neighbours'
   /** llama3 scaling of the frequencies. */
   scaling?: {
-    /** By how much the lowest frequencies are divided. */
+    /** The divisor of the lowest frequencies. */
     factor: number
     /** Wavelengths longer than `original / low` are divided by `factor`. */
     low: number
-    /** Wavelengths shorter than `original / high` stay as they are; between the two the divisor is blended. */
+    /** Wavelengths shorter than `original / high` do not change. Between the two the divisor is interpolated. */
     high: number
-    /** Positions that the model was first trained with. */
+    /** Number of positions of the model's first training. */
     original: number
   }
 }
 
-/** What a parameter is for; the shapes are in native/engine/architecture.h. */
+/** The purpose of a parameter. Shapes are in native/engine/architecture.h. */
 export type Role =
   | 'embedding'
   | 'head'
@@ -49,7 +49,7 @@ export type Role =
   | 'queryNorm'
   | 'keyNorm'
 
-/** A tensor of the checkpoint, and which part of which role it is. */
+/** A tensor of the checkpoint, and which part of which role it holds. */
 export interface ParameterForm {
   /** The published name. */
   name: string
@@ -57,55 +57,55 @@ export interface ParameterForm {
   shape: readonly number[]
   /** What the engine uses it for. */
   role: Role
-  /** Layer, or which of several norms; default 0. */
+  /** Index of the layer, or of the norm if there are several. Defaults to 0. */
   index?: number
-  /** The first row of the role's matrix that this tensor holds; the parts of a matrix follow each other. Default 0. */
+  /** The first row of the role's matrix that this tensor holds. The parts of a matrix follow each other. Defaults to 0. */
   firstRow?: number
-  /** How a new model draws it. */
+  /** The initial values in a new model. */
   initial: 'normal' | 'truncatedNormal' | 'ones' | 'zeros'
-  /** Of the normals. */
+  /** Standard deviation of the normal distributions. */
   deviation?: number
-  /** Instead of one for all: of equal parts of the rows, in order. */
+  /** Instead of `deviation`: one per equal part of the rows, in order. */
   deviations?: readonly number[]
 }
 
-/** A step writes a register. */
+/** A step that writes a register. */
 interface Target {
   /** The register that is written, counted from 0. */
   to: number
 }
 
-/** A step reads a register besides the one that it writes. */
+/** A step that also reads another register. */
 interface Source {
   /** The register that is read, counted from 0. */
   from: number
 }
 
-/** A step has parameters. */
+/** A step with parameters. */
 interface Indexed {
-  /** Which layer, norm or matrix of its role, counted from 0. */
+  /** The index of the layer, norm or matrix among those of its role, counted from 0. */
   index: number
 }
 
-/** A step of a program. Registers hold a vector of D per token. */
+/** A step of a program. A register holds a vector of D numbers per token. */
 export type Step =
   | ({
       /** Writes the embedded tokens. */
       kind: 'embed'
-      /** Factor of the embedding; default 1. */
+      /** Factor of the embedding. Defaults to 1. */
       scale?: number
     } & Target)
   | ({
-      /** Writes the model's first state, runs a block on `to`, or applies an RMS norm to it (index -1: without a weight). */
+      /** Writes the model's initial state, runs a block on `to`, or applies an RMS norm to it (index -1: without a weight). */
       kind: 'start' | 'block' | 'norm'
     } & Target &
       Indexed)
   | ({
-      /** Writes the first state of the sequence: given, drawn from its seed, or zeros. */
+      /** Writes the initial state of the sequence: given, drawn from its seed, or zeros. */
       kind: 'state'
     } & Target)
   | ({
-      /** Adds `from` to `to`, or copies it there. */
+      /** Adds `from` to `to`, or copies it to `to`. */
       kind: 'add' | 'copy'
     } & Target &
       Source)
@@ -126,37 +126,37 @@ export interface Architecture {
   hidden: number
   /** F */
   intermediate: number
-  /** Of all stacks together. */
+  /** Number of layers of all stacks together. */
   layers: number
-  /** Query heads of a layer. */
+  /** Number of query heads per layer. */
   heads: number
-  /** Heads of keys and values of a layer; divides `heads`. */
+  /** Number of key/value heads per layer; divides `heads`. */
   kvHeads: number
-  /** Even. */
+  /** Dimensions of a head; an even number. */
   headDim: number
   /** T */
   loops: number
-  /** Added to the mean square in RMS norms. */
+  /** Epsilon that RMS norms add to the mean square. */
   normEps: number
-  /** How queries and keys are turned by their position. */
+  /** The rotary embedding of queries and keys. */
   rotary: RotaryEmbedding
-  /** Where a block has its norms and its residual sums. */
+  /** The positions of a block's norms and residual sums. */
   residual: Residual
-  /** RMS norms of queries and keys before the rotary embedding; default none. */
+  /** RMS norms of queries and keys before the rotary embedding. Defaults to none. */
   queryKeyNorm?: 'none' | 'head' | 'all'
-  /** σ(W x) multiplies the heads before the output projection; its rows come first in `attention`. Default false. */
+  /** Multiply the heads by σ(W x) before the output projection. The rows of W come first in `attention`. Defaults to false. */
   attentionGate?: boolean
-  /** The tokens of a prompt attend to all of the prompt. Default false. */
+  /** Prompts have bidirectional attention: their tokens attend to the whole prompt. Defaults to false. */
   prefixSeesItself?: boolean
-  /** Standard deviation of the initial states, normals redrawn outside ±3 of it. Default 0: zeros. */
+  /** Standard deviation of the initial states: normal draws, repeated outside of ±3 deviations. Defaults to 0: zeros. */
   stateDeviation?: number
-  /** The head is the embedding. */
+  /** Whether the head is the embedding. */
   tied: boolean
   /** Whether the model has an exit gate. */
   exitGate: boolean
-  /** The model was trained with `loops` loops alone: generation and trainers refuse more. Default false. */
+  /** The model only supports its `loops`: generation and trainers reject more. Defaults to false. */
   fixedLoops?: boolean
-  /** Loops may share their planes of keys and values. Default false. */
+  /** Whether loops may share their planes of keys and values. Defaults to false. */
   sharedPlanes?: boolean
   /** How many hidden states, each D per token, the steps read and write. */
   registers: number
@@ -164,37 +164,37 @@ export interface Architecture {
   begin: readonly Step[]
   /** Steps of every loop. */
   loop: readonly Step[]
-  /** Steps between a loop and the head, which reads register 0. */
+  /** Steps between a loop and the head. The head reads register 0. */
   read: readonly Step[]
   /**
-   * What carries gradient in the family's published training: the last `loops` loops, or of each loop all but its first `constantSteps`
-   * steps. Default all.
+   * What carries gradient in the family's published training: the last `loops` loops, or in each loop all steps but the first
+   * `constantSteps`. Defaults to all.
    */
   publishedBackward?:
     | {
         /** How many of the last loops carry gradient. */
         loops: number
-        /** Not together with `loops`. */
+        /** Cannot be combined with `loops`. */
         constantSteps?: never
       }
     | {
-        /** Not together with `constantSteps`. */
+        /** Cannot be combined with `constantSteps`. */
         loops?: never
         /** Per loop, how many of its first steps carry no gradient. */
         constantSteps: readonly number[]
       }
-  /** In the order of the arena. */
+  /** In the order of the parameters in memory. */
   parameters: readonly ParameterForm[]
-  /** Ends of the names of tensors that files may hold and nobody reads. */
+  /** Suffixes of tensors that files may contain but the model does not use. */
   ignored?: readonly string[]
 }
 
-/** The steps of `layers` blocks, from layer `first` on, on a register. */
+/** The steps of `layers` blocks on a register, beginning with layer `first`. */
 export function blocks(first: number, layers: number, to = 0): Step[] {
   return Array.from({ length: layers }, (_, i) => ({ kind: 'block', to, index: first + i }))
 }
 
-/** Sizes from a configuration in the words of Llama and its relatives. */
+/** Sizes from a configuration with the field names of Llama and its relatives. */
 export function llamaSizes(config: {
   vocab_size: number
   hidden_size: number
@@ -219,19 +219,19 @@ export function llamaSizes(config: {
   }
 }
 
-/** The norms of layer `index` that a checkpoint names. */
+/** The norms of layer `index`, with their names in the checkpoint. */
 export function norms(hidden: number, index: number, names: Partial<Record<Role, string>>): ParameterForm[] {
   return Object.entries(names).map(([role, name]) => ({ name, shape: [hidden], role: role as Role, index, initial: 'ones' }))
 }
 
-/** Counts from 0. */
+/** The numbers 0 .. count-1. */
 export function range(count: number): number[] {
   return Array.from({ length: count }, (_, i) => i)
 }
 
 /**
- * A description with its own exit gate, where the family has none: D → 1 on what the head reads. It starts with zeros, so that at
- * first half of what is left leaves after every loop.
+ * Adds an exit gate to an architecture without one: D → 1 on the head's input. It starts at zero, so that at first half of
+ * the remaining probability exits after every loop.
  */
 export function withExitGate(architecture: Architecture): Architecture {
   if (architecture.exitGate) return architecture
@@ -243,15 +243,15 @@ export function withExitGate(architecture: Architecture): Architecture {
   return { ...architecture, exitGate: true, parameters: [...architecture.parameters, ...gate] }
 }
 
-/** The tensors of an exit gate: Ouro's names, for every family. */
+/** The tensors of an exit gate. Every family uses Ouro's names. */
 export const exitGateNames = ['model.early_exit_gate.weight', 'model.early_exit_gate.bias'] as const
 
-/** Elements of all parameters. */
+/** Total number of parameters. */
 export function parameterCount({ parameters }: Architecture): number {
   return parameters.reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0)
 }
 
-/** Planes of keys and values of a token: of every block of the loop as many as `loops`, of every other one. */
+/** Planes of keys and values of a token: `loops` for every block of the loop, one for every other block. */
 export function cachePlanes({ begin, loop, read }: Architecture, loops: number): number {
   const count = (steps: readonly Step[]) => steps.filter(({ kind }) => kind === 'block').length
   return count(loop) * loops + count(begin) + count(read)

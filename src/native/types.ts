@@ -1,16 +1,16 @@
-// What TypeScript and the engine call by the same names.
+// Types that TypeScript and the engine share.
 
-/** Element types of a {@link Tensor}. `float64` lives on device `reference`, `bfloat16` on the others. */
+/** Element types of a {@link Tensor}. `float64` exists on device `reference`, `bfloat16` on the others. */
 export type DType = 'float32' | 'bfloat16' | 'float64' | 'int32'
 
-/** The dtypes of a model's parameters and activations. `float64` belongs to device `reference`, the other two to the rest. */
+/** The dtypes of a model's parameters and activations. Device `reference` uses `float64`, all others the other two. */
 export type ModelDType = 'float32' | 'bfloat16' | 'float64'
 
-/** Real numbers that looplm returns: `Float64Array` on device `reference`, `Float32Array` on every other. */
+/** Real numbers that looplm returns: `Float64Array` on device `reference`, `Float32Array` on all others. */
 export type RealArray = Float32Array | Float64Array
 
 /**
- * Rewards of the loops from a belief curve, as the engine computes them (native/engine/belief.h).
+ * Options of the rewards that the engine computes from a belief curve (native/engine/belief.h).
  * @internal
  */
 export interface BeliefRewards {
@@ -24,7 +24,7 @@ export interface BeliefRewards {
 }
 
 /**
- * One term of an objective; an absent field has the default in brackets.
+ * One term of an objective. Defaults are in brackets.
  * @internal
  */
 export interface LossTerm {
@@ -38,7 +38,7 @@ export interface LossTerm {
     alpha?: number | undefined
     /** 1-based; 0: the last */
     loop?: number | undefined
-    /** Of kind `given`: one per loop that is read; they are divided by their sum. */
+    /** For kind `given`: one per loop that is read. They are normalized to a sum of 1. */
     weights?: readonly number[] | undefined
     detach?: boolean | undefined
   }
@@ -59,7 +59,7 @@ export interface LossTerm {
   belief?:
     | (BeliefRewards & { normalize: 'none' | 'loops' | 'gain'; scale: number; threshold: number; costScale: number })
     | undefined
-  /** Exit channel: exits per token that are drawn where the batch has none [0] */
+  /** Exit channel: how many exits to draw per token if the batch has none [0] */
   draws?: number
   /** [0] */
   seed?: number
@@ -87,10 +87,10 @@ export interface LossMetrics {
   exitEntropy: number
   /** The loops that were read, 1-based. */
   loops: number[]
-  /** One per loop that was read; NaN where it was not scored. */
+  /** One per loop that was read. NaN if it was not scored. */
   loopLogprob: number[]
   loopWeight: number[]
   loopExit: number[]
-  /** Per sequence ∂L/∂ its input vectors; empty where it has none. */
+  /** Per sequence ∂L/∂ its input vectors. Empty if it has none. */
   inputVectors: RealArray[]
 }

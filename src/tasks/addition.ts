@@ -16,18 +16,21 @@ const schema = z
 
 /** Options of {@link addition}. */
 export interface AdditionOptions {
-  /** Largest number of digits of an operand, 1 to 15; default 5. */
+  /** Largest number of digits of an operand, 1 to 15. Defaults to 5. */
   digits?: number | undefined
-  /** Smallest number of digits; default `digits`. Each problem draws d from here to `digits`, then both operands from [0, 10^d). Stage I uses 1. */
+  /**
+   * Smallest number of digits. Each problem draws d between this and `digits`, then both operands from [0, 10^d). Stage I uses
+   * 1. Defaults to `digits`.
+   */
   minDigits?: number | undefined
-  /** Digits that operands are padded to; default `digits`. */
+  /** Number of digits that operands are zero-padded to. Defaults to `digits`. */
   width?: number | undefined
 }
 true satisfies Same<AdditionOptions, z.input<typeof schema>>
 
 /**
- * `a+b=c`, zero-padded, most significant digit first, answered directly: `00123+04567=` → `004690`. Tokens are the ten digits,
- * `+` and `=`; the answer has `width + 1` digits, so no end token is needed.
+ * Addition: `a+b=c`, zero-padded, most significant digit first, answered directly: `00123+04567=` → `004690`. Tokens are the
+ * ten digits, `+` and `=`; the answer has `width + 1` digits, so no end token is needed.
  *
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
@@ -45,7 +48,7 @@ export function addition(options: AdditionOptions = {}): Task {
     alphabet: '0123456789+=',
     maxPromptLength: 2 * width + 2,
     maxCompletionLength: width + 1,
-    problems: 10 ** (2 * digits) / 2, // a+b and b+a count once
+    problems: 10 ** (2 * digits) / 2, // a+b and b+a count as one problem
     draw(random) {
       const range = 10 ** (minDigits + random.integer(digits - minDigits + 1))
       const a = random.integer(range)

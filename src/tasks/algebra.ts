@@ -1,18 +1,18 @@
 /**
- * Exact numbers and expressions: quotients of polynomials whose coefficients are fractions and whose variables are letters, π,
- * roots of primes and functions such as sin(x). Work is bounded: what is too large throws {@link Unknown}.
+ * Exact numbers and expressions: quotients of polynomials. Coefficients are fractions; variables are letters, π, roots of
+ * primes and functions such as sin(x). Work is bounded: too large expressions throw {@link Unknown}.
  */
 
-/** An expression that is not understood, undefined (1/0) or too large: its text is compared instead. */
+/** Thrown for an expression that is not supported, undefined (1/0) or too large. Its text is compared instead. */
 export class Unknown extends Error {}
 
-/** Steps that one comparison may take, a few milliseconds. */
+/** The most steps of one comparison, which take a few milliseconds. */
 const maxSteps = 50_000
 const maxDigits = 300
 const maxExponent = 1000
-/** Larger powers of sums are not multiplied out. */
+/** Larger powers of sums are not expanded. */
 const maxExpanded = 16
-/** Divisors that the factorization tries; what has none below is taken as prime. */
+/** The largest divisor that the factorization tries. Numbers without a smaller divisor count as prime. */
 const maxDivisor = 10_000
 
 let steps = 0
@@ -22,7 +22,10 @@ export function resetSteps(): void {
   steps = 0
 }
 
-/** Takes steps from the budget. @throws Unknown when it is used up */
+/**
+ * Takes steps from the budget.
+ * @throws Unknown if it is used up
+ */
 export function spend(count: number): void {
   steps += count
   if (steps > maxSteps) throw new Unknown()
@@ -68,7 +71,10 @@ function integerPower(base: Fraction, exponent: bigint): Fraction {
   return exponent < 0n ? fraction(d, n) : fraction(n, d)
 }
 
-/** A coefficient times powers of atoms. An atom is a letter, `π`, `#p` (a prime, its exponent within 0 and 1) or a function. */
+/**
+ * A coefficient times powers of atoms. An atom is a letter, `π`, `#p` (a prime whose exponent is between 0 and 1) or a
+ * function.
+ */
 interface Term {
   coefficient: Fraction
   powers: ReadonlyMap<string, Fraction>
@@ -81,7 +87,7 @@ export interface Value {
   denominator: Polynomial
 }
 
-/** Brings powers of primes and of i into their range, and into the coefficient what is left. */
+/** Reduces exponents of primes and of i to their range, and moves the rest into the coefficient. */
 function term(coefficient: Fraction, powers: Iterable<readonly [string, Fraction]>): Term {
   const kept = new Map<string, Fraction>()
   for (const [atom, exponent] of powers) {
@@ -105,7 +111,7 @@ function floor({ n, d }: Fraction): bigint {
   return n >= 0n ? n / d : -((-n + d - 1n) / d)
 }
 
-/** The powers of a term as text, the same for equal ones. */
+/** The powers of a term as a string, which is equal for equal powers. */
 function monomial({ powers }: Term): string {
   const parts = [...powers].map(([atom, { n, d }]) => (n === 1n && d === 1n ? atom : `${atom}^${n}/${d}`))
   return parts.sort().join('·')
@@ -142,12 +148,12 @@ export function number(value: Fraction): Value {
   return { numerator: polynomial([term(value, [])]), denominator: unity }
 }
 
-/** A letter, π or a function's value. */
+/** A letter, π or the value of a function. */
 export function atom(name: string): Value {
   return { numerator: polynomial([term(one, [[name, one]])]), denominator: unity }
 }
 
-/** The atom that a value is, or undefined. */
+/** The name of the atom if a value is one, else undefined. */
 export function atomOf(value: Value): string | undefined {
   const { coefficient, powers } = single(value) ?? {}
   if (coefficient?.n !== 1n || coefficient.d !== 1n || powers?.size !== 1) return undefined
@@ -155,7 +161,7 @@ export function atomOf(value: Value): string | undefined {
   return exponent.n === 1n && exponent.d === 1n ? name : undefined
 }
 
-/** The fraction that a value is, or undefined. */
+/** The fraction if a value is one, else undefined. */
 export function rational(value: Value): Fraction | undefined {
   if (value.numerator.size === 0) return zero
   const only = single(value)
@@ -167,7 +173,7 @@ export function contains(value: Value, name: string): boolean {
   return [value.numerator, value.denominator].some((part) => [...part.values()].some(({ powers }) => powers.has(name)))
 }
 
-/** The only term of a value without a denominator. */
+/** The term of a value that has only one term and no denominator. */
 function single(value: Value): Term | undefined {
   if (value.denominator !== unity || value.numerator.size !== 1) return undefined
   return [...value.numerator.values()][0]
@@ -182,7 +188,7 @@ export function add(a: Value, b: Value): Value {
   return { numerator: polynomial(numerator), denominator: multiplyPolynomials(a.denominator, b.denominator) }
 }
 
-/** Whether two terms of a sum could be added up, as in 2 + 3 or x + 2x. */
+/** Whether a sum has like terms that could be added, as in 2 + 3 or x + 2x. */
 export function haveLikeTerms(a: Value, b: Value): boolean {
   return a.denominator === unity && b.denominator === unity && [...b.numerator.keys()].some((key) => a.numerator.has(key))
 }
@@ -208,7 +214,7 @@ function inverse({ coefficient, powers }: Term): Term {
   return term(integerPower(coefficient, -1n), inverted)
 }
 
-/** A value as text. Equal values without a denominator have the same text. */
+/** A value as a string. Equal values without a denominator have equal strings. */
 export function print({ numerator, denominator }: Value): string {
   const text = (part: Polynomial) =>
     [...part].map(([key, { coefficient: { n, d } }]) => `${n}/${d}·${key}`).sort().join('+') // biome-ignore format: one line
@@ -241,7 +247,7 @@ export function power(base: Value, exponent: Value): Value {
   return termRoot(only, constant)
 }
 
-/** A fractional power of one term. √(xy) stays one atom: it is √x·√y only where both are positive. */
+/** A fractional power of one term. √(xy) stays one atom, because it equals √x·√y only if both are positive. */
 function termRoot({ coefficient, powers }: Term, exponent: Fraction): Value {
   const { n, d } = coefficient
   const free = [...powers].filter(([name]) => name !== 'π' && !name.startsWith('#'))
@@ -290,7 +296,7 @@ export function factorial(value: Value): Value {
   return number(fraction(product))
 }
 
-/** The number of ways to choose k of n. */
+/** The binomial coefficient n over k. */
 export function binomial(top: Value, bottom: Value): Value {
   const [n, k] = [rational(top), rational(bottom)]
   if (n === undefined || k === undefined) return atom(`binomial(${print(top)},${print(bottom)})`)
@@ -300,7 +306,7 @@ export function binomial(top: Value, bottom: Value): Value {
   return number(product)
 }
 
-/** Whether two values are the same for all values of their letters. */
+/** Whether two values are equal for all values of their letters. */
 export function equal(a: Value, b: Value): boolean {
   const [left, right] = [multiplyPolynomials(a.numerator, b.denominator), multiplyPolynomials(b.numerator, a.denominator)]
   if (left.size !== right.size) return false
@@ -317,7 +323,7 @@ export function equal(a: Value, b: Value): boolean {
   )
 }
 
-/** Whether one polynomial is a multiple of the other, as the sides of 2x = 4y and x − 2y = 0 are. */
+/** Whether one polynomial is a multiple of the other, like the sides of 2x = 4y and x − 2y = 0. */
 export function proportional(a: Value, b: Value): boolean {
   if (a.denominator !== unity || b.denominator !== unity) return equal(a, b) || equal(a, negate(b))
   const [key, leading] = [...a.numerator][0] ?? []
@@ -326,7 +332,7 @@ export function proportional(a: Value, b: Value): boolean {
   return equal(multiply(a, number(other.coefficient)), multiply(b, number(leading.coefficient)))
 }
 
-/** The approximate value of a number, or undefined for an expression with letters. */
+/** The approximate value of a number. undefined for an expression with letters. */
 export function approximate({ numerator, denominator }: Value): number | undefined {
   const evaluate = (part: Polynomial) =>
     [...part.values()].reduce((sum, { coefficient, powers }) => {

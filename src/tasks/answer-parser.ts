@@ -1,4 +1,4 @@
-/** Reads the tokens of an answer as values, tuples, intervals, sets, matrices and equations. */
+/** Parses the tokens of an answer into values, tuples, intervals, sets, matrices and equations. */
 import * as algebra from './algebra.js'
 import { fraction, type Value } from './algebra.js'
 import { NumberReader } from './answer-numbers.js'
@@ -16,7 +16,7 @@ export type Item =
   | { type: 'group'; brackets: string; items: Item[] }
   | { type: 'relation'; operators: string[]; sides: Item[] }
 
-/** What an answer says: one item or a list of them, and the name that they are given, as x in x = 5. */
+/** A parsed answer: one item or a list of items, and the name that they are assigned to, as x in x = 5. */
 export interface Answer {
   items: Item[]
   /** `,` or `or`, for inequalities. */
@@ -33,10 +33,10 @@ const letterCommands = new Set(
     .join(' ')
     .split(' '),
 )
-/** Letters that are functions in front of a bracket: f(2) is not 2f. */
+/** Letters that denote functions before a bracket: f(2) is not 2f. */
 const functionLetters = /^[fghFGHPQ]$/
 
-/** @throws Unknown for what is no mathematics that this parser knows, and for sums and products that are not worked out */
+/** @throws Unknown for text that is not mathematics that this parser supports, and for unevaluated sums and products */
 export function parseAnswer(tokens: readonly Token[]): Answer {
   const parser = new Parser(tokens, 1)
   const { items, joint } = parser.answer()
@@ -84,7 +84,7 @@ class Parser extends NumberReader {
     }
   }
 
-  /** Sides with relations between them; one side alone is itself. */
+  /** Sides with relations between them, or a single side. */
   private item(): Item {
     const sides = [this.union()]
     const operators: string[] = []
@@ -132,7 +132,7 @@ class Parser extends NumberReader {
         if (sign === 0) return total
         const next = plain(this.term())
         const left = plain(total)
-        if (algebra.haveLikeTerms(left, next)) throw new Unknown() // 2 + 3 is not worked out; 2020-05-06 is no number
+        if (algebra.haveLikeTerms(left, next)) throw new Unknown() // 2 + 3 is not evaluated; 2020-05-06 is not a number
         total = item(algebra.add(left, sign < 0 ? algebra.negate(next) : next))
       }
     })
@@ -146,7 +146,7 @@ class Parser extends NumberReader {
     return term.type === 'infinity' ? { type: 'infinity', sign: -term.sign } : item(algebra.negate(plain(term)))
   }
 
-  /** 1 or -1 for a sign, 0 where there is none. */
+  /** 1 or -1 for a sign, 0 if there is none. */
   private takeSign(): number {
     if (this.take('+')) return 1
     if (this.take('-')) return -1
@@ -164,7 +164,7 @@ class Parser extends NumberReader {
       const cross = this.at('·') || this.at('×')
       if (this.take('/')) {
         product = item(algebra.divide(plain(product), plain(this.factor())))
-        if (this.startsFactor() || this.at('/')) throw new Unknown() // 1/2x is (1/2)x or 1/(2x); 5/6/2020 is a date
+        if (this.startsFactor() || this.at('/')) throw new Unknown() // 1/2x could mean (1/2)x or 1/(2x); 5/6/2020 is a date
       } else if (cross) {
         this.position++
         const scientific = numeral && this.at('10', 'number') && this.at('^', 'symbol', 1)
@@ -180,7 +180,7 @@ class Parser extends NumberReader {
     }
   }
 
-  /** A product of two numbers is not worked out, unless it is a number in scientific notation. */
+  /** Multiplies two values. A product of two numbers counts as unevaluated, except in scientific notation. */
   private product(a: Value, b: Value, scientific: boolean): Value {
     if (!scientific && algebra.rational(a) !== undefined && algebra.rational(b) !== undefined) throw new Unknown()
     return algebra.multiply(a, b)
@@ -216,7 +216,9 @@ class Parser extends NumberReader {
     return negative ? algebra.negate(value) : value
   }
 
-  /** What a command or `^` takes: a group in braces, or one token, of a number the first digit alone (`\frac12`) if TeX reads it. */
+  /**
+   * The argument of a command or `^`: a group in braces, or one token. Of a number TeX only takes the first digit (`\frac12`).
+   */
   private argument(digit = true): Value {
     const token = this.next
     if (token === undefined) throw new Unknown()
@@ -321,7 +323,7 @@ class Parser extends NumberReader {
     this.inFunction++
     const bracketed = this.at('(') || this.at('{')
     let argument = plain(bracketed ? this.primary() : this.factor())
-    if (bracketed && (this.at('^') || this.at('!'))) throw new Unknown() // sin(x)^2 is sin(x²) or (sin x)²
+    if (bracketed && (this.at('^') || this.at('!'))) throw new Unknown() // sin(x)^2 could mean sin(x²) or (sin x)²
     while (!bracketed && this.startsFactor() && !functionNames.has(this.next!.text)) {
       argument = this.product(argument, plain(this.factor()), false)
     }
@@ -348,7 +350,7 @@ class Parser extends NumberReader {
     return { type: 'group', brackets: brackets === '{}' ? '\\{\\}' : brackets, items }
   }
 
-  /** Rows of a matrix; round and square brackets are alike, bars are a determinant. */
+  /** The rows of a matrix. Round and square brackets are equivalent, bars denote a determinant. */
   private matrix(name: string): Item {
     if (!/^(?:array|[pbBvV]?matrix|smallmatrix)$/.test(name)) throw new Unknown()
     const rows: Item[] = []
@@ -367,7 +369,7 @@ function item(value: Value): Item {
   return { type: 'value', value, decimal: false }
 }
 
-/** The value of an item that is nothing else. */
+/** The value of an item without a unit. */
 function plain(found: Item): Value {
   if (found.type !== 'value' || found.unit !== undefined) throw new Unknown()
   return found.value

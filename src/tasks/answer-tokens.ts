@@ -1,19 +1,19 @@
 /** Splits an answer in LaTeX or plain text into tokens. One pass, linear in the text. */
 
-/** One token; spaces are no tokens. */
+/** One token. Spaces are not tokens. */
 export interface Token {
-  /** `letter`: one letter, a factor of a product. `word`: text. `command`: a LaTeX command that is kept, without its backslash. */
+  /** `letter`: one letter, a factor of a product. `word`: text. `command`: a LaTeX command without its backslash. */
   kind: 'number' | 'letter' | 'word' | 'command' | 'symbol' | 'begin' | 'end'
   text: string
-  /** White space stands before it. */
+  /** Whether white space precedes it. */
   spaced: boolean
-  /** Set in `\text` or `\mathrm`, where a letter may be a unit. */
+  /** Whether it is set in `\text` or `\mathrm`, where a letter may be a unit. */
   upright: boolean
-  /** Letters of the run that this letter is part of. */
+  /** Length of the run of letters that contains this letter. */
   run: number
 }
 
-/** Units by any of their spellings: those that may be dropped. Letters that have other meanings (k, K, M, N, W, A) are none. */
+/** Units that may be omitted, by all their spellings. Letters with other meanings (k, K, M, N, W, A) are not units. */
 const spellings = {
   cm: 'cm centimeter centimeters centimetre centimetres',
   mm: 'mm millimeter millimeters millimetre millimetres',
@@ -57,7 +57,7 @@ const spellings = {
 export const units: ReadonlyMap<string, string> = new Map(
   Object.entries(spellings).flatMap(([unit, words]) => words.split(' ').map((word) => [word, unit] as const)),
 )
-/** Units of two letters outside \text; any other two letters are a product of variables there. */
+/** Units of two letters outside of \text. Other pairs of letters are a product of variables there. */
 const plainUnits = new Set(['cm', 'mm', 'km', 'kg', 'ft'])
 
 /** Words that multiply the number before them. */
@@ -71,13 +71,13 @@ export const multipliers: ReadonlyMap<string, number> = new Map([
   ['billion', 1e9],
   ['trillion', 1e12],
 ])
-/** Runs of at most three letters that are words, no products. */
+/** Runs of at most three letters that are words instead of products. */
 const plainWords = /^(?:or|and|sq|per|[Nn]o|YES|[A-Z][a-z]{2})$/
 
 export const functionNames: ReadonlySet<string> = new Set(
   'sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp'.split(' '),
 )
-/** Commands without their backslash. `root` takes a whole number: sqrt12, where \sqrt12 is the root of 1. */
+/** Commands that are written without a backslash. `root` takes a whole number, as in sqrt12; \sqrt12 takes the first digit. */
 const plainCommands = new Map([
   ...[...functionNames, 'pi'].map((name) => [name, name] as const),
   ['sqrt', 'root'],
@@ -164,7 +164,7 @@ const plainNumber = /\d+\.\d*(?=\\(?:overline|bar)(?![a-zA-Z]))|(?:\d+(?:\.\d+)?
 const separator = /,\\!|\{,\}|\\,|[\u2009\u202f]|,/y
 const three = /\d{3}(?!\d)/y
 
-/** The tokens of an answer without dollar signs, sizes of brackets and other marks that do not change its meaning. */
+/** The tokens of an answer, without dollar signs, bracket sizes and other marks that do not change its meaning. */
 export function tokenize(text: string): readonly Token[] {
   return trimmed(new Lexer(text).read())
 }
@@ -172,12 +172,13 @@ export function tokenize(text: string): readonly Token[] {
 class Lexer {
   readonly #text: string
   readonly #tokens: Token[] = []
-  readonly #groups: { outer: boolean; silent: boolean }[] = [] // of open braces: whether upright before, whether part of a wrapper
+  // per open brace: whether text was upright before it, and whether it belongs to a wrapper
+  readonly #groups: { outer: boolean; silent: boolean }[] = []
   #upright = false
-  #wrapper: 'upright' | 'plain' | undefined // a brace that follows belongs to \text or \mathbf
+  #wrapper: 'upright' | 'plain' | undefined // a following brace belongs to \text or \mathbf
   #spaced = false
   #position = 0
-  #brackets = 0 // that are open: a comma within is no thousands separator
+  #brackets = 0 // number of open brackets: a comma inside is not a thousands separator
   #ungrouped = 0 // digits before this position have no thousands separators
 
   constructor(text: string) {
@@ -253,7 +254,10 @@ class Lexer {
     return pattern.exec(this.#text)?.[0]
   }
 
-  /** `1,234`, `1{,}234` or `1\,234`: digits with separators in front of every three. In brackets, `(1,234)`, a bare comma is none. */
+  /**
+   * `1,234`, `1{,}234` or `1\,234`: digits with thousands separators. In brackets, as in `(1,234)`, a bare comma is not a
+   * separator.
+   */
   #grouped(): string | undefined {
     const start = this.#position
     const first = this.#match(/[1-9]\d{0,2}(?!\d)/y)
@@ -344,12 +348,12 @@ class Lexer {
   }
 }
 
-/** `East` and `east`, `TRUE` and `true` are one word; `AB` and `ab` are two. */
+/** `East` and `east`, `TRUE` and `true` are the same word; `AB` and `ab` are not. */
 function foldCase(word: string): string {
   return /^(?:No|[A-Z][a-z]{2,}|TRUE|FALSE|YES|NO|NONE)$/.test(word) && !units.has(word) ? word.toLowerCase() : word
 }
 
-/** Without what may stand around an answer: `####` and all before it, `=`, a final full stop, the bracket of `A)`. */
+/** Removes what may surround an answer: `####` and everything before it, `=`, a final full stop, the bracket of `A)`. */
 export function trimmed(tokens: readonly Token[]): readonly Token[] {
   const is = (token: Token | undefined, text: string): boolean => token?.kind === 'symbol' && token.text === text
   let start = 0
@@ -361,7 +365,7 @@ export function trimmed(tokens: readonly Token[]): readonly Token[] {
   return tokens.slice(start, end)
 }
 
-/** The tokens as text that differs only where they do. */
+/** The tokens as a string, which is equal for equal tokens. */
 export function printTokens(tokens: readonly Token[]): string {
   const parts: string[] = []
   for (const [i, token] of tokens.entries()) {

@@ -11,7 +11,7 @@ export class UnitReader {
     this.tokens = [...tokens]
   }
 
-  /** The unit that these tokens are, or undefined. */
+  /** The unit that these tokens spell, or undefined. */
   onlyUnit(): string | undefined {
     const unit = this.unit()
     return this.position === this.tokens.length ? unit : undefined
@@ -36,7 +36,7 @@ export class UnitReader {
     if (!this.take(text)) throw new Unknown()
   }
 
-  /** Letters and words alone: a product of letters would not tell `no` from `on`. */
+  /** Reads letters and words only, because a product of letters would not distinguish `no` from `on`. */
   protected words(): string | undefined {
     let end = this.position
     let words = false
@@ -60,7 +60,7 @@ export class UnitReader {
     return currency
   }
 
-  /** Units in front of the end of an item, in their usual spelling. */
+  /** Reads a unit at the end of an item, in its usual spelling. */
   protected unit(): string | undefined {
     const start = this.position
     let text = ''
@@ -99,7 +99,7 @@ export class UnitReader {
     return undefined
   }
 
-  /** The tokens of a degree sign here, or 0. */
+  /** The number of tokens of a degree sign at this position, or 0. */
   protected degree(): number {
     if (this.at('°')) return 1
     if (!this.at('^')) return 0
@@ -108,7 +108,7 @@ export class UnitReader {
   }
 }
 
-/** An answer without its unit, but with a percent sign. */
+/** An answer without its unit. A percent sign stays. */
 export function withoutUnit(tokens: readonly Token[]): readonly Token[] {
   for (let start = Math.max(1, tokens.length - 12); start < tokens.length; start++) {
     const unit = new UnitReader(tokens.slice(start)).onlyUnit()

@@ -1,4 +1,4 @@
-/** Comparing short mathematical answers written in LaTeX or plain text. A wrong answer must not pass. */
+/** Compares short mathematical answers in LaTeX or plain text. A wrong answer must never pass. */
 
 import { LoopLMError } from '../errors.js'
 import { checkNumber, describe } from '../validation/arguments.js'
@@ -7,9 +7,9 @@ import { type Answer, type Item, parseAnswer } from './answer-parser.js'
 import { printTokens, type Token, tokenize, trimmed } from './answer-tokens.js'
 import { withoutUnit } from './answer-units.js'
 
-/** Longer answers are compared as text, and as integers and decimals. */
+/** Longer answers are only compared as text, integers or decimals. */
 const maxLength = 4096
-/** Larger numbers have no decimals that a tolerance of 1e-6 could judge. */
+/** Irrational numbers are only compared approximately up to this size. A tolerance of 1e-6 is meaningless for larger ones. */
 const maxApproximate = 1e6
 
 function checkString(value: unknown, name: string, operation: string): void {
@@ -18,12 +18,12 @@ function checkString(value: unknown, name: string, operation: string): void {
 }
 
 /**
- * Brings an answer into a textual form: without white space, dollar signs, sizes of brackets, `\text{…}` and its like, thousands
- * separators, a unit or a final full stop, with `\frac{1}{2}` for `\dfrac12`. Two forms of one value, such as `1/2` and `0.5`,
- * stay different: compare with {@link answersEqual}.
+ * Normalizes the text of an answer. It removes white space, dollar signs, bracket sizes, `\text{…}` and similar commands,
+ * thousands separators, a unit and a final full stop, and writes `\frac{1}{2}` for `\dfrac12`. Different forms of one value,
+ * such as `1/2` and `0.5`, stay different: compare with {@link answersEqual}.
  *
  * @param answer the content of a box or a gold answer
- * @returns the text; normalizing it again changes nothing
+ * @returns the normalized text; normalizing it again changes nothing
  *
  * @example
  * ```ts
@@ -43,10 +43,10 @@ function isSymbol(token: Token | undefined, text: string): boolean {
   return token?.kind === 'symbol' && token.text === text
 }
 
-/** `\frac12` with its braces. */
+/** Adds the braces of `\frac12`. */
 function withBraces(tokens: readonly Token[]): Token[] {
   const braced: Token[] = []
-  let missing = 0 // arguments of a fraction that are to come
+  let missing = 0 // arguments of a fraction that are still missing
   const symbol = (text: string): Token => ({ kind: 'symbol', text, spaced: false, upright: false, run: 0 })
   for (const token of tokens) {
     const { kind, text } = token
@@ -65,16 +65,16 @@ function withBraces(tokens: readonly Token[]): Token[] {
 }
 
 /**
- * Whether two answers are the same: as text, or by value where both are understood.
+ * Whether two answers are equal, as text or, if both can be parsed, by value.
  *
- * Equal are `0.5`, `1/2`, `\dfrac12` and `50\%`; `2\sqrt3` and `\sqrt{12}`; `5 3/4` and `5.75`; `10^{3}` and `1{,}000`; `x+1` and
- * `1+x`; `x=5` and `5`; `\text{(A)}` and `A`; `\{1,2\}` and `\{2,1\}`; `5\text{ cm}` and `5`. Not equal are `(1,2)` and `(2,1)`,
- * `[0,1)` and `[0,1]`, `5\text{ cm}` and `5\text{ m}`, `5` and `5\text{ k}`, and a sum or product of numbers that is not worked
- * out: `2+3` is not `5`. docs/rewards.md lists the rules.
+ * Equal are `0.5`, `1/2`, `\dfrac12` and `50\%`; `2\sqrt3` and `\sqrt{12}`; `5 3/4` and `5.75`; `10^{3}` and `1{,}000`; `x+1`
+ * and `1+x`; `x=5` and `5`; `\text{(A)}` and `A`; `\{1,2\}` and `\{2,1\}`; `5\text{ cm}` and `5`. Not equal are `(1,2)` and
+ * `(2,1)`, `[0,1)` and `[0,1]`, `5\text{ cm}` and `5\text{ m}`, `5` and `5\text{ k}`, and an unevaluated sum or product of
+ * numbers: `2+3` is not `5`. docs/rewards.md lists the rules.
  *
- * @param tolerance of numbers of which one is written with a decimal point, times min(1, larger magnitude); default 1e-6. Others
- *   are compared exactly.
- * @throws LoopLMError INVALID_ARGUMENT for what is no string, or a tolerance below 0
+ * @param tolerance for numbers of which one has a decimal point, times min(1, larger magnitude); defaults to 1e-6. Other
+ *   numbers are compared exactly.
+ * @throws LoopLMError INVALID_ARGUMENT if an answer is not a string, or for a tolerance below 0
  *
  * @example
  * ```ts
@@ -103,7 +103,10 @@ export function answersEqual(a: string, b: string, tolerance = 1e-6): boolean {
   }
 }
 
-/** The text of what is not understood or not worked out, such as 2^{3}·3: `^{3}` and `^3`, × and · are alike. */
+/**
+ * Normalizes the text of an answer that cannot be parsed or is unevaluated, such as 2^{3}·3. `^{3}` and `^3`, × and · are
+ * equal.
+ */
 function comparedText(tokens: readonly Token[]): string {
   return printTokens(tokens)
     .replaceAll('×', '·')
@@ -114,7 +117,10 @@ function plainText(answer: string): string {
   return answer.trim().replace(/\s+/g, ' ')
 }
 
-/** The digits of an integer or a decimal without needless zeros, or undefined: numbers of any length are compared exactly. */
+/**
+ * The digits of an integer or a decimal without needless zeros, so that numbers of any length are compared exactly. undefined
+ * for other text.
+ */
 function decimalDigits(text: string): string | undefined {
   const match = /^([+-]?)(\d+)(?:\.(\d*))?$/.exec(text.trim())
   if (match === null) return undefined
@@ -147,7 +153,7 @@ function sameList(list: readonly Item[], set: readonly Item[], tolerance: number
   return sameUnordered(list, only.items, tolerance)
 }
 
-/** `x = 2`, or `x = 2, x = 3`, or `x = 2, 3`, without the name. */
+/** Removes the name from `x = 2`, `x = 2, x = 3` or `x = 2, 3`. */
 function withoutName(items: readonly Item[]): { name?: string; items: readonly Item[] } {
   const solved = items.map(solution)
   const name = solved[0]?.name
@@ -157,7 +163,7 @@ function withoutName(items: readonly Item[]): { name?: string; items: readonly I
   return rest.some((item) => item.type === 'relation') ? { items } : { name, items: rest }
 }
 
-/** `x > 5` as the interval (5, ∞), `0 < x \le 1` as (0, 1], and several with `or` as their union. */
+/** Converts inequalities to intervals: `x > 5` to (5, ∞), `0 < x \le 1` to (0, 1], and several with `or` to their union. */
 function asIntervals({ items, joint }: Answer): { name: string; items: readonly Item[] } | undefined {
   const found = items.map(intervalOf)
   const name = found[0]?.name
@@ -193,7 +199,7 @@ function solution(item: Item): { name: string; value: Item } | undefined {
   return undefined
 }
 
-/** A letter, `f(x)`, a word or `(x, y)`, to which an answer may be given. */
+/** The left side of an answer: a letter, `f(x)`, a word or `(x, y)`. */
 function nameOf(item: Item): string | undefined {
   if (item.type === 'text') return item.text
   if (item.type === 'value') return item.unit === undefined ? algebra.atomOf(item.value) : undefined
@@ -226,7 +232,10 @@ function same(a: Item, b: Item, tolerance: number): boolean {
 type Relation = Extract<Item, { type: 'relation' }>
 const turned = new Map(Object.entries({ '<': '>', '>': '<', '≤': '≥', '≥': '≤' }))
 
-/** The same sides in this or the other direction, or two equations of which one is a multiple of the other. */
+/**
+ * Whether relations have the same sides in the same or the opposite direction, or are equations of which one is a multiple of
+ * the other.
+ */
 function sameRelation(a: Relation, b: Relation, tolerance: number): boolean {
   const sameSides = ({ operators, sides }: Relation) =>
     operators.join() === b.operators.join() && sides.every((side, i) => same(side, b.sides[i]!, tolerance))
@@ -239,7 +248,7 @@ function sameRelation(a: Relation, b: Relation, tolerance: number): boolean {
   return left !== undefined && right !== undefined && algebra.proportional(left, right)
 }
 
-/** Whether an equation is solved: 2x = 10 is not x = 5. */
+/** Whether an equation is solved: 2x = 10 is not equal to x = 5. */
 function isNumber(relation: Relation): boolean {
   const value = solution(relation)?.value
   return value?.type === 'value' && algebra.rational(value.value) !== undefined
@@ -253,7 +262,7 @@ function difference({ sides }: Relation): algebra.Value | undefined {
 
 type ValueItem = Extract<Item, { type: 'value' }>
 
-/** Values with the same unit or without one. 50% is 0.5, and also 50; 0.5% is 0.005 alone. */
+/** Compares values with the same unit or without one. 50% equals 0.5 and also 50, but 0.5% only equals 0.005. */
 function sameValue(a: ValueItem, b: ValueItem, tolerance: number): boolean {
   if (a.unit === b.unit || (a.unit !== '%' && b.unit !== '%')) {
     return (a.unit === undefined || b.unit === undefined || a.unit === b.unit) && sameNumber(a, b, tolerance)

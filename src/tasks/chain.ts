@@ -28,35 +28,35 @@ const schema = z
     message: 'must not exceed operations',
   })
 
-/** How often each way to answer is learned, in proportion to the others. */
+/** How often each way to answer is shown in training, as relative weights. */
 export interface TraceWeights {
-  /** The value asked for alone. Default 1. */
+  /** Only the requested value. Defaults to 1. */
   direct?: number | undefined
-  /** The value of every second assignment. Default 1. */
+  /** The value of every second assignment. Defaults to 1. */
   half?: number | undefined
-  /** The value of every assignment. Default 1. */
+  /** The value of every assignment. Defaults to 1. */
   all?: number | undefined
-  /** The values of all assignments, two times. Default 1. */
+  /** The values of all assignments, twice. Defaults to 1. */
   twice?: number | undefined
 }
 
 /** Options of {@link chain}. */
 export interface ChainOptions {
-  /** 2 to 36; default 11. */
+  /** 2 to 36. Defaults to 11. */
   modulus?: number | undefined
-  /** Most operations of a problem, 1 to 16; default 8. */
+  /** The most operations of a problem, 1 to 16. Defaults to 8. */
   operations?: number | undefined
-  /** Fewest operations of a problem; default half of `operations`, rounded up. */
+  /** The fewest operations of a problem. Defaults to half of `operations`, rounded up. */
   minOperations?: number | undefined
-  /** Weights of the ways to answer in what is learned. */
+  /** Weights of the ways to answer in training sequences. */
   traces?: TraceWeights | undefined
 }
 true satisfies Same<ChainOptions, z.input<typeof schema>>
 
 /**
- * A chain of assignments modulo a number: `a=7;b=a*3;c=b+a;?c` asks for c. Every value is one token (0 to 9, then A to Z). An answer
- * may show its work: nothing but the value asked for (`direct`), the value of every second assignment (`half`), of all, or all of
- * them `twice`. The last character is the answer, and `.` ends a completion. Pre-training shows all four ways (column
+ * A chain of assignments modulo a number: `a=7;b=a*3;c=b+a;?c` asks for c. Every value is one token (0 to 9, then A to Z). A
+ * response may show its work: only the requested value (`direct`), the value of every second assignment (`half`), of `all`, or
+ * all of them `twice`. The last character is the answer, and `.` ends a completion. Pre-training shows all four ways (column
  * `completion`), so that a policy can choose how much it writes.
  *
  * @throws LoopLMError INVALID_CONFIG naming the option
@@ -73,7 +73,7 @@ export function chain(options: ChainOptions = {}): Task {
   return defineTask({
     name: 'chain',
     alphabet: `${values.slice(0, modulus)}${variables.slice(0, operations + 1)}${operators.join('')}=;?.`,
-    maxPromptLength: 4 + 6 * operations + 2, // `a=7;`, `b=a*3;` each, `?c`
+    maxPromptLength: 4 + 6 * operations + 2, // `a=7;`, then `b=a*3;` each, and `?c`
     maxCompletionLength: 2 * (operations + 1) + 1,
     problems: modulus ** (operations + 1),
     end: '.',
@@ -84,7 +84,7 @@ export function chain(options: ChainOptions = {}): Task {
       const statements = [`a=${values[results[0]!]}`]
       for (let i = 1; i <= count; i++) {
         const operator = operators[random.integer(operators.length)]!
-        // Every assignment uses the one before, so that none can be skipped.
+        // Every assignment uses the previous one, so that none can be skipped.
         const earlier = random.integer(2) === 0 ? random.integer(i) : undefined
         const other = earlier === undefined ? random.integer(modulus) : results[earlier]!
         results.push(apply(operator, results[i - 1]!, other, modulus))

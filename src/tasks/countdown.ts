@@ -2,19 +2,20 @@ import { lastBoxed } from '../data/boxed.js'
 import { withoutThinking } from './thinking.js'
 
 /*
- * Countdown: make a target of given numbers with the four operations. The answer is checked, not compared: there are many.
+ * Countdown: reach a target with given numbers and the four operations. Many answers are right, so the answer is evaluated
+ * instead of compared.
  */
 
-/** Longest expression that is read; an honest one has a few characters per number. */
+/** The longest expression that is parsed. A real one has a few characters per number. */
 const maxCharacters = 1000
 
 /** A fraction in lowest terms, its denominator positive. */
 type Fraction = readonly [numerator: bigint, denominator: bigint]
 
 /**
- * 1 when the last `\boxed{…}` of the completion is an expression that uses each of the numbers of the column `nums` exactly once, with
- * `+ - * / ( )`, and has the value of the column `target`, else 0; null without these columns. The arithmetic is exact. A box inside
- * `<think>…</think>` is not an answer. `\times`, `\cdot`, `\div` and a closing `= target` are read too.
+ * 1 if the last `\boxed{…}` of the completion is an expression that uses each number of the column `nums` exactly once, with
+ * `+ - * / ( )`, and has the value of the column `target`, else 0. null without these columns. The arithmetic is exact. A box
+ * inside `<think>…</think>` is not an answer. `\times`, `\cdot`, `\div` and a final `= target` are accepted too.
  *
  * @example
  * ```ts
@@ -38,7 +39,7 @@ export function countdownMatch(prompt: string, completion: string, columns: Reco
   return value !== undefined && value[1] === 1n && value[0] === BigInt(target as number) && sorted(used) === sorted(nums) ? 1 : 0
 }
 
-/** Reads sums of products of numbers and brackets. */
+/** Parses sums of products of numbers and brackets. */
 class Expression {
   #at = 0
 
@@ -47,7 +48,7 @@ class Expression {
     readonly used: number[],
   ) {}
 
-  /** Undefined for what is no expression, and for a division by zero. */
+  /** undefined for text that is not an expression, and for a division by zero. */
   value(): Fraction | undefined {
     const value = this.#sum()
     return this.#at === this.text.length ? value : undefined

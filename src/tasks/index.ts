@@ -15,15 +15,15 @@ export { type PointerChasingOptions, pointerChasing } from './pointer-chasing.js
 export { type SortingOptions, sorting } from './sorting.js'
 export { defineTask, type Problem, type Split, type Task, type TaskDefinition } from './task.js'
 
-/** What {@link tasks} holds. */
+/** The functions of {@link tasks}. */
 export interface Tasks {
   /** Sums of two numbers. */
   readonly addition: typeof addition
   /** Modular arithmetic on prefix expressions. */
   readonly mano: typeof mano
-  /** Lists to be sorted. */
+  /** Lists to sort. */
   readonly sorting: typeof sorting
-  /** Pointers to be followed. */
+  /** Pointers to follow. */
   readonly pointerChasing: typeof pointerChasing
   /** Whether a string of bits has an odd number of ones. */
   readonly parity: typeof parity
@@ -37,19 +37,19 @@ export const tasks: Tasks = { addition, mano, sorting, pointerChasing, parity, c
 /** Name of a built-in task. */
 export type TaskName = keyof Tasks
 
-/** A built-in task by name with its options beside it, as written in a configuration file. */
+/** A built-in task by name, together with its options, as in a configuration file. */
 export type TaskConfig = {
   [Name in TaskName]: {
-    /** The task. */
+    /** The name of the task. */
     name: Name
   } & Parameters<Tasks[Name]>[0]
 }[TaskName]
 
 /**
- * Builds a built-in task from a configuration, for example from YAML.
+ * Creates a built-in task from a configuration, for example from YAML.
  *
- * @param config the task's name and, beside it, the task's options
- * @throws LoopLMError NOT_FOUND for an unknown name, INVALID_CONFIG naming the refused options
+ * @param config the task's name together with its options
+ * @throws LoopLMError NOT_FOUND for an unknown name, INVALID_CONFIG naming the rejected options
  *
  * @example
  * ```ts

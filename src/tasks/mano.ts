@@ -13,9 +13,9 @@ const schema = z.strictObject({
 
 /** Options of {@link mano}. */
 export interface ManoOptions {
-  /** 2 to 36; default 10. */
+  /** 2 to 36. Defaults to 10. */
   modulus?: number | undefined
-  /** Each problem has 1 to this many of `+`, `-`, `*`; 1 to 64, default 3. */
+  /** Each problem has 1 to this many of `+`, `-`, `*`. 1 to 64, defaults to 3. */
   operations?: number | undefined
 }
 true satisfies Same<ManoOptions, z.input<typeof schema>>
@@ -46,7 +46,10 @@ export function mano(options: ManoOptions = {}): Task {
   })
 }
 
-/** A random expression with exactly `operations` operators; each way to share the rest between both sides is equally likely. */
+/**
+ * A random expression with exactly `operations` operators. Each split of the remaining operators between both sides is equally
+ * likely.
+ */
 function expression(random: Random, operations: number, modulus: number): { text: string; value: number } {
   if (operations === 0) {
     const value = random.integer(modulus)

@@ -9,17 +9,17 @@ const schema = z.strictObject({
 
 /** Options of {@link parity}. */
 export interface ParityOptions {
-  /** Bits of a problem, 2 to 128; default 16. */
+  /** Number of bits of a problem, 2 to 128. Defaults to 16. */
   bits?: number | undefined
-  /** Share of the completions to learn from that write every parity; 0 to 1, default 0.5. */
+  /** Fraction of the training completions that write every parity, 0 to 1. Defaults to 0.5. */
   written?: number | undefined
 }
 true satisfies Same<ParityOptions, z.input<typeof schema>>
 
 /**
- * Whether a string of bits has an odd number of ones, after Tsilivis et al., arXiv 2510.11495. `0110=` is answered `0`, at once or by
- * writing the parity of every prefix: `0100`. The last character is the answer, and `.` ends a completion. Pre-training shows both
- * ways (column `completion`), so that a policy can choose how much it writes.
+ * Whether a string of bits has an odd number of ones, after Tsilivis et al., arXiv 2510.11495. `0110=` is answered `0`, either
+ * directly or by writing the parity of every prefix: `0100`. The last character is the answer, and `.` ends a completion.
+ * Pre-training shows both ways (column `completion`), so that a policy can choose how much it writes.
  *
  * @throws LoopLMError INVALID_CONFIG naming the option
  *

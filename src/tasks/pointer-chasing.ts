@@ -14,16 +14,17 @@ const schema = z
 
 /** Options of {@link pointerChasing}. */
 export interface PointerChasingOptions {
-  /** 3 to 62; default 8. */
+  /** 3 to 62. Defaults to 8. */
   nodes?: number | undefined
-  /** 1 to nodes - 1; default 2. */
+  /** 1 to nodes - 1. Defaults to 2. */
   hops?: number | undefined
 }
 true satisfies Same<PointerChasingOptions, z.input<typeof schema>>
 
 /**
- * Follows pointers: `20 01 12`, written `200112?0=`, says 2 → 0, 0 → 1, 1 → 2 and asks where `hops` steps from 0 lead; for two
- * hops the answer is `2`. The pointers form one random cycle and are listed in random order. A node is one token (0–9, A–Z, a–z).
+ * Follows pointers: `20 01 12`, written `200112?0=`, says 2 → 0, 0 → 1, 1 → 2 and asks where `hops` steps from 0 lead;
+ * for two hops the answer is `2`. The pointers form one random cycle and are listed in random order. A node is one token
+ * (0–9, A–Z, a–z).
  *
  * @throws LoopLMError INVALID_CONFIG naming the option
  *
@@ -46,7 +47,7 @@ export function pointerChasing(options: PointerChasingOptions = {}): Task {
       let end = start
       for (let hop = 0; hop < hops; hop++) end = next[end]!
       const pointers = next.map((to, from) => `${names[from]}${names[to]}`)
-      const key = `${pointers.join('')}?${names[start]}` // whatever the order in which the pointers are listed
+      const key = `${pointers.join('')}?${names[start]}` // does not depend on the order in which the pointers are listed
       const prompt = `${random.shuffle(pointers).join('')}?${names[start]}=`
       return { problem: { prompt, answer: names[end]! }, key }
     },

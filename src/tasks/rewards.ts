@@ -12,31 +12,31 @@ export { lastBoxed } from '../data/boxed.js'
 export { answersEqual, normalizeAnswer } from './answers.js'
 
 /**
- * Scores a completion. `columns` is the dataset row or the task's problem, with `answer` where there is one. `null` means no
- * opinion: the reward is left out of a combination. `context.signal` fires when the answer is no longer wanted: pass it on to `fetch`.
+ * Scores a completion. `columns` is the dataset row or the task's problem, with `answer` if it has one. `null` means no score:
+ * a combination then ignores this reward. `context.signal` fires when the score is no longer needed; pass it to `fetch`.
  */
 export type RewardFunction = (
   prompt: string,
   completion: string,
   columns: Record<string, unknown>,
   context?: {
-    /** Fires when the answer is no longer wanted. */
+    /** Fires when the score is no longer needed. */
     signal?: AbortSignal
   },
 ) => number | null | Promise<number | null>
 
-/** A reward function with the name that metrics and errors use and its weight, default 1. */
+/** A reward function with a name for metrics and errors, and a weight. */
 export interface WeightedReward {
   /** The name in metrics and errors. */
   name: string
   /** The function. */
   reward: RewardFunction
-  /** Factor in the sum; default 1. */
+  /** Factor in the sum. Defaults to 1. */
   weight?: number
 }
 
 /**
- * 1 when the completion is the column `answer`, apart from white space at both ends, else 0; null without an answer.
+ * 1 if the completion equals the column `answer`, apart from white space at both ends, else 0. null without an answer.
  *
  * @example
  * ```ts
@@ -49,9 +49,9 @@ export function exactMatch(_prompt: string, completion: string, columns: Record<
 }
 
 /**
- * 1 when the last `\boxed{…}` of the completion equals the column `answer` by {@link answersEqual}, else 0; null without an
- * answer. A box inside `<think>…</think>`, closed or not, is not an answer. Of a worked solution in the column, the last box
- * counts, or else what follows the last `####`.
+ * 1 if the last `\boxed{…}` of the completion equals the column `answer` by {@link answersEqual}, else 0. null without an
+ * answer. A box inside `<think>…</think>`, closed or not, is not an answer. If the column is a worked solution, its answer is
+ * the last box, or else the text after the last `####`.
  *
  * @example
  * ```ts
@@ -67,11 +67,11 @@ export function boxedMatch(prompt: string, completion: string, columns: Record<s
   return answersEqual(given, lastBoxed(answer) ?? (mark < 0 ? answer : answer.slice(mark + 4))) ? 1 : 0
 }
 
-/** The rewards that configuration files and the command line know by name. */
+/** The rewards that configuration files and the command line can name. */
 export const builtInRewards: Readonly<Record<string, RewardFunction>> = { exactMatch, boxedMatch, countdownMatch }
 
 /**
- * The weighted sum of several rewards. A reward that returns null is left out; when all do, the result is null.
+ * Combines rewards to their weighted sum. Rewards that return null are ignored. If all do, the result is null.
  *
  * @param rewards at least one, with distinct names
  * @throws LoopLMError INVALID_ARGUMENT for an empty list, a repeated name or a weight that is not finite; the combined function
@@ -113,13 +113,13 @@ export function combineRewards(rewards: readonly WeightedReward[]): RewardFuncti
   }
 }
 
-/** Larger rewards have squares that a standard deviation cannot hold. */
+/** The squares of larger rewards would overflow in a standard deviation. */
 export const maxReward = 1e100
 
 /**
- * Passes on what a reward function returned when it is a finite number or null.
+ * Returns the result of a reward function if it is a finite number or null.
  *
- * @param name how the error names the reward
+ * @param name the reward's name in errors
  * @throws LoopLMError INVALID_ARGUMENT or NON_FINITE
  */
 export function checkScore(name: string, score: unknown): number | null {
@@ -130,13 +130,13 @@ export function checkScore(name: string, score: unknown): number | null {
 }
 
 /**
- * Loads reward functions from a JavaScript module. A function exported as default is the only reward, named after the file;
- * without one, every exported function is a reward under its name. The module's code runs with all rights of this
- * process: load none that you do not trust.
+ * Loads reward functions from a JavaScript module. If a function is exported as default, it is the only reward, named after the
+ * file. Otherwise every exported function is a reward under its name. The module's code runs with all rights of this process:
+ * only load modules that you trust.
  *
  * @param path an ES module or CommonJS file, relative to the working folder
  * @returns at least one reward function by name
- * @throws LoopLMError NOT_FOUND, or INVALID_FILE when the module fails to load or exports no function
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE if the module fails to load or exports no function
  *
  * @example
  * ```ts

@@ -11,9 +11,9 @@ const schema = z.strictObject({
 
 /** Options of {@link sorting}. */
 export interface SortingOptions {
-  /** Length of the list, 2 to 1024; default 8. */
+  /** Length of the list, 2 to 1024. Defaults to 8. */
   count?: number | undefined
-  /** How many different values there are, 2 to 62; default 32. */
+  /** Number of different values, 2 to 62. Defaults to 32. */
   values?: number | undefined
 }
 true satisfies Same<SortingOptions, z.input<typeof schema>>

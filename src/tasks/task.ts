@@ -2,10 +2,10 @@ import { Random } from '../data/random.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 
-/** Training problems and held-out ones. */
+/** Training or held-out problems. */
 export type Split = 'train' | 'test'
 
-/** A question with its answer; further columns are passed to reward functions. */
+/** A question and its answer. Other columns are passed to reward functions. */
 export interface Problem {
   /** The question. */
   prompt: string
@@ -16,58 +16,58 @@ export interface Problem {
 
 /** A source of problems that a model can be trained and tested on. */
 export interface Task {
-  /** How metrics and configuration files call it. */
+  /** The name in metrics and configuration files. */
   readonly name: string
   /** Turns prompts and answers into tokens. */
   readonly tokenizer: Tokenizer
-  /** Longest prompt, in tokens. */
+  /** The longest prompt, in tokens. */
   readonly maxPromptLength: number
-  /** Longest completion, in tokens; generation stops there. */
+  /** The longest completion, in tokens. Generation stops there. */
   readonly maxCompletionLength: number
-  /** Token ids that end a completion. Empty where every answer has `maxCompletionLength` tokens. */
+  /** Token ids that end a completion. Empty if every answer has `maxCompletionLength` tokens. */
   readonly stop: readonly number[]
-  /** Whether no test problem is ever a training problem. False only where there are too few problems to keep some back. */
+  /** Whether test problems never occur in training. Only false if there are too few problems to hold some out. */
   readonly heldOut: boolean
   /**
-   * A problem as a pure function of its address.
+   * Returns a problem, as a pure function of its arguments.
    *
    * @param split training or held-out problems
    * @param index a natural number; problems with different indices are drawn independently, so they may coincide
-   * @param seed default 0; which problems are held out does not depend on it
+   * @param seed defaults to 0; which problems are held out does not depend on it
    */
   sample(split: Split, index: number, seed?: number): Problem
   /**
-   * The score of a completion, 1 when right and 0 when wrong.
+   * The score of a completion: 1 if right, 0 if wrong.
    *
    * @param columns the problem that `sample` returned
    */
   reward(prompt: string, completion: string, columns: Record<string, unknown>): number
 }
 
-/** What a task consists of; {@link defineTask} adds the rest. */
+/** The definition of a task. {@link defineTask} adds the rest. */
 export interface TaskDefinition {
-  /** How metrics call it. */
+  /** The name in metrics. */
   name: string
   /** All characters of prompts and answers, in the order of their token ids. */
   alphabet: string
-  /** Longest prompt, in characters. */
+  /** The longest prompt, in characters. */
   maxPromptLength: number
-  /** Longest completion, in characters; generation stops there. */
+  /** The longest completion, in characters. Generation stops there. */
   maxCompletionLength: number
-  /** How many different problems there are, for {@link Task.heldOut}. */
+  /** The number of different problems, for {@link Task.heldOut}. */
   problems: number
   /**
-   * The character of the alphabet that ends a completion; omit it where every answer has `maxCompletionLength` characters. A
-   * completion that reaches `maxCompletionLength` without it earns 0.
+   * The character of the alphabet that ends a completion. Omit it if every answer has `maxCompletionLength` characters. A
+   * completion that reaches `maxCompletionLength` without it scores 0.
    */
   end?: string
-  /** The part of a completion that is compared with the answer; default all of it. */
+  /** The part of a completion that is compared with the answer. Defaults to all of it. */
   answerOf?(completion: string): string
   /** Draws a problem. */
   draw(random: Random): {
     /** The problem. */
     problem: Problem
-    /** The same for variants of a problem, which stay in one split. */
+    /** Equal for variants of a problem, which stay in the same split. */
     key: string
   }
 }
@@ -77,8 +77,8 @@ const minHeldOutProblems = 64
 const maxDraws = 10_000
 
 /**
- * Builds a task whose problems are made of single-character tokens and whose answers are matched exactly. A problem belongs
- * to the test split when a hash of its key says so, whatever the seed; `sample` draws until the split is the wanted one.
+ * Creates a task with single-character tokens whose answers are compared exactly. A hash of a problem's key, independent of the
+ * seed, decides whether it belongs to the test split. `sample` draws until the split is the requested one.
  *
  * @example
  * ```ts
@@ -114,7 +114,7 @@ export function defineTask(definition: TaskDefinition): Task {
     throw new LoopLMError('INTERNAL', `no ${split} problem in ${maxDraws} draws`, { operation: `${name}.sample` })
   }
 
-  /** Whether a completion came to its end, which is not in its text: one that was cut off is as long as text and end together. */
+  /** Whether a completion ended with the end token, which is not part of its text. A completion that was cut off is longer. */
   const ended = (completion: string) => end === undefined || completion.length < maxCompletionLength
 
   return {

@@ -1,9 +1,9 @@
 const tags = /<think>|<\/think>/g
 
 /**
- * What a completion says outside its `<think>…</think>` blocks. A block that the completion never closes ends with it.
+ * The text of a completion outside of its `<think>…</think>` blocks. An unclosed block extends to the end.
  *
- * @param prompt a prompt that ends with `<think>` has opened the block; so has one unknown when the completion closes it first
+ * @param prompt if it ends with `<think>`, it has opened a block; so has an unknown prompt if the completion closes one first
  */
 export function withoutThinking(completion: string, prompt = ''): string {
   const found = [...completion.matchAll(tags)]

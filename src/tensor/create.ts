@@ -6,24 +6,24 @@ import { checkDevice } from './devices.js'
 import { checkAxis, checkIntegers, checkOperand, checkTensor, dtypes, Tensor } from './tensor.js'
 import type { DeviceName, DType, NestedNumbers, TensorOptions } from './types.js'
 
-/** What a tensor is made from. */
+/** The data of a new tensor. */
 type Source = NestedNumbers | Float32Array | Float64Array | Int32Array | Uint16Array
 
-/** Where a tensor is made. */
+/** The device of a new tensor. */
 interface Place<Device extends DeviceName = DeviceName> {
-  /** Default `cpu`. */
+  /** Defaults to `cpu`. */
   device?: Device
 }
 
-const maxRank = 8 // the engine's
+const maxRank = 8 // the engine's limit
 const tensorOptions = { dtype: true, device: true } satisfies Keys<TensorOptions>
 
 /**
- * A tensor with the given elements, copied before the call returns.
+ * Creates a tensor with the given elements. They are copied before the call returns.
  *
- * @param data a typed array in row-major order, or numbers in nested arrays. A `Uint16Array` holds bfloat16 bits; other numbers are rounded
- *   to nearest
- * @param shape default: the nesting of the data, or one axis
+ * @param data a typed array in row-major order, or numbers in nested arrays. A `Uint16Array` holds bfloat16 bits; other numbers
+ *   are rounded to nearest
+ * @param shape defaults to the nesting of the data, or to one axis
  * @param options dtype and device
  * @throws LoopLMError INVALID_SHAPE, INVALID_ARGUMENT, UNSUPPORTED (float64 is on device `reference` only)
  *
@@ -38,17 +38,17 @@ export function tensor<D extends DType>(
   shape: readonly number[] | undefined,
   options: TensorOptions<D> & Required<Pick<TensorOptions<D>, 'dtype'>>,
 ): Tensor<D>
-/** A tensor of 32-bit integers, copied before the call returns. */
+/** Creates a tensor of 32-bit integers. They are copied before the call returns. */
 export function tensor(data: Int32Array, shape?: readonly number[], options?: Place): Tensor<'int32'>
-/** A tensor of bfloat16 bits, copied before the call returns. */
+/** Creates a tensor from bfloat16 bits. They are copied before the call returns. */
 export function tensor(data: Uint16Array, shape?: readonly number[], options?: Place): Tensor<'bfloat16'>
-/** A float64 tensor on device `reference`, copied before the call returns. */
+/** Creates a float64 tensor on device `reference`. The data is copied before the call returns. */
 export function tensor(
   data: Source,
   shape: readonly number[] | undefined,
   options: Required<Place<'reference'>>,
 ): Tensor<'float64'>
-/** A float32 tensor, copied before the call returns. */
+/** Creates a float32 tensor. The data is copied before the call returns. */
 export function tensor(
   data: NestedNumbers | Float32Array,
   shape?: readonly number[],
@@ -69,7 +69,7 @@ export function tensor(data: Source, shape?: readonly number[], options: TensorO
 }
 
 /**
- * A tensor of zeros.
+ * Creates a tensor of zeros.
  *
  * @param shape elements per axis, each at least 1
  * @param options dtype and device
@@ -85,7 +85,7 @@ export function zeros<D extends DType = 'float32'>(shape: readonly number[], opt
 }
 
 /**
- * A tensor of ones.
+ * Creates a tensor of ones.
  *
  * @param shape elements per axis, each at least 1
  * @param options dtype and device
@@ -101,7 +101,7 @@ export function ones<D extends DType = 'float32'>(shape: readonly number[], opti
 }
 
 /**
- * A tensor whose elements are all `value`.
+ * Creates a tensor whose elements are all `value`.
  *
  * @param shape elements per axis, each at least 1
  * @param value rounded to nearest
@@ -122,10 +122,10 @@ export function full<D extends DType = 'float32'>(
 }
 
 /**
- * Tensors one after the other along an axis; all other axes must agree.
+ * Concatenates tensors along an axis. All other axes must be equal.
  *
  * @param tensors at least one, of one dtype and device
- * @param axis negative counts from the end; default 0
+ * @param axis negative values count from the end; defaults to 0
  * @throws LoopLMError INVALID_SHAPE naming both shapes
  *
  * @example
@@ -188,10 +188,10 @@ function checkDType(dtype: unknown, operation: string): DType {
   return checkWord(dtype, 'dtype', dtypes, operation)
 }
 
-/** Other typed arrays are refused: integers of 64 bits are no numbers of JavaScript, and bytes may be a file's. */
+/** Rejects other typed arrays: JavaScript numbers cannot hold 64-bit integers, and bytes may be the content of a file. */
 function checkData(data: unknown, operation: string): void {
   const kinds = [types.isFloat32Array, types.isFloat64Array, types.isInt32Array, types.isUint16Array]
-  const typed = kinds.some((isKind) => isKind(data)) // also of another realm
+  const typed = kinds.some((isKind) => isKind(data)) // also true for arrays of another realm
   if (typed && (data as Float32Array).length === 0) {
     const message = 'data has no elements, and every axis must be at least 1; was its ArrayBuffer transferred or shrunk?'
     throw new LoopLMError('INVALID_SHAPE', message, { operation })
@@ -224,7 +224,7 @@ function toFloat32(values: ArrayLike<number>): Float32Array {
   return types.isFloat32Array(values) ? values : Float32Array.from(values)
 }
 
-/** Numbers of nested arrays in row-major order, and the shape; every level must be even. */
+/** Flattens nested arrays in row-major order and returns the shape. All arrays of a level must have the same length. */
 function flatten(data: NestedNumbers, operation: string): { values: number[]; shape: number[] } {
   const shape: number[] = []
   for (let level: NestedNumbers | undefined = data; Array.isArray(level); level = level[0]) {

@@ -5,22 +5,22 @@ import { describe } from '../validation/arguments.js'
 import type { DeviceName } from './types.js'
 
 const names: readonly DeviceName[] = ['cpu', 'reference', 'cuda', 'auto']
-let chosen: DeviceName | undefined // what 'auto' means here
+let chosen: DeviceName | undefined // the device that 'auto' chooses
 
 /** One entry of {@link devices}. */
 export interface DeviceStatus {
-  /** What the `device` option takes. */
+  /** The value for the `device` option. */
   name: string
-  /** Whether it can be used here. */
+  /** Whether it can be used on this machine. */
   available: boolean
   /** Instruction set and threads, or why the device cannot be used. */
   description: string
 }
 
 /**
- * The devices this build knows, and whether they work on this machine.
+ * Lists the devices of this build, and whether they work on this machine.
  *
- * @throws LoopLMError NATIVE_LOAD when the engine cannot be loaded
+ * @throws LoopLMError NATIVE_LOAD if the engine cannot be loaded
  *
  * @example
  * ```ts
@@ -31,7 +31,9 @@ export function devices(): DeviceStatus[] {
   return listDevices(false)
 }
 
-/** {@link devices}; `opened`: a CUDA device is opened for its description, which then says by what library it multiplies. */
+/**
+ * Implements {@link devices}. `opened`: open CUDA devices, so that their description includes the library for matrix products.
+ */
 export function listDevices(opened: boolean): DeviceStatus[] {
   const binding = native()
   try {
@@ -43,16 +45,16 @@ export function listDevices(opened: boolean): DeviceStatus[] {
 
 /** What {@link memory} returns. */
 export interface MemoryStatistics {
-  /** Bytes of device memory in buffers now, over all devices of the process. */
+  /** Bytes of device memory in use, over all devices of the process. */
   bytes: number
-  /** The most there ever were, since the start or {@link resetPeakMemory}. */
+  /** The most bytes in use since the start or {@link resetPeakMemory}. */
   peak: number
-  /** Number of buffers now. */
+  /** Number of buffers in use. */
   buffers: number
 }
 
 /**
- * Memory that tensors, models and optimizers hold. The garbage collector does not see it: `dispose()` gives it back.
+ * Returns the memory that tensors, models and optimizers hold. The garbage collector does not see it; `dispose()` frees it.
  *
  * @example
  * ```ts
@@ -67,17 +69,17 @@ export function memory(): MemoryStatistics {
 
 /** What {@link deviceMemory} returns. */
 export interface DeviceMemory {
-  /** Bytes that can still be allocated: by the device, and for devices in the host's memory by the container and `ulimit` too. */
+  /** Bytes that can still be allocated. For devices in the host's memory, limits of the container and of `ulimit` apply too. */
   free: number
-  /** Bytes that there are. */
+  /** Total bytes. */
   total: number
 }
 
 /**
- * The memory of a device: a GPU's own, or the host's for `cpu` and `reference`. Limits of containers (control groups) and of the process
- * count.
+ * Returns the memory of a device: the GPU's own, or the host's for `cpu` and `reference`. Limits of containers (control groups)
+ * and of the process apply.
  *
- * @param device as the `device` option; default `cpu`
+ * @param device as the `device` option; defaults to `cpu`
  * @throws LoopLMError INVALID_ARGUMENT for an unknown device, UNSUPPORTED for one that cannot be opened
  *
  * @example
@@ -98,7 +100,7 @@ export function deviceMemory(device?: DeviceName): DeviceMemory {
 }
 
 /**
- * Sets the peak of {@link memory} to what is held now.
+ * Resets the peak of {@link memory} to the current use.
  *
  * @example
  * ```ts
@@ -111,14 +113,17 @@ export function resetPeakMemory(): void {
   native().resetPeakMemory()
 }
 
-/** `cuda` of one among several processes of a machine: a separate GPU, as far as there are enough. */
+/** The `cuda` device of one of several processes on a machine: a separate GPU for each, if there are enough. */
 export function ownGpu(rank: number, list: () => readonly Pick<DeviceStatus, 'name' | 'available'>[]): DeviceName {
   if (rank === 0) return 'cuda'
   const gpus = list().filter(({ name, available }) => available && /^cuda(:\d+)?$/.test(name))
   return (gpus[rank % Math.max(1, gpus.length)]?.name ?? 'cuda') as DeviceName
 }
 
-/** The device option with `auto` made a real device, or INVALID_ARGUMENT naming the known ones. */
+/**
+ * Checks the device option and resolves `auto`.
+ * @throws LoopLMError INVALID_ARGUMENT listing the known devices
+ */
 export function checkDevice(device: unknown, operation: string): DeviceName {
   if (device === 'auto') {
     chosen ??= devices().some(({ name, available }) => name === 'cuda' && available) ? 'cuda' : 'cpu'
@@ -127,7 +132,7 @@ export function checkDevice(device: unknown, operation: string): DeviceName {
   if (device === 'cuda') return ownGpu(localRank(), () => devices())
   const name = names.find((known) => known === (device ?? 'cpu'))
   if (name !== undefined) return name
-  // cuda-emulated: the CUDA kernels on the CPU, in this project's own tests
+  // cuda-emulated runs the CUDA kernels on the CPU, in this project's own tests
   if (typeof device === 'string' && /^cuda(:\d{1,4}|-emulated)$/.test(device)) return device as DeviceName
   const known = names.map((word) => `'${word}'`).join(', ')
   throw new LoopLMError('INVALID_ARGUMENT', `device must be one of ${known}, 'cuda:1' …, got ${describe(device)}`, {

@@ -7,12 +7,12 @@ import type { DeviceName, DType, DTypeArrays, FloatDType } from './types.js'
 
 export const dtypes: readonly DType[] = ['float32', 'bfloat16', 'float64', 'int32']
 
-/** Values of a tensor as JavaScript reads them. */
+/** The values of a tensor as a JavaScript array. */
 type Values<D extends DType> = (Omit<DTypeArrays, 'bfloat16'> & Record<'bfloat16', Float32Array>)[D]
 
 /**
- * An immutable dense array on a device. Operations return promises and run in the order in which they were called; mixing dtypes or
- * devices is an error, for the compiler (dtypes) and at run time. Memory is given back by `dispose()` or `using`; the garbage collector is
+ * An immutable dense array on a device. Operations return promises and run in the order of the calls. Mixing dtypes or devices
+ * is an error at run time; for dtypes also at compile time. `dispose()` or `using` frees the memory; the garbage collector is
  * the fallback.
  *
  * @example
@@ -23,11 +23,11 @@ type Values<D extends DType> = (Omit<DTypeArrays, 'bfloat16'> & Record<'bfloat16
  * ```
  */
 export class Tensor<D extends DType = DType> {
-  /** What an element is. */
+  /** The type of an element. */
   readonly dtype: D
-  /** Where the elements lie. */
+  /** The device that holds the elements. */
   readonly device: DeviceName
-  /** Elements per axis; [] is a single number. */
+  /** Elements per axis. [] is a single number. */
   readonly shape: readonly number[]
   readonly #handle: NativeTensor
 
@@ -45,8 +45,8 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Matrix product of the last two axes, [m, k] × [k, n]; leading axes are batches and broadcast as in numpy. Accumulates in float32
-   * (float64 for float64).
+   * Matrix product of the last two axes, [m, k] × [k, n]; leading axes are batches and broadcast as in numpy. Accumulates in
+   * float32 (float64 for float64).
    *
    * @param other same dtype and device
    * @throws LoopLMError INVALID_SHAPE with both shapes
@@ -55,9 +55,9 @@ export class Tensor<D extends DType = DType> {
     this: Tensor<D & FloatDType>,
     other: Tensor<NoInfer<D & FloatDType>>,
     options: {
-      /** This tensor's last two axes are [k, m]. Default false. */
+      /** Whether this tensor's last two axes are [k, m]. Defaults to false. */
       transposeA?: boolean
-      /** The other's last two axes are [n, k], as a linear layer's weight is. Default false. */
+      /** Whether the other's last two axes are [n, k], as in a linear layer's weight. Defaults to false. */
       transposeB?: boolean
     } = {},
   ): Promise<Tensor<D>> {
@@ -68,12 +68,18 @@ export class Tensor<D extends DType = DType> {
     return this.#result('matmul', { other }, (a, b) => native().tensorMatmul(a, b!, transposeA, transposeB))
   }
 
-  /** Element-wise sum with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
+  /**
+   * Element-wise sum with numpy's broadcasting.
+   * @throws LoopLMError INVALID_SHAPE with both shapes
+   */
   async add(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
     return this.#result('add', { other }, (a, b) => native().tensorBinary('add', a, b!))
   }
 
-  /** Element-wise product with numpy's broadcasting. @throws LoopLMError INVALID_SHAPE with both shapes */
+  /**
+   * Element-wise product with numpy's broadcasting.
+   * @throws LoopLMError INVALID_SHAPE with both shapes
+   */
   async mul(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
     return this.#result('mul', { other }, (a, b) => native().tensorBinary('mul', a, b!))
   }
@@ -87,7 +93,7 @@ export class Tensor<D extends DType = DType> {
     this: Tensor<D & FloatDType>,
     weight: Tensor<NoInfer<D & FloatDType>>,
     options: {
-      /** Added to the mean square; default 1e-6. */
+      /** Added to the mean square. Defaults to 1e-6. */
       eps?: number
     } = {},
   ): Promise<Tensor<D>> {
@@ -108,7 +114,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Rows along axis 0.
+   * Selects rows along axis 0.
    *
    * @param indices int32, any shape; the result has the shape of indices followed by this tensor's other axes
    * @throws LoopLMError INVALID_ARGUMENT naming an index outside axis 0
@@ -120,22 +126,31 @@ export class Tensor<D extends DType = DType> {
     return new Tensor(await call(operation, () => native().tensorGather(x, at)), this.dtype, this.device)
   }
 
-  /** Sum over an axis, which disappears, or over all elements. @param axis negative counts from the end */
+  /**
+   * Sum over an axis, which is removed, or over all elements.
+   * @param axis negative values count from the end
+   */
   async sum(axis?: number): Promise<Tensor<D>> {
     return this.#result('sum', {}, (x) => native().tensorReduce('sum', x, checkAxis(axis, 'Tensor.sum')))
   }
 
-  /** Mean over an axis, which disappears, or over all elements. @param axis negative counts from the end */
+  /**
+   * Mean over an axis, which is removed, or over all elements.
+   * @param axis negative values count from the end
+   */
   async mean(this: Tensor<D & FloatDType>, axis?: number): Promise<Tensor<D>> {
     return this.#result('mean', {}, (x) => native().tensorReduce('mean', x, checkAxis(axis, 'Tensor.mean')))
   }
 
-  /** Largest element along an axis, which disappears, or of all elements. @param axis negative counts from the end */
+  /**
+   * Largest element along an axis, which is removed, or of all elements.
+   * @param axis negative values count from the end
+   */
   async max(axis?: number): Promise<Tensor<D>> {
     return this.#result('max', {}, (x) => native().tensorReduce('max', x, checkAxis(axis, 'Tensor.max')))
   }
 
-  /** Index of the largest element along an axis, which disappears, or of all elements; the lowest index wins a tie. */
+  /** Index of the largest element along an axis, which is removed, or of all elements. The lowest index wins a tie. */
   async argmax(axis?: number): Promise<Tensor<'int32'>> {
     const operation = 'Tensor.argmax'
     const handle = this.handle(operation)
@@ -143,51 +158,60 @@ export class Tensor<D extends DType = DType> {
     return new Tensor(await call(operation, () => native().tensorReduce('argmax', handle, along)), 'int32', this.device)
   }
 
-  /** The same elements in row-major order under another shape: a view, whose memory lives until both are disposed. @param shape one entry may be -1 */
+  /**
+   * The same elements in row-major order with another shape. The result is a view; the memory is freed when both are disposed.
+   * @param shape one entry may be -1
+   */
   async reshape(shape: readonly number[]): Promise<Tensor<D>> {
     checkIntegers(shape, 'shape', 'Tensor.reshape')
     return this.#result('reshape', {}, (x) => native().tensorReshape(x, shape))
   }
 
-  /** A copy of the elements from `begin` up to, not including, `end` on every axis. @param end default the tensor's shape */
+  /**
+   * A copy of the elements from `begin` up to `end` (exclusive) on every axis.
+   * @param end defaults to the tensor's shape
+   */
   async slice(begin: readonly number[], end: readonly number[] = this.shape): Promise<Tensor<D>> {
     checkIntegers(begin, 'begin', 'Tensor.slice')
     checkIntegers(end, 'end', 'Tensor.slice')
     return this.#result('slice', {}, (x) => native().tensorSlice(x, begin, end))
   }
 
-  /** Swaps axes: axis i of the result is axis axes[i] of this tensor. @param axes default: all reversed */
+  /**
+   * Permutes axes: axis i of the result is axis axes[i] of this tensor.
+   * @param axes defaults to all axes, reversed
+   */
   async transpose(axes: readonly number[] = this.shape.map((_, i) => i).reverse()): Promise<Tensor<D>> {
     checkIntegers(axes, 'axes', 'Tensor.transpose')
     return this.#result('transpose', {}, (x) => native().tensorTranspose(x, axes))
   }
 
-  /** A copy in another dtype: rounding to nearest, to int32 towards zero. float64 is on device `reference` only. */
+  /** A copy in another dtype, rounded to nearest (to int32: towards zero). float64 only exists on device `reference`. */
   async cast<To extends DType>(dtype: To): Promise<Tensor<To>> {
     const handle = this.handle('Tensor.cast')
     checkWord(dtype, 'dtype', dtypes, 'Tensor.cast')
     return new Tensor(await call('Tensor.cast', () => native().tensorCast(handle, dtype)), dtype, this.device)
   }
 
-  /** The elements as they are, row-major; bfloat16 as its 16 bits. */
+  /** The elements in row-major order, without conversion; bfloat16 as 16-bit integers. */
   async data(): Promise<DTypeArrays[D]> {
     const handle = this.handle('Tensor.data')
     return (await call('Tensor.data', () => native().tensorData(handle))) as DTypeArrays[D]
   }
 
-  /** The elements as numbers, row-major; bfloat16 widened to a Float32Array. */
+  /** The elements as numbers in row-major order; bfloat16 is widened to a Float32Array. */
   async toArray(): Promise<Values<D>> {
     const data = await this.data()
     if (!types.isUint16Array(data)) return data as unknown as Values<D>
     return new Float32Array(Uint32Array.from(data, (bits) => bits << 16).buffer) as unknown as Values<D>
   }
 
-  /** Gives the memory back once the calls that were made before have ended. Later calls throw DISPOSED. */
+  /** Frees the memory once all earlier calls have ended. Later calls throw DISPOSED. */
   dispose(): void {
     this.#handle.dispose()
   }
 
-  /** `using x = …` disposes at the end of the block. */
+  /** `using x = …` disposes the tensor at the end of the block. */
   [Symbol.dispose](): void {
     this.dispose()
   }
@@ -213,12 +237,12 @@ export class Tensor<D extends DType = DType> {
   }
 }
 
-/** Refuses what is no tensor. */
+/** Rejects values that are not tensors. */
 export function checkTensor(value: unknown, name: string, operation: string): void {
   checkInstance(value, name, Tensor, 'tensor() and zeros() make them', operation)
 }
 
-/** Refuses an operand that is no tensor, or one of another dtype or device. */
+/** Rejects an operand that is not a tensor, or has another dtype or device. */
 export function checkOperand(operation: string, device: DeviceName, dtype: DType, other: Tensor, name: string): void {
   checkTensor(other, name, operation)
   if (other.dtype !== dtype) {
@@ -231,7 +255,7 @@ export function checkOperand(operation: string, device: DeviceName, dtype: DType
   }
 }
 
-/** A shape or positions on every axis. */
+/** Checks a shape, or positions on every axis. */
 export function checkIntegers(values: readonly number[], name: string, operation: string): readonly number[] {
   if (!Array.isArray(values)) {
     throw new LoopLMError('INVALID_ARGUMENT', `${name} must be an array of integers, got ${describe(values)}`, { operation })

@@ -3,15 +3,15 @@ import type { DType } from '../native/types.js'
 export type { DType }
 
 /**
- * Devices that looplm knows; `devices()` says which work here. `cuda` is the first CUDA device, `cuda:1` the second; `auto` is `cuda` where
- * that works and `cpu` elsewhere.
+ * The names of devices. `devices()` says which work on this machine. `cuda` is the first CUDA device, `cuda:1` the second.
+ * `auto` is `cuda` if that works, else `cpu`.
  */
 export type DeviceName = 'cpu' | 'reference' | 'cuda' | `cuda:${number}` | 'auto'
 
-/** The dtypes that arithmetic other than `add`, `mul`, `sum` and `max` is defined for. */
+/** The dtypes that all arithmetic supports. `add`, `mul`, `sum` and `max` support int32 too. */
 export type FloatDType = Exclude<DType, 'int32'>
 
-/** The typed array that holds a dtype's elements as they are: bfloat16 as its 16 bits. */
+/** The typed array that holds a dtype's elements without conversion: bfloat16 as its 16 bits. */
 export interface DTypeArrays {
   /** 32-bit floats. */
   float32: Float32Array
@@ -23,13 +23,16 @@ export interface DTypeArrays {
   int32: Int32Array
 }
 
-/** Numbers in arrays nested to any depth; every level must be even. */
+/** Numbers in arrays nested to any depth. All arrays of a level must have the same length. */
 export type NestedNumbers = number | readonly NestedNumbers[]
 
-/** Where a new tensor lives and what it holds. */
+/** The dtype and device of a new tensor. */
 export interface TensorOptions<D extends DType = DType> {
-  /** Default: by the data's type (`Int32Array` int32, `Float64Array` float64, `Uint16Array` bfloat16), else float32, on `reference` float64. */
+  /**
+   * Defaults to the type of the data (`Int32Array` int32, `Float64Array` float64, `Uint16Array` bfloat16), else to float32, or
+   * float64 on `reference`.
+   */
   dtype?: D
-  /** Default `cpu`. */
+  /** Defaults to `cpu`. */
   device?: DeviceName
 }

@@ -6,19 +6,21 @@ import { isWhitespace, wordClass } from './unicode.js'
 const startsWithWord = new RegExp(`^[${wordClass}]`, 'u')
 const endsWithWord = new RegExp(`[${wordClass}]$`, 'u')
 
-/** A part of the text, with its id when it is an added token. */
+/** A part of the text, with its id if it is an added token. */
 export interface Segment {
   readonly piece: Piece
   readonly id: number | undefined
 }
 
-/** Added tokens of a text, found before it is normalized, or behind that: then by their normalized contents. */
+/**
+ * Finds added tokens in a text, either before or after it is normalized. In the latter case their content is normalized too.
+ */
 export class AddedTokens {
   readonly #tokens = new Map<string, AddedToken>()
-  /** Lengths of their texts by the first unit, the longest first: there may be hundreds that begin with "<". */
+  /** Lengths of their texts by the first UTF-16 unit, the longest first. Hundreds of them may begin with "<". */
   readonly #lengths = new Map<number, number[]>()
 
-  /** @param normalize undefined for those that are found in the text as it is */
+  /** @param normalize undefined for tokens that are found before normalization */
   constructor(tokens: readonly AddedToken[], normalize?: Normalizer) {
     for (const token of tokens) {
       const { content } = token
@@ -34,12 +36,12 @@ export class AddedTokens {
     }
   }
 
-  /** Cuts a piece at its added tokens, the leftmost first, and of those the longest. */
+  /** Splits a piece at its added tokens. The leftmost match wins, and among those the longest. */
   *cut(piece: Piece): Generator<Segment> {
     const { text } = piece
-    let end = 0 // of what has been given out
+    let end = 0 // end of what was yielded so far
     for (const { start, stop, token } of this.#found(text)) {
-      // A token that strips takes in the white space beside it
+      // A token with lstrip or rstrip includes the white space next to it
       const from = token.lstrip ? Math.max(spaceStart(text, start), end) : start
       if (end < from) yield { piece: slice(piece, end, from), id: undefined }
       end = token.rstrip ? spaceEnd(text, stop) : stop
@@ -65,7 +67,7 @@ export class AddedTokens {
   }
 }
 
-/** Whether no letter, mark, digit or underscore touches a part of the text. */
+/** Whether no letter, mark, digit or underscore is adjacent to a part of the text. */
 function isAlone(text: string, start: number, stop: number): boolean {
   return !endsWithWord.test(text.slice(Math.max(0, start - 2), start)) && !startsWithWord.test(text.slice(stop, stop + 2))
 }

@@ -3,14 +3,14 @@ import type { Fields } from './fields.js'
 import { MergeTable, merged } from './merge.js'
 import { byteTokens, type Model, UnknownPiece } from './model.js'
 
-/** Pieces that are remembered with their tokens, and the longest of them. */
+/** How many pieces are cached with their tokens, and the longest of them. */
 const maxCached = 20_000
 const maxCachedLength = 64
 
-/** Longest piece, in UTF-16 units, that is merged in one go. */
+/** The longest piece, in UTF-16 units, that is merged without pausing. */
 const longPiece = 4096
 
-/** Byte-pair encoding: the characters of a piece, merged pair by pair in the order of the merges. */
+/** Byte-pair encoding: merges the characters of a piece pair by pair, in the order of the merges. */
 export class Bpe implements Model {
   readonly #vocab: ReadonlyMap<string, number>
   readonly #merges: MergeTable
@@ -18,7 +18,7 @@ export class Bpe implements Model {
   readonly #fuseUnknown: boolean
   readonly #byteFallback: boolean
   readonly #ignoreMerges: boolean
-  readonly #prefix: string // of every symbol but the first
+  readonly #prefix: string // of every symbol except the first
   readonly #suffix: string // of the last symbol
   readonly #cache = new Map<string, readonly number[]>()
 
@@ -36,7 +36,7 @@ export class Bpe implements Model {
     this.#merges = this.#readMerges(fields)
   }
 
-  /** A merge is "a b" or [a, b]; both and what they make are tokens. */
+  /** Reads the merges. A merge is "a b" or [a, b]. Both parts and their concatenation must be tokens. */
   #readMerges(fields: Fields): MergeTable {
     const merges = fields.list('merges')
     const table = new MergeTable(merges.length)
@@ -84,7 +84,10 @@ export class Bpe implements Model {
     for (const token of yield* merged(symbols, this.#merges)) ids.push(token)
   }
 
-  /** The ids of a piece's characters. Unknown ones wait, to be fused; as in Python, bytes of a later character pass them. */
+  /**
+   * The ids of a piece's characters. Consecutive unknown characters are fused, so the first one waits. As in Python, byte
+   * tokens of a later character overtake it.
+   */
   *#symbols(piece: string): Generator<void, number[]> {
     const symbols: number[] = []
     let waiting: number | undefined

@@ -1,6 +1,9 @@
 let next = 0x100
 
-/** The printable character of each byte in a byte-level vocabulary (GPT-2): 188 bytes stand for themselves, the other 68 take U+0100, U+0101, … */
+/**
+ * The printable character of each byte in a byte-level vocabulary (GPT-2): 188 bytes map to themselves, the other 68 map to
+ * U+0100, U+0101, …
+ */
 export const characterOfByte: readonly string[] = Array.from({ length: 256 }, (_, byte) => {
   const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae
   return String.fromCharCode(printable ? byte : next++)
@@ -10,7 +13,7 @@ const byteOfCharacter: ReadonlyMap<string, number> = new Map(characterOfByte.map
 
 const encoder = new TextEncoder()
 
-/** The bytes of UTF-8. */
+/** The UTF-8 bytes of a text. */
 export const encodeBytes = (text: string): Uint8Array => encoder.encode(text)
 
 /** One character per byte. */
@@ -20,7 +23,7 @@ export function byteCharacters(bytes: Uint8Array): string {
   return text
 }
 
-/** The bytes that the characters stand for, or undefined when one of them stands for none. */
+/** The bytes of byte-level characters. undefined if a character is not one of them. */
 export function bytesOfCharacters(text: string): Uint8Array | undefined {
   const bytes = new Uint8Array(text.length)
   let count = 0
@@ -34,5 +37,5 @@ export function bytesOfCharacters(text: string): Uint8Array | undefined {
 
 const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
 
-/** Text of bytes of UTF-8; what is not valid becomes U+FFFD. */
+/** Decodes UTF-8. Invalid bytes become U+FFFD. */
 export const decodeBytes = (bytes: Uint8Array): string => decoder.decode(bytes)

@@ -7,12 +7,12 @@ export type Decoder = (tokens: readonly string[]) => readonly string[]
 
 const strictDecoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
-/** The byte of a token such as `<0xE2>`, or undefined. Rust's parser takes a sign too. */
+/** The byte of a token such as `<0xE2>`, or undefined. Rust's parser also accepts a sign. */
 export function byteOfToken(token: string): number | undefined {
   return /^<0x(?:[\dA-Fa-f]{2}|\+[\dA-Fa-f])>$/.test(token) ? Number.parseInt(token.slice(3, 5), 16) : undefined
 }
 
-/** Rows of byte tokens become text; a row that is not valid UTF-8 becomes U+FFFD once per byte. */
+/** Decodes runs of byte tokens. In a run that is not valid UTF-8, each byte becomes U+FFFD. */
 function byteFallback(tokens: readonly string[]): string[] {
   const made: string[] = []
   let bytes: number[] = []
@@ -47,18 +47,18 @@ const cleanups = [' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", ' do not', " 's"
   (dirty) => [dirty, dirty === ' do not' ? " don't" : dirty.trim()] as const,
 )
 
-/** The cleaning of WordPiece's and CTC's decoders. */
+/** The clean-up of WordPiece's and CTC's decoders. */
 function cleanUp(text: string): string {
   return cleanups.reduce((cleaned, [dirty, clean]) => cleaned.replaceAll(dirty, clean), text)
 }
 
-/** Removes spaces in front of punctuation, as transformers' `clean_up_tokenization` does. */
+/** Removes spaces before punctuation, as transformers' `clean_up_tokenization` does. */
 export function cleanUpSpaces(text: string): string {
   const used = cleanups.filter(([dirty]) => dirty !== ' do not')
   return used.reduce((cleaned, [dirty, clean]) => cleaned.replaceAll(dirty, clean), text)
 }
 
-/** Replaces every occurrence of a string; an empty one stands at every character, not at every UTF-16 unit. */
+/** Replaces every occurrence of a string. The empty string matches at every character, not at every UTF-16 unit. */
 function replaced(text: string, part: string, content: string): string {
   return part === '' ? text.replaceAll(/(?:)/gu, content) : text.replaceAll(part, content)
 }

@@ -1,7 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import { describe } from '../validation/arguments.js'
 
-/** An object of a tokenizer.json whose fields are read with checks; errors name the file and the field. */
+/** Reads the fields of an object in a tokenizer.json and checks them. Errors name the file and the field. */
 export class Fields {
   readonly #values: Readonly<Record<string, unknown>>
   readonly #path: string
@@ -16,12 +16,12 @@ export class Fields {
     this.#values = values as Record<string, unknown>
   }
 
-  /** INVALID_FILE naming the field. */
+  /** An error INVALID_FILE that names the field. */
   invalid(field: string, problem: string, cause?: unknown): LoopLMError {
     return this.#error(`${this.#path}.${field}`, problem, cause)
   }
 
-  /** UNSUPPORTED naming the field: valid in Python, not carried out here. */
+  /** An error UNSUPPORTED that names the field: valid in Python, but not implemented here. */
   unsupported(field: string, problem: string): LoopLMError {
     const message = `${this.#source}: field "${this.#path}.${field}" ${problem}`
     return new LoopLMError('UNSUPPORTED', message, { operation: 'Tokenizer' })
@@ -31,7 +31,7 @@ export class Fields {
     return new LoopLMError('INVALID_FILE', `${this.#source}: field "${field}" ${problem}`, { operation: 'Tokenizer', cause })
   }
 
-  /** What stands in a field; null counts as absent. */
+  /** The value of a field. null counts as absent. */
   value(field: string): unknown {
     return this.#values[field] ?? undefined
   }

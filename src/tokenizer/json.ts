@@ -1,4 +1,4 @@
-/** A tokenizer.json as Python's `tokenizers` serialises it; parts that looplm does not look into are unknown. */
+/** A tokenizer.json in the format of Python's `tokenizers`. Parts that looplm does not read have type unknown. */
 export interface TokenizerJson {
   version: string
   truncation: unknown

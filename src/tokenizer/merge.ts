@@ -1,13 +1,15 @@
-/** Which pairs of tokens merge, how early, and into what: an open-addressed table, smaller and faster than a Map of pairs. */
+/**
+ * Looks up the rank and the result of merging two tokens: an open-addressed hash table, smaller and faster than a Map of pairs.
+ */
 export class MergeTable {
   readonly #mask: number
   readonly #left: Int32Array
   readonly #right: Int32Array
   readonly #rank: Int32Array
-  /** The token that each merge makes. */
+  /** The result of each merge. */
   readonly made: Int32Array
 
-  /** @param merges how many there are; their ranks are smaller */
+  /** @param merges number of merges; ranks must be smaller */
   constructor(merges: number) {
     const size = 2 ** Math.ceil(Math.log2(2 * merges + 2)) // at most half full
     this.#mask = size - 1
@@ -24,7 +26,7 @@ export class MergeTable {
     return slot
   }
 
-  /** Of a pair that is set twice the later rank counts. */
+  /** Sets a merge. If a pair is set twice, the later rank counts. */
   set(left: number, right: number, rank: number, made: number): void {
     const slot = this.#slot(left, right)
     this.#left[slot] = left
@@ -40,17 +42,17 @@ export class MergeTable {
   }
 }
 
-/** Positions that a key of the queue has room for, beside 2²⁴ ranks in the 53 bits of a number. */
+/** The number of positions that a key of the queue can hold, next to 2²⁴ ranks in the 53 bits of a number. */
 const positions = 2 ** 29
 
-/** Merges between two pauses. */
+/** How many merges run between two pauses. */
 const slice = 2 ** 13
 
 /**
- * Merges symbols until no pair has a merge: always the pair of the lowest rank, the leftmost first. A queue makes that
- * n log n in their number; it pauses now and then.
+ * Merges symbols until no pair can be merged: always the pair with the lowest rank, the leftmost first. A priority queue makes
+ * this n log n. It pauses now and then.
  *
- * @returns the rest of the symbols
+ * @returns the remaining symbols
  */
 export function* merged(symbols: readonly number[], table: MergeTable): Generator<void, number[]> {
   const count = symbols.length
@@ -79,7 +81,7 @@ export function* merged(symbols: readonly number[], table: MergeTable): Generato
     const position = key % positions
     const rank = (key - position) / positions
     const right = next[position]!
-    // Merged into another, the last one, or changed since the entry was made
+    // Already merged into another symbol, the last symbol, or changed since the entry was made
     if (tokens[position] === -1 || right === -1 || table.rank(tokens[position]!, tokens[right]!) !== rank) continue
     tokens[position] = table.made[rank]!
     tokens[right] = -1
@@ -94,7 +96,7 @@ export function* merged(symbols: readonly number[], table: MergeTable): Generato
   return left
 }
 
-/** A binary heap of numbers, smallest first. */
+/** A binary heap of numbers with the smallest first. */
 class Queue {
   size = 0
   #keys: Float64Array

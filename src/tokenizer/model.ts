@@ -1,10 +1,11 @@
-/** Turns pieces into tokens. */
+/** Splits pieces into tokens. */
 export interface Model {
   /**
    * Appends the ids of a piece's tokens.
    *
-   * @returns what is left to do for a long piece, which appends the ids at its end; undefined when they are there already
-   * @throws UnknownPiece when the vocabulary has no token for a part of it and no unknown token
+   * @returns for a long piece, a generator that does the work and appends the ids at its end; undefined if they are already
+   *   appended
+   * @throws UnknownPiece if the vocabulary has no token for a part of it and no unknown token
    */
   tokenize(piece: string, ids: number[]): Generator<void, void> | undefined
 }
@@ -16,7 +17,7 @@ export class UnknownPiece extends Error {
   }
 }
 
-/** The tokens `<0x00>` to `<0xFF>` of the bytes, or undefined when the vocabulary lacks one of them. */
+/** The tokens `<0x00>` to `<0xFF>` of some bytes. undefined if the vocabulary lacks one of them. */
 export function byteTokens(bytes: Uint8Array, vocab: ReadonlyMap<string, number>): number[] | undefined {
   const ids: number[] = []
   for (const byte of bytes) {

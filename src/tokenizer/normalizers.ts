@@ -6,12 +6,12 @@ import { type Normalizer, prepend } from './pieces.js'
 import { readPrecompiled } from './precompiled.js'
 import { cleaned, lowercase, normalForm, oneOf, strip, withoutMarks, withoutNonspacingMarks } from './unicode.js'
 
-/** A function that treats every character by itself, so that of the head is the head of its result. */
+/** Applies a function to every character separately, so that the result of the head is the head of the result. */
 const characterwise =
   (change: (text: string) => string): Normalizer =>
   ({ text, head }) => ({ text: change(text), head: change(text.slice(0, head)).length })
 
-/** Ideographs that BERT sets apart with spaces; its list ends before extension F and lacks U+2B820. */
+/** Ideographs that BERT surrounds with spaces. Its list ends before extension F and lacks U+2B820. */
 const ideographs = oneOf('3400-4dbf 4e00-9fff f900-faff 20000-2a6df 2a700-2b81f 2b920-2ceaf 2f800-2fa1f', 'gu')
 
 const ignoredByNmt = oneOf('1-8 b e-1f 7f 8f 9f', 'gu')
@@ -29,11 +29,11 @@ function bert(fields: Fields): Normalizer {
   return characterwise((text) => steps.reduce((changed, step) => step(changed), text))
 }
 
-/** What replaces a match belongs to the match's last character. */
+/** A replacement belongs to the last character of its match. */
 function replace(find: Finder, content: string): Normalizer {
   return (piece) => {
     const { text, head } = piece
-    if (text === '') return piece // an empty pattern would match
+    if (text === '') return piece // an empty pattern would match otherwise
     const made: string[] = []
     let last = 0
     let first = 0 // the new head

@@ -6,7 +6,7 @@ const syntax = /\\[pP]\{\^?\w+\}|\\x\{[\da-fA-F]+\}|\\.|\(\?[a-z-]*:|\(\?<[=!]|\
 
 const tokensOf = (pattern: string): string[] => pattern.match(syntax) ?? []
 
-/** Numbers of Latin-1, which a `\w` outside brackets takes for letters. */
+/** Latin-1 number characters that `\w` outside of brackets counts as letters. */
 const latinNumbers = '²³¹¼½¾'
 
 const word = `[\\w${latinNumbers}]`
@@ -18,27 +18,27 @@ const insteadOf: Readonly<Record<string, string>> = {
   '\\B': `(?:(?<=${word})(?=${word})|(?<!${word})(?!${word}))`,
 }
 
-/** What equals several characters when case is ignored, such as ß and ss: in Oniguruma, not in JavaScript. */
+/** Sequences that equal a single character if case is ignored, such as ss and ß. Oniguruma does this, JavaScript does not. */
 const multipleFolds = /ss|st|ff|fi|fl/i
 
-/** ASCII letters and the two others that equal some of them when case is ignored. */
+/** A letter in both cases, with the non-ASCII characters that equal it if case is ignored. */
 const variants = (letter: string): string => {
   const [lower, upper] = [letter.toLowerCase(), letter.toUpperCase()]
   return lower + upper + (lower === 'k' ? '\u212a' : lower === 's' ? 'ſ' : '')
 }
 
-/** An error for what is right in Oniguruma. */
+/** An error for syntax that is valid in Oniguruma. */
 const unsupported = (what: string) => new Error(`${what} is not supported`)
 
 /**
- * Writes out the letters of `(?i:…)`: JavaScript's flag i would change what properties such as `\p{L}` match as well. Writes out the
- * escapes for words too.
+ * Expands the letters of `(?i:…)`, because JavaScript's flag i would also change what properties such as `\p{L}` match.
+ * Expands escapes for words too.
  */
 function written(pattern: string): string {
-  const groups: boolean[] = [] // of the groups that are open: whether case is ignored around them
+  const groups: boolean[] = [] // for each open group: whether case is ignored around it
   let ignores = false
-  let depth = 0 // of brackets
-  let run = '' // letters one behind the other
+  let depth = 0 // depth of brackets
+  let run = '' // consecutive letters
   let previous = ''
   const parts = tokensOf(pattern).map((part, i, all) => {
     const inside = depth > 0
@@ -82,9 +82,10 @@ function written(pattern: string): string {
 }
 
 /**
- * Refuses a group that may match nothing and is repeated or optional: Oniguruma leaves such a loop where JavaScript tries on.
+ * Rejects a repeated or optional group that may match the empty string: Oniguruma leaves such a loop where JavaScript tries
+ * again.
  *
- * @param translate a pattern of Oniguruma to an expression of JavaScript
+ * @param translate converts an Oniguruma pattern to a JavaScript expression
  */
 function checkLoops(pattern: string, translate: (body: string) => RegExp): void {
   const starts: number[] = []
@@ -108,21 +109,24 @@ function checkLoops(pattern: string, translate: (body: string) => RegExp): void 
 function translated(pattern: string): RegExp {
   const { pattern: source, flags, options } = toRegExpDetails(pattern, { accuracy: 'strict', target: 'ES2024' })
   if (/[iy]/.test(flags) || options?.strategy !== undefined) throw unsupported(flags.includes('i') ? '(?i)' : '\\G')
-  // The translator takes \w for letters, marks and all numbers; Oniguruma counts ⓐ and not ①
+  // The translator expands \w to letters, marks and all numbers; Oniguruma includes ⓐ but not ①
   const words = source.replaceAll('\\p{L}\\p{M}\\p{N}\\p{Pc}', '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}')
   return usesSets(words) ? new RegExp(words, 'gv') : withFlagU(words)
 }
 
-/** Node 20's V8 misses matches of /(?:\P{space}+[^a])+\n/v that it finds with the flag u: v is for nested classes and operations on sets. */
+/**
+ * Uses flag u if possible. Node 20's V8 misses matches of /(?:\P{space}+[^a])+\n/v that it finds with flag u. Flag v is only
+ * needed for nested classes and set operations.
+ */
 function withFlagU(source: string): RegExp {
   try {
     return new RegExp(source, 'gu')
   } catch {
-    return new RegExp(source, 'gv') // an escape that only v has
+    return new RegExp(source, 'gv') // an escape that only flag v has
   }
 }
 
-/** Whether a class holds another one or an operation on sets. */
+/** Whether a class contains another class or a set operation. */
 function usesSets(source: string): boolean {
   let inside = false
   for (const [part] of source.matchAll(/\\.|&&|--|[[\]]/gsu)) {
@@ -133,13 +137,13 @@ function usesSets(source: string): boolean {
 }
 
 /**
- * A regular expression of Oniguruma, which Python's tokenizers use, as one of JavaScript.
+ * Converts a regular expression of Oniguruma, which Python's tokenizers use, to JavaScript.
  *
- * @throws Error saying what JavaScript's cannot do
+ * @throws Error naming what JavaScript does not support
  */
 export function onigurumaFinder(pattern: string): Finder {
   const pictographic = /\\p\{\^?extended_?pictographic\}/i.exec(pattern)
-  if (pictographic !== null) throw unsupported(pictographic[0]) // of an older Unicode
+  if (pictographic !== null) throw unsupported(pictographic[0]) // it uses an older Unicode
   const whole = written(pattern.startsWith('(?i)') ? `(?i:${pattern.slice(4)})` : pattern)
   const expression = translated(whole)
   checkLoops(whole, translated)

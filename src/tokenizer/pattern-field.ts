@@ -2,7 +2,10 @@ import type { Fields } from './fields.js'
 import { onigurumaFinder } from './oniguruma.js'
 import { type Finder, stringFinder } from './patterns.js'
 
-/** The field `pattern` of a Split or a Replace: `{ "String": … }` or `{ "Regex": … }`, of which the latter is Oniguruma's. */
+/**
+ * The field `pattern` of a Split or a Replace: `{ "String": … }` or `{ "Regex": … }`. The latter is an Oniguruma
+ * expression.
+ */
 export function readPattern(fields: Fields): Finder {
   const pattern = fields.object('pattern')
   if (pattern.value('String') !== undefined) return stringFinder(pattern.string('String'))

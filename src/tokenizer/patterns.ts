@@ -3,7 +3,7 @@ import { asUnicode16 } from './unicode.js'
 /** Where a match starts and ends, in UTF-16 units. */
 export type Match = readonly [start: number, end: number]
 
-/** Finds the matches in a text, in order; they do not overlap, and may be empty. */
+/** Finds the matches in a text, in order. They do not overlap, and may be empty. */
 export type Finder = (text: string) => Iterable<Match>
 
 /** Every character of a kind is a separate match. */
@@ -18,7 +18,7 @@ export function characterFinder(isMatch: (character: string) => boolean): Finder
   }
 }
 
-/** Every occurrence of a string; an empty one matches at every character. */
+/** Finds every occurrence of a string. The empty string matches at every character. */
 export function stringFinder(part: string): Finder {
   if (part === '') return regularFinder(/(?:)/gu)
   return function* find(text) {
@@ -28,7 +28,10 @@ export function stringFinder(part: string): Finder {
   }
 }
 
-/** Every match of a regular expression with the flag g. An empty match right behind another does not count, as in Oniguruma. */
+/**
+ * Finds every match of a regular expression with flag g. As in Oniguruma, an empty match directly after another match does not
+ * count.
+ */
 export function regularFinder(expression: RegExp): Finder {
   return function* find(text) {
     const seen = asUnicode16(text)
@@ -40,11 +43,11 @@ export function regularFinder(expression: RegExp): Finder {
       if (match === null) return
       const end = match.index + match[0].length
       if (splitsPair(text, match.index)) {
-        from = match.index + 1 // V8 finds \B there
+        from = match.index + 1 // V8 finds \B at this position
         continue
       }
       if (splitsPair(text, match.index)) {
-        from = match.index + 1 // V8 finds \B there
+        from = match.index + 1 // V8 finds \B at this position
         continue
       }
       if (end > match.index || end !== last) {

@@ -1,11 +1,11 @@
 import type { Finder, Match } from './patterns.js'
 
-/** A part of the text on its way from normalizer to model. */
+/** A part of the text between normalizer and model. */
 export interface Piece {
   readonly text: string
   /**
    * UTF-16 units at the start of the text that come from the first character of the whole text: Metaspace's prepend_scheme
-   * "first" looks there. 0 for any piece that starts further on.
+   * "first" looks there. 0 for pieces that start later.
    */
   readonly head: number
 }
@@ -15,14 +15,14 @@ export type Normalizer = (piece: Piece) => Piece
 
 export const behaviors = ['Removed', 'Isolated', 'MergedWithPrevious', 'MergedWithNext', 'Contiguous'] as const
 
-/** What becomes of the matches at which a text is split. */
+/** What happens to the matches at which a text is split. */
 export type Behavior = (typeof behaviors)[number]
 
 export function slice({ text, head }: Piece, start: number, end: number): Piece {
   return { text: text.slice(start, end), head: Math.min(Math.max(head - start, 0), end - start) }
 }
 
-/** Puts a string in front; it belongs to the first character. */
+/** Prepends a string, which then belongs to the first character. */
 export function prepend({ text, head }: Piece, added: string): Piece {
   return { text: added + text, head: head === 0 ? 0 : head + added.length }
 }
@@ -33,7 +33,7 @@ interface Part {
   isMatch: boolean
 }
 
-/** Matches and what lies between them; a text without any is one part. */
+/** Yields matches and the text between them. A text without matches is one part. */
 function* parts(text: string, matches: Iterable<Match>, invert: boolean): Generator<Part> {
   let end = 0
   for (const [from, to] of matches) {
@@ -45,14 +45,14 @@ function* parts(text: string, matches: Iterable<Match>, invert: boolean): Genera
 }
 
 /**
- * Splits a piece at the matches in it; empty pieces are dropped.
+ * Splits a piece at the matches in it. Empty pieces are dropped.
  *
- * @param invert what lies between the matches counts as a match, and they do not
+ * @param invert treat the text between matches as matches, and vice versa
  */
 export function* split(piece: Piece, find: Finder, behavior: Behavior, invert = false): Generator<Piece> {
   const { text } = piece
   if (text === '') return
-  // The part under way: whether it takes in the next depends on the behavior
+  // The current part. Whether it is joined with the next one depends on the behavior
   let open: Part | undefined
   let wasMatch = false
   for (const part of parts(text, find(text), invert)) {

@@ -11,21 +11,21 @@ import { type PreTokenizer, readPreTokenizer } from './pre-tokenizers.js'
 import { Unigram } from './unigram.js'
 import { WordLevel, WordPiece } from './word-models.js'
 
-/** Pieces between two pauses. */
+/** How many pieces are encoded between two pauses. */
 const slice = 256
 
 const models = { BPE: Bpe, WordPiece, WordLevel, Unigram }
 
 /**
- * What a tokenizer.json describes, carried out as Python's tokenizers does: added tokens are cut out, the rest is normalized, split into
- * pieces and given to the model; special tokens are put around it.
+ * Runs the steps of a tokenizer.json as Python's tokenizers does. Added tokens are cut out. The rest is normalized, split into
+ * pieces and passed to the model. Finally special tokens are added around it.
  */
 export class Pipeline {
   readonly type: keyof typeof models
-  readonly #vocab: ReadonlyMap<string, number> // the model's
+  readonly #vocab: ReadonlyMap<string, number> // the model's vocabulary
   readonly #added: ReadonlyMap<string, number>
-  readonly #tokens: string[] = [] // by id, with holes
-  /** What is decoded of an added token that is matched in its normalized form. */
+  readonly #tokens: string[] = [] // by id, with gaps
+  /** The decoded text of added tokens that are matched in normalized form. */
   readonly #normalized = new Map<number, string>()
   readonly #special: ReadonlySet<string>
   readonly #verbatim: AddedTokens
@@ -39,7 +39,7 @@ export class Pipeline {
   /**
    * @param vocab of the model, by token
    * @param added tokens that are found before the model sees the text
-   * @param source how errors name the file
+   * @param source the file's name in errors
    * @throws LoopLMError INVALID_FILE or UNSUPPORTED naming the source and the field
    */
   constructor(json: TokenizerJson, vocab: ReadonlyMap<string, number>, added: readonly AddedToken[], source: string) {
@@ -68,28 +68,28 @@ export class Pipeline {
     this.#afterNormalizer = new AddedTokens(normalized, this.#normalize)
   }
 
-  /** The id of a token as the vocabulary spells it, or undefined. */
+  /** The id of a token by its spelling in the vocabulary. undefined if there is none. */
   id(token: string): number | undefined {
     return this.#added.get(token) ?? this.#vocab.get(token)
   }
 
-  /** The tokens as the vocabulary spells them. */
+  /** All tokens, as the vocabulary spells them. */
   tokens(): string[] {
     return Object.values(this.#tokens)
   }
 
-  /** Whether decoding may skip a token that the vocabulary has. */
+  /** Whether decoding may skip a token of the vocabulary. */
   isSpecial(id: number): boolean {
     return this.#special.has(this.#spelling(id))
   }
 
-  /** A token as the vocabulary spells it, or undefined. */
+  /** The token of an id, as the vocabulary spells it. undefined if there is none. */
   token(id: number): string | undefined {
     return this.#tokens[id]
   }
 
   /**
-   * The ids of a text's tokens. It pauses often enough for a server to answer others in between.
+   * The ids of a text's tokens. It pauses often enough for a server to handle other requests.
    *
    * @throws UnknownPiece
    */
@@ -120,7 +120,7 @@ export class Pipeline {
     }
   }
 
-  /** The text of tokens that the vocabulary has. */
+  /** Decodes ids that the vocabulary has. */
   decode(ids: readonly number[], skipSpecialTokens: boolean): string {
     const tokens = ids.map((id) => this.#spelling(id))
     return this.#decode(skipSpecialTokens ? tokens.filter((token) => !this.#special.has(token)) : tokens).join('')
@@ -131,7 +131,7 @@ export class Pipeline {
   }
 }
 
-/** Older files have no type. */
+/** The type of the model. Older files do not state it. */
 function modelType({ model }: TokenizerJson): keyof typeof models {
   if (model.type !== undefined) return model.type as keyof typeof models
   if (Array.isArray(model.merges)) return 'BPE'

@@ -1,8 +1,8 @@
 import type { Fields } from './fields.js'
 
 /**
- * Puts special tokens around a text's tokens. It works on a list of parts, as in Python, for a template makes each of its tokens a
- * part that a processor behind it sees.
+ * Adds special tokens around a text's tokens. It works on a list of parts as in Python, because a template makes each of its
+ * tokens a part, which later processors see.
  */
 export type PostProcessor = (parts: readonly (readonly number[])[], addSpecialTokens: boolean) => readonly (readonly number[])[]
 
@@ -19,7 +19,7 @@ function isId(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0
 }
 
-/** BERT's and RoBERTa's processors differ in the second text of a pair alone. */
+/** The processors of BERT and RoBERTa only differ in the second text of a pair. */
 function around(fields: Fields, separatorInFront: boolean): PostProcessor {
   const [first, last] = [readToken(fields, 'cls'), readToken(fields, 'sep')]
   return (parts, addSpecialTokens) => {
@@ -29,7 +29,7 @@ function around(fields: Fields, separatorInFront: boolean): PostProcessor {
   }
 }
 
-/** An entry of a template: the ids of special tokens, or which text stands there. */
+/** An entry of a template: the ids of special tokens, or which text is inserted. */
 type Slot = { ids: readonly number[] } | { text: number }
 
 function template(fields: Fields): PostProcessor {
@@ -62,7 +62,7 @@ function template(fields: Fields): PostProcessor {
 
 const readers: Readonly<Record<string, (fields: Fields) => PostProcessor>> = {
   BertProcessing: (fields) => around(fields, false),
-  ByteLevel: () => (parts) => parts, // it trims offsets
+  ByteLevel: () => (parts) => parts, // it only trims offsets
   RobertaProcessing: (fields) => around(fields, true),
   Sequence: (fields) => {
     const steps = fields.objects('processors').map(readPostProcessor)

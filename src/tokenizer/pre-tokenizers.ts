@@ -6,10 +6,10 @@ import { characterFinder, regularFinder } from './patterns.js'
 import { behaviors, type Piece, prepend, slice, split } from './pieces.js'
 import { isNumeric, isPunctuation, isWhitespace, wordClass } from './unicode.js'
 
-/** Splits a text into the pieces that the model sees one by one. */
+/** Splits a text into the pieces that the model gets one by one. */
 export type PreTokenizer = (piece: Piece) => Iterable<Piece>
 
-/** GPT-2's. */
+/** GPT-2's pattern. */
 const words = onigurumaFinder(String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`)
 const runs = regularFinder(new RegExp(`[${wordClass}]+|[^${wordClass}\\p{White_Space}]+`, 'gu'))
 const whitespace = characterFinder(isWhitespace)
@@ -95,7 +95,7 @@ const readers: Readonly<Record<string, (fields: Fields) => PreTokenizer>> = {
   WhitespaceSplit: () => (piece) => split(piece, whitespace, 'Removed'),
 }
 
-/** Each step splits what the one before has made. */
+/** Each step splits the pieces of the previous one. */
 function exclusively(steps: readonly PreTokenizer[]): PreTokenizer {
   return (piece) => {
     let pieces: Iterable<Piece> = [piece]

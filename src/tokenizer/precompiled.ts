@@ -5,8 +5,8 @@ import type { Normalizer } from './pieces.js'
 const graphemes = new Intl.Segmenter('en', { granularity: 'grapheme' })
 
 /**
- * The character map of a SentencePiece model: the size of a trie in bytes, the trie as a double array of 32-bit units, then
- * the replacements, each ended by a zero byte.
+ * The character map of a SentencePiece model: the size of a trie in bytes, the trie as a double array of 32-bit units, and the
+ * zero-terminated replacements.
  */
 class CharacterMap {
   readonly #units: Uint32Array
@@ -20,7 +20,7 @@ class CharacterMap {
     this.#replacements = bytes.subarray(4 + size)
   }
 
-  /** What replaces a text: the replacement of its shortest prefix that has one, as in Python. */
+  /** The replacement of a text: that of its shortest prefix with a replacement, as in Python. */
   replacement(text: string): string | undefined {
     const units = this.#units
     let position = offset(units[0]!)
@@ -46,7 +46,9 @@ function offset(unit: number): number {
   return (unit >>> 10) << ((unit & 0x200) >>> 6)
 }
 
-/** Replaces what the map of a SentencePiece model holds: whole grapheme clusters of up to 5 bytes, else single characters. */
+/**
+ * Applies the character map of a SentencePiece model to grapheme clusters of up to 5 bytes, or otherwise to single characters.
+ */
 export function readPrecompiled(fields: Fields): Normalizer {
   const text = fields.string('precompiled_charsmap', '')
   if (text === '') return (piece) => piece
@@ -56,7 +58,7 @@ export function readPrecompiled(fields: Fields): Normalizer {
   } catch (cause) {
     throw fields.invalid('precompiled_charsmap', `is not a character map of SentencePiece: ${(cause as Error).message}`, cause)
   }
-  const replacements = new Map<string, string>() // the characters of a text repeat
+  const replacements = new Map<string, string>() // characters repeat in a text
   const replaced = (part: string): string | undefined => {
     let found = replacements.get(part)
     if (found === undefined) {
@@ -70,7 +72,7 @@ export function readPrecompiled(fields: Fields): Normalizer {
     return whole ?? Array.from(cluster, (character) => replaced(character) ?? character).join('')
   }
   return (piece) => {
-    // Without combining characters every character is a cluster; finding clusters is slow
+    // Without combining characters every character is a cluster, and finding clusters is slow
     const parts = /^[\n -~]*$/.test(piece.text)
       ? Array.from(piece.text, changed)
       : Array.from(graphemes.segment(piece.text), ({ segment }) => changed(segment))

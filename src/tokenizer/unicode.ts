@@ -1,8 +1,7 @@
 /*
- * Characters as Python's tokenizers classes them. Its parts were built for different versions of Unicode: categories for 8, the
- * normalizer for 9 with later decompositions missing, regular expressions for 16. JavaScript knows 15.1 or newer, so the
- * lists below name what the older tables lack. test/fixtures/tokenizers/characters.json holds every class over all of
- * Unicode, as Python gave it.
+ * Classifies characters as Python's tokenizers does. Its parts use different versions of Unicode: 8 for categories, 9 for the
+ * normalizer (without later decompositions), 16 for regular expressions. JavaScript has 15.1 or newer, so the lists below name
+ * what the older tables lack. test/fixtures/tokenizers/characters.json has every class for all of Unicode, as Python gave it.
  */
 
 const punctuationAfter8 =
@@ -32,7 +31,7 @@ const marksAfter9 =
   '1611e-1612f 16f4f 16f7f-16f87 16fe4 16ff0-16ff1 1cf00-1cf2d 1cf30-1cf46 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef ' +
   '1e4ec-1e4ef 1e5ee-1e5ef 1e6e3 1e6e6 1e6ee-1e6ef 1e6f5'
 
-/** Characters that the normalizer takes for unassigned: it neither decomposes nor reorders them. */
+/** Characters that the normalizer treats as unassigned: it neither decomposes nor reorders them. */
 const unknownToNormalizer =
   '7fd 897-89f 8ca-8d3 9fe c3c d3b-d3c eba 1715 1abf-1add 1ae0-1aeb 1df6-1dfa 32ff a7f1-a7f4 a82c ab69 105c9 105e4 ' +
   '10781-10785 10787-107b0 107b2-107ba 10d24-10d27 10d69-10d6d 10eab-10eac 10efa-10efb 10efd-10eff 10f46-10f50 ' +
@@ -41,7 +40,7 @@ const unknownToNormalizer =
   '1ccd6-1ccf9 1e030-1e06d 1e08f 1e130-1e136 1e2ae 1e2ec-1e2ef 1e4ec-1e4ef 1e5ee-1e5ef 1e6e3 1e6e6 1e6ee-1e6ef 1e6f5 ' +
   '1f16c 1fbf0-1fbf9'
 
-/** What newer versions compose and the normalizer does not. */
+/** Characters that newer versions compose but the normalizer does not. */
 const composedAfter9 = '105c9 105e4 11383 11385 1138e 11391 113c5 113c7-113c8 11938 16121-16128 16d68-16d6a'
 
 const after16 =
@@ -50,7 +49,7 @@ const after16 =
   '187f8-187ff 18d09-18d1e 18d80-18df2 1ccfa-1ccfc 1ceba-1ced0 1cee0-1cef0 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 1f6d8 ' +
   '1f777-1f77a 1f8d0-1f8d8 1fa54-1fa57 1fa8a 1fa8e 1fac8 1facd 1faea 1faef 1fbfa 2b73a-2b73f 2cea2-2cead 323b0-33479'
 
-/** The inside of a regular expression's class. */
+/** Converts ranges to the content of a character class. */
 function classOf(ranges: string): string {
   return ranges.replaceAll(/[\da-f]+/g, '\\u{$&}').replaceAll(' ', '')
 }
@@ -65,12 +64,12 @@ export const isPunctuation = (character: string): boolean => isPunctuationBut8.t
 
 const whiteSpace = /\p{White_Space}/u
 
-/** The property White_Space: U+0085 belongs to it, U+FEFF and U+180E do not. */
+/** The property White_Space. It includes U+0085, but not U+FEFF and U+180E. */
 export const isWhitespace = (character: string): boolean => whiteSpace.test(character)
 
 const numeric = /\p{N}/u
 
-/** The categories Nd, Nl and No: ½, ² and Ⅷ belong to them. */
+/** The categories Nd, Nl and No, which include ½, ² and Ⅷ. */
 export const isNumeric = (character: string): boolean => numeric.test(character)
 
 /** `\w` of Rust's regex. */
@@ -81,24 +80,24 @@ const combiningMarks = new RegExp(`[[\\p{M}\\u1cf2\\u1cf3]--[${classOf(marksAfte
 const formatsAfter8 = '890-891 8e2 110cd 13430-1343f'
 const controls = new RegExp(`[[\\0\\ufffd\\p{Cc}\\p{Cf}\\p{Co}]--[\\t\\n\\r${classOf(formatsAfter8)}]]+`, 'gv')
 
-/** Without marks of category Mn. */
+/** Removes marks of category Mn. */
 export const withoutNonspacingMarks = (text: string): string => text.replaceAll(nonspacingMarks, '')
 
-/** Without marks of category M; those that NFC has composed stay. */
+/** Removes marks of category M. Marks that NFC has composed stay. */
 export const withoutMarks = (text: string): string => text.replaceAll(combiningMarks, '')
 
-/** Without control characters and U+FFFD, every white space as ' ': BERT's cleaning. */
+/** BERT's clean-up: removes control characters and U+FFFD, and turns all white space into ' '. */
 export const cleaned = (text: string): string => text.replaceAll(controls, '').replaceAll(/\p{White_Space}/gu, ' ')
 
-/** Without white space at an end. JavaScript's trim takes U+FEFF for white space and U+0085 not. */
+/** Removes white space at the ends. JavaScript's trim differs: it includes U+FEFF but not U+0085. */
 export function strip(text: string, left: boolean, right: boolean): string {
   const start = left ? text.match(/^\p{White_Space}*/u)![0].length : 0
-  let end = text.length // a search from the left for \s+$ would be quadratic
+  let end = text.length // searching for \s+$ from the left would be quadratic
   while (right && end > start && isWhitespace(text[end - 1]!)) end--
   return text.slice(start, end)
 }
 
-/** Every character by itself: a Σ at the end of a word becomes σ, as in Rust's `char::to_lowercase`. */
+/** Lowercases every character separately, as Rust's `char::to_lowercase`: a Σ at the end of a word becomes σ. */
 export const lowercase = (text: string): string =>
   text
     .split('Σ')
@@ -119,11 +118,14 @@ export function normalForm(text: string, form: 'NFC' | 'NFD' | 'NFKC' | 'NFKD'):
   return parts.map((part, i) => (i % 2 === 0 ? known(part) : part)).join('')
 }
 
-// ʕ was a small letter, as ʗ is
+// ʕ was a lowercase letter, as ʗ is
 const afterSixteen = oneOf(`295 ${after16}`)
 const everyAfterSixteen = oneOf(after16, 'gu')
 
-/** The same text, as long, in which characters newer than Unicode 16 are unassigned ones: what a regular expression there sees. */
+/**
+ * A text of the same length in which characters newer than Unicode 16 are replaced by unassigned ones, as a regular expression
+ * of Unicode 16 treats them.
+ */
 export function asUnicode16(text: string): string {
   if (!afterSixteen.test(text)) return text
   return text.replaceAll('ʕ', 'ʗ').replaceAll(everyAfterSixteen, (character) => (character.length === 1 ? '\u0378' : '\u{1fffe}'))

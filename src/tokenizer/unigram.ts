@@ -2,23 +2,23 @@ import { encodeBytes } from './byte-characters.js'
 import type { Fields } from './fields.js'
 import { byteTokens, type Model, UnknownPiece } from './model.js'
 
-/** Score of an unknown character below the lowest of the vocabulary. */
+/** Subtracted from the lowest score of the vocabulary for an unknown character. */
 const unknownPenalty = 10
 
-/** Characters between two pauses. */
+/** How many characters are processed between two pauses. */
 const slice = 4096
 
 const maxCached = 20_000
 const maxCachedLength = 64
 
-/** SentencePiece's unigram model: the tokens whose scores have the largest sum. */
+/** SentencePiece's unigram model: finds the tokens with the largest sum of scores. */
 export class Unigram implements Model {
   readonly #vocab: ReadonlyMap<string, number>
   readonly #scores: Float64Array
   readonly #unknownScore: number
   readonly #unknown: number | undefined
   readonly #byteFallback: boolean
-  /** Lengths of the tokens by their first two units, ascending: few of them begin like the text. */
+  /** Lengths of the tokens by their first two UTF-16 units, ascending. Few tokens begin like the text. */
   readonly #lengths = new Map<string, number[]>()
   readonly #cache = new Map<string, readonly number[]>()
 
@@ -59,7 +59,7 @@ export class Unigram implements Model {
   *#append(piece: string, ids: number[]): Generator<void, void> {
     const parts: string[] = []
     let end = piece.length
-    let unknownEnd = -1 // where a row of unknown characters ends; they are one part
+    let unknownEnd = -1 // end of a run of unknown characters, which forms one part
     const { starts, tokens } = yield* this.#bestPath(piece)
     while (end > 0) {
       const start = starts[end]!
@@ -88,7 +88,7 @@ export class Unigram implements Model {
     else for (const byte of bytes) ids.push(byte)
   }
 
-  /** By position: where the best path's last token up to it begins, and which it is. */
+  /** By position: the start and the id of the last token on the best path that ends there. */
   *#bestPath(piece: string): Generator<void, { starts: Int32Array; tokens: Int32Array }> {
     const scores = new Float64Array(piece.length + 1)
     const starts = new Int32Array(piece.length + 1).fill(-1)
@@ -101,7 +101,7 @@ export class Unigram implements Model {
     }
     let start = 0
     let turn = 0
-    let before = 0 // the score of the best path up to start
+    let before = 0 // the score of the best path that ends at start
     const offerAll = (lengths: readonly number[] | undefined) => {
       for (const length of lengths ?? []) {
         const token = start + length > piece.length ? undefined : this.#vocab.get(piece.slice(start, start + length))
@@ -125,8 +125,8 @@ export class Unigram implements Model {
 }
 
 /**
- * A score as Rust's serde_json reads it: its digits as one integer, divided by a power of ten, which may be off in the last bit. Of
- * paths with equal sums that bit decides.
+ * Parses a score as Rust's serde_json does: its digits as one integer, divided by a power of ten. The last bit may be wrong,
+ * and decides between paths with equal sums.
  */
 function readByRust(score: number): number {
   const [digits, exponent = '0'] = String(Math.abs(score)).split('e')

@@ -1,7 +1,7 @@
 import type { Fields } from './fields.js'
 import { type Model, UnknownPiece } from './model.js'
 
-/** Every piece is one token. */
+/** Treats every piece as one token. */
 export class WordLevel implements Model {
   readonly #vocab: ReadonlyMap<string, number>
   readonly #unknown: number | undefined
@@ -18,11 +18,14 @@ export class WordLevel implements Model {
   }
 }
 
-/** BERT's: the longest token that a piece begins with, then that of the rest; a piece that does not end so is unknown as a whole. */
+/**
+ * BERT's model: the longest token that the piece begins with, then that of the rest. If it does not end with a token, the whole
+ * piece is unknown.
+ */
 export class WordPiece implements Model {
   readonly #vocab: ReadonlyMap<string, number>
   readonly #unknown: number | undefined
-  readonly #prefix: string // of every token but the first
+  readonly #prefix: string // of every token except the first
   readonly #maxCharacters: number
   readonly #longestToken: number
 
@@ -47,7 +50,7 @@ export class WordPiece implements Model {
   }
 
   #tokens(piece: string): number[] | undefined {
-    // Counting characters of a text of any length takes time
+    // Counting the characters of a long text takes time
     const { length } = piece
     if (length > 2 * this.#maxCharacters || (length > this.#maxCharacters && Array.from(piece).length > this.#maxCharacters)) {
       return undefined

@@ -5,22 +5,22 @@ import { didYouMean } from './names.js'
 export interface Range {
   min?: number
   max?: number
-  /** The bound itself is refused. */
+  /** Exclusive lower bound. */
   above?: number
-  /** The bound itself is refused. */
+  /** Exclusive upper bound. */
   below?: number
   integer?: boolean
 }
 
-/** Names every field of a type once; the compiler refuses a list that lacks one or has one too many. */
+/** The field names of a type. The compiler rejects a list with a missing or an extra name. */
 export type Keys<Options> = Readonly<Record<keyof Options, true>>
 
 /**
- * Options whose names are all known: one that is misspelt would otherwise be left at its default in silence.
+ * Checks that the names of all options are known. A misspelt one would otherwise silently have its default.
  *
- * @param options what the caller gave
- * @param known the fields that there are
- * @param name of the argument or the field that holds the options; fields of the latter are named with it
+ * @param options the caller's options
+ * @param known the known fields
+ * @param name the argument or field that holds the options; errors prefix its fields with the name of a field
  * @throws LoopLMError INVALID_ARGUMENT naming the option, with the nearest known one
  */
 export function checkOptions<Options extends object>(
@@ -44,9 +44,9 @@ export function checkOptions<Options extends object>(
 }
 
 /**
- * Refuses a field that is none of the known ones, with the nearest of them.
+ * Rejects unknown fields, and names the nearest known one.
  *
- * @param path how an error writes a name
+ * @param path formats a name for the error
  */
 export function checkNames(
   given: object,
@@ -61,14 +61,17 @@ export function checkNames(
   throw new LoopLMError('INVALID_ARGUMENT', `${path(unknown)}: unknown ${what}; ${remedy}`, { operation })
 }
 
-/** An AbortSignal, also one of another realm. */
+/** Checks for an AbortSignal, possibly of another realm. */
 function checkSignal(signal: unknown, operation: string): void {
   const { aborted, addEventListener } = Object(signal) as { aborted?: unknown; addEventListener?: unknown }
   if (typeof aborted === 'boolean' && typeof addEventListener === 'function') return
   throw new LoopLMError('INVALID_ARGUMENT', `signal must be an AbortSignal, got ${describe(signal)}`, { operation })
 }
 
-/** A number in a range, or INVALID_ARGUMENT naming the argument, its value and what is allowed. */
+/**
+ * Checks that a value is a number in a range.
+ * @throws LoopLMError INVALID_ARGUMENT naming the argument, its value and the allowed range
+ */
 export function checkNumber(value: unknown, name: string, range: Range, operation: string): number {
   const { min = -Infinity, max = Infinity, above = -Infinity, below = Infinity, integer = false } = range
   const fits =
@@ -84,7 +87,10 @@ export function checkNumber(value: unknown, name: string, range: Range, operatio
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}, got ${describe(value)}`, { operation })
 }
 
-/** One of a list of words, or INVALID_ARGUMENT. */
+/**
+ * Checks that a value is one of a list of strings.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 export function checkWord<Word extends string>(value: unknown, name: string, words: readonly Word[], operation: string): Word {
   const word = words.find((known) => known === value)
   if (word !== undefined) return word
@@ -92,13 +98,16 @@ export function checkWord<Word extends string>(value: unknown, name: string, wor
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be one of ${allowed}, got ${describe(value)}`, { operation })
 }
 
-/** true or false, or INVALID_ARGUMENT; a value that is only true-ish is most likely another argument's. */
+/**
+ * Checks for true or false. A value that is merely truthy probably belongs to another argument.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 export function checkFlag(value: unknown, name: string, operation: string): boolean {
   if (typeof value === 'boolean') return value
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be true or false, got ${describe(value)}`, { operation })
 }
 
-/** A text that is not empty, such as a path: an empty one would be resolved to the current folder. */
+/** Checks for a string that is not empty, such as a path. An empty path would be resolved to the current folder. */
 export function checkText(value: unknown, name: string, what: string, operation: string): string {
   if (typeof value === 'string' && value !== '') return value
   const got = value === '' ? 'an empty string' : describe(value)
@@ -106,9 +115,10 @@ export function checkText(value: unknown, name: string, what: string, operation:
 }
 
 /**
- * An object of a class of this package, or INVALID_ARGUMENT.
+ * Checks that a value is an instance of a class of this package.
  *
- * @param maker how one is made, for the error
+ * @param maker how to create one, for the error
+ * @throws LoopLMError INVALID_ARGUMENT
  */
 export function checkInstance<Class>(
   value: unknown,
@@ -124,7 +134,7 @@ export function checkInstance<Class>(
   })
 }
 
-/** A value in an error message: short, and never a whole array. */
+/** Describes a value for an error message. Short, and never a whole array. */
 export function describe(value: unknown): string {
   if (typeof value === 'string') return value.length > 60 ? `'${value.slice(0, 60)}…'` : `'${value}'`
   if (Array.isArray(value) || (ArrayBuffer.isView(value) && 'length' in value))

@@ -1,12 +1,12 @@
-// JSON from outside: a deeply nested value would overflow the stack of the next recursive function.
+// Checks JSON from outside: a deeply nested value would overflow the stack of recursive functions.
 
-/** Deepest nesting of arrays and objects that is accepted. */
+/** The deepest accepted nesting of arrays and objects. */
 export const maxJsonDepth = 128
 
-/** How a refusal says it. */
+/** The error message for deeper nesting. */
 export const tooDeep = `arrays and objects may be nested ${maxJsonDepth} deep at most`
 
-/** Whether arrays and objects are nested deeper than is accepted. Takes time linear in the text, which need not be JSON. */
+/** Whether arrays and objects are nested too deeply. Takes time linear in the text, which need not be valid JSON. */
 export function nestsTooDeep(text: string): boolean {
   let depth = 0
   let quoted = false

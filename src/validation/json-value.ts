@@ -1,23 +1,23 @@
 import { type ErrorCode, LoopLMError } from '../errors.js'
 import { describe } from './arguments.js'
 
-/** Deepest nesting of JSON from a file: what is saved or hashed again goes through functions that call themselves. */
+/** The deepest accepted nesting of JSON from a file. Functions that save or hash it are recursive. */
 export const maxJsonDepth = 256
 
-/** A key that an assignment takes for an object's prototype: what is assigned to it is lost without a word. */
+/** Assigning to this key sets an object's prototype, and the value is silently lost. */
 export const prototypeKey = '__proto__'
 
 /**
- * Refuses a value that JSON cannot hold, or not as it is: it would fail when it is saved, after all the work. Fields that are undefined
- * are absent.
+ * Rejects a value that JSON cannot represent exactly. Otherwise saving it would fail after all the work. Fields that are
+ * undefined are absent.
  *
- * @param path how errors name the value; its fields follow a full stop
- * @throws LoopLMError naming the field: a number that is not finite, a BigInt, a function, a symbol, an object within itself, nesting of
- *   more than 256 levels, or a key `__proto__`
+ * @param path the value's name in errors; its fields follow a dot
+ * @throws LoopLMError naming the field: a number that is not finite, a BigInt, a function, a symbol, a circular reference,
+ *   nesting of more than 256 levels, or a key `__proto__`
  */
 export function checkJson(value: unknown, path: string, operation: string, code: ErrorCode = 'INVALID_CONFIG'): void {
   const above = new Set<object>()
-  const done = new Set<object>() // checked before, at another place
+  const done = new Set<object>() // objects that were already checked at another position
   const refuse = (where: string, problem: string) =>
     new LoopLMError(code, `${where === '' ? 'config' : where}: ${problem}`, { operation })
   const visit = (inner: unknown, where: string): void => {
@@ -41,7 +41,7 @@ export function checkJson(value: unknown, path: string, operation: string, code:
   visit(value, path)
 }
 
-/** Whether a value holds others inside others more than `depth` times. */
+/** Whether a value is nested more than `depth` levels. */
 export function isDeeper(value: unknown, depth: number): boolean {
   if (typeof value !== 'object' || value === null) return false
   if (depth === 0) return true

@@ -1,8 +1,8 @@
 /**
- * The remedy for a misspelt name: the nearest known one or, when none is near, `otherwise`.
+ * The remedy for a misspelt name: the nearest known one or, if none is near, `otherwise`.
  *
- * @param options.farthest how many letters may differ; default a third of the name's, at least 2
- * @param options.write how the remedy writes a known name
+ * @param options.farthest how many letters may differ; defaults to a third of the name's length, at least 2
+ * @param options.write formats a known name for the remedy
  */
 export function didYouMean(
   name: string,

@@ -1,11 +1,11 @@
 import { z } from 'zod'
 
-/** One option as the documentation shows it. */
+/** An option, as the documentation shows it. */
 export interface OptionDoc {
   name: string
   /** The allowed values, for example `"group" | "none"` or `integer >= 1`. */
   type: string
-  /** The default as JSON, or undefined. */
+  /** The default as JSON. undefined if there is none. */
   default: string | undefined
   description: string
 }

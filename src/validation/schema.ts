@@ -4,15 +4,15 @@ import { describe } from './arguments.js'
 import { didYouMean } from './names.js'
 import { optionOfTrl } from './trl-names.js'
 
-/** `true` where two types have the same fields, of types that fit each other. */
+/** `true` if two types have the same fields with compatible types. */
 export type Same<A, B> = [A, B, keyof A, keyof B] extends [B, A, keyof B, keyof A] ? true : false
 
-/** Problems that one error lists. */
+/** The most problems that one error lists. */
 const maxProblems = 20
 
 /** One thing that is wrong with a value. */
 export interface Problem {
-  /** Where, from the value on. */
+  /** Path within the value. */
   path: readonly PropertyKey[]
   kind: 'unknown' | 'missing' | 'invalid'
   /** What is allowed or, for an unknown field, what to do; without the path. */
@@ -20,12 +20,12 @@ export interface Problem {
 }
 
 /**
- * Checks a value against a schema and fills in the defaults. Every refused field is named with its value and what is allowed; an unknown
- * field is answered with the nearest known one.
+ * Checks a value against a schema and fills in defaults. The error lists every rejected field with its value and what is
+ * allowed. For an unknown field it names the nearest known one.
  *
  * @param operation what the value belongs to, for example `RLTTTrainer` or a file's path
- * @param options.code of the error, default INVALID_CONFIG
- * @param options.what the word for a field, default `field`
+ * @param options.code of the error; defaults to INVALID_CONFIG
+ * @param options.what the word for a field; defaults to `field`
  * @throws LoopLMError with one line per problem
  */
 export function checkSchema<Schema extends z.ZodType>(
@@ -42,18 +42,18 @@ export function checkSchema<Schema extends z.ZodType>(
   throw new LoopLMError(code, more.join('\n'), { operation, cause: result.error })
 }
 
-/** {@link checkSchema} for what a caller passes: its fields are called options. */
+/** {@link checkSchema} for a caller's argument, whose fields are called options. */
 export function parseOptions<Schema extends z.ZodType>(operation: string, schema: Schema, options: unknown): z.output<Schema> {
   return checkSchema(operation, schema, options, { what: 'option' })
 }
 
-/** INVALID_CONFIG for options that each are right and do not go together. */
+/** An error INVALID_CONFIG for options that are valid separately but cannot be combined. */
 export function refuseOptions(operation: string, message: string): LoopLMError {
   return new LoopLMError('INVALID_CONFIG', message, { operation })
 }
 
 /**
- * What zod refused, in words, at most one more than an error lists.
+ * The problems that zod found, in words; at most one more than an error lists.
  *
  * @param error of `schema.safeParse(…, { reportInput: true })`
  */
@@ -75,8 +75,8 @@ export function problemsOf(error: z.ZodError, schema: z.ZodType, what = 'field')
 }
 
 /**
- * For `.meta()` of a field: what earlier versions and other libraries call it. The field has one name; an unknown one of these is refused
- * with a question after it.
+ * Names of a field in earlier versions and other libraries, for `.meta()` of the field. They are not accepted: the error for
+ * such a name asks whether the field was meant.
  */
 export function alsoCalled(...names: string[]): { alsoCalled: readonly string[] } {
   return { alsoCalled: names }
@@ -94,7 +94,7 @@ function unknownRemedy(key: string, fields: readonly (readonly [name: string, sc
   return remedy === '' ? '' : `; ${remedy}`
 }
 
-/** The objects that a schema allows at a path. */
+/** The object schemas that a schema allows at a path. */
 function objectsAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodObject[] {
   if (schema instanceof z.ZodUnion) return schema.options.flatMap((option) => objectsAt(option as z.ZodType, path))
   const [step, ...rest] = path
@@ -104,7 +104,7 @@ function objectsAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodObject
     const field: z.ZodType | undefined = schema.shape[String(step)]
     return field === undefined ? [] : objectsAt(field, rest)
   }
-  const { innerType } = schema.def as { innerType?: z.ZodType } // of an optional, a default, a readonly
+  const { innerType } = schema.def as { innerType?: z.ZodType } // for an optional, a default or a readonly
   return innerType === undefined ? [] : objectsAt(innerType, path)
 }
 
@@ -121,7 +121,7 @@ function invalidText(issue: z.core.$ZodIssue): string {
   return `${issue.message}${value}${remedy === '' ? '' : `; ${remedy}`}`
 }
 
-/** What is wrong with a value that may be one of several things: the issues of the one that it comes nearest to, by their whole paths. */
+/** The problems of a value that may have several types: those of the nearest alternative, with full paths. */
 function causes(issue: z.core.$ZodIssue): z.core.$ZodIssue[] {
   if (issue.code !== 'invalid_union') return [issue]
   const alternatives = issue.errors.map((errors) =>
@@ -149,7 +149,7 @@ function show(value: unknown): string {
   return text.length > 80 ? `${text.slice(0, 77)}…` : text
 }
 
-/** Some values have no JSON: objects that contain themselves, big integers. */
+/** Some values cannot be written as JSON: circular objects, big integers. */
 function asJson(value: unknown): string {
   try {
     return JSON.stringify(value) ?? String(value)

@@ -7,7 +7,7 @@ import { invalidRow, readChunks } from '../lines.js'
 import { type FileRow, nameOfPlace, type Place, type ReadSettings } from './format.js'
 
 const rowsAtOnce = 64
-const bytesAtOnce = 2 ** 14 // csv-parse looks at every byte by itself
+const bytesAtOnce = 2 ** 14 // csv-parse processes every byte separately, which is slow
 const byteOrderMark = Buffer.from('\ufeff')
 
 /** A row as csv-parse returns it, with the bytes up to its end and the number of its last line. */
@@ -17,8 +17,8 @@ interface Parsed {
 }
 
 /**
- * Comma-separated values as RFC 4180 has them: the first row names the columns, a cell with a comma, a quote or a line end is in double
- * quotes, and two quotes stand for one. Every cell is a string. Empty lines and a byte order mark are skipped.
+ * Comma-separated values as in RFC 4180. The first row names the columns. A cell with a comma, a quote or a line end is in
+ * double quotes, and two quotes stand for one. Every cell is a string. Empty lines and a byte order mark are skipped.
  *
  * @throws LoopLMError INVALID_FILE naming row, line and column
  */
@@ -59,10 +59,10 @@ async function* parseCells(
 ): AsyncGenerator<Parsed, void, undefined> {
   const parser = parse({
     delimiter,
-    encoding: null, // cells are bytes: what is not UTF-8 must not become U+FFFD
+    encoding: null, // cells are bytes: invalid UTF-8 must not become U+FFFD
     info: true,
     max_record_size: maxRowBytes,
-    relax_column_count: true, // the columns are counted below, where the row can be named
+    relax_column_count: true, // the columns are counted below, where the row is known
     skip_empty_lines: true,
   })
   const source = Readable.from(readChunks(path, byte, operation, bytesAtOnce), { objectMode: false })
@@ -74,7 +74,7 @@ async function* parseCells(
   }
 }
 
-/** Bytes of the byte order mark, if there is one. */
+/** Length of the byte order mark in bytes; 0 if there is none. */
 async function markBytes(path: string, operation: string): Promise<number> {
   for await (const chunk of readChunks(path, 0, operation)) return chunk.subarray(0, 3).equals(byteOrderMark) ? 3 : 0
   return 0
@@ -126,11 +126,15 @@ function text(cell: Buffer, path: string, place: string, field: string, operatio
   throw invalidRow(path, place, `${field} has NUL bytes, so the file is damaged or UTF-16; save it as UTF-8`, operation)
 }
 
-/** An error of csv-parse in our words. Rows before it in its chunk were not returned, so it says itself where it is. */
+/**
+ * Converts an error of csv-parse. It did not return the rows before the error in the same chunk, so the error itself has the
+ * position.
+ */
 function refuse(cause: CsvError, path: string, from: Place, { maxRowBytes, operation }: ReadSettings): Error {
   const { records, lines, column } = cause as unknown as { records: number; lines: number; column?: unknown }
   const row = from.row + records - (from.row === 0 ? 1 : 0) // the header is a record too
-  const open = cause.code === 'CSV_QUOTE_NOT_CLOSED' || cause.code === 'CSV_MAX_RECORD_SIZE' // seen lines after it began
+  // csv-parse sees these errors some lines after the row began
+  const open = cause.code === 'CSV_QUOTE_NOT_CLOSED' || cause.code === 'CSV_MAX_RECORD_SIZE'
   const place = open ? `row ${row + 1}` : nameOfPlace('csv', { row, line: from.line + lines - 1, byte: 0 })
   const problems: Readonly<Record<string, string>> = {
     CSV_QUOTE_NOT_CLOSED: 'has a quote that is never closed: the file is cut off, or a quote in a cell is not written twice ("")',

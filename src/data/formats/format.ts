@@ -2,7 +2,7 @@ import { extname } from 'node:path'
 import { isDeeper, maxJsonDepth, prototypeKey } from '../../validation/json-value.js'
 import { typeName } from '../rows.js'
 
-/** Formats of datasets; `csv` has commas, tabs or a `delimiter` between its cells. */
+/** Formats of datasets. The cells of `csv` are separated by commas, tabs or a `delimiter`. */
 export const formats = ['jsonl', 'json', 'csv', 'parquet'] as const
 
 /** See {@link formats}. */
@@ -17,25 +17,25 @@ const byExtension: Readonly<Record<string, Format>> = {
   '.parquet': 'parquet',
 }
 
-/** The ends of names that say what a file holds. */
+/** The file name extensions of the formats. */
 export const extensions = Object.keys(byExtension)
 
-/** The format that a file's name says, if it says one. */
+/** The format of a file, by its name's extension. undefined if it has none of them. */
 export function formatOf(path: string): Format | undefined {
   return byExtension[extname(path).toLowerCase()]
 }
 
-/** Where a row begins, so that reading can go on there. */
+/** The position where a row begins, so that reading can resume there. */
 export interface Place {
-  /** Rows before it. */
+  /** Number of rows before it. */
   row: number
-  /** 1-based; of text formats. */
+  /** 1-based, for text formats. */
   line: number
-  /** Of text formats. */
+  /** Offset in bytes, for text formats. */
   byte: number
 }
 
-/** A row as a file holds it. */
+/** A row with the values of the file. */
 export interface FileRow extends Place {
   value: Readonly<Record<string, unknown>>
 }
@@ -43,17 +43,17 @@ export interface FileRow extends Place {
 /** How a file is read. */
 export interface ReadSettings {
   operation: string
-  /** Longest row. */
+  /** The largest row in bytes. */
   maxRowBytes: number
-  /** Between the cells of `csv`; default what the file's name says. */
+  /** Delimiter of `csv`. Defaults to that of the file's extension. */
   delimiter?: string | undefined
   signal?: AbortSignal | undefined
 }
 
-/** Reads the rows of a file from a place on, some at a time: as many as are parsed without holding up the event loop. */
+/** Reads the rows of a file from a position on, some at a time: as many as can be parsed without blocking the event loop. */
 export type ReadRows = (path: string, settings: ReadSettings, from?: Place) => AsyncGenerator<FileRow[], void, undefined>
 
-/** How errors name the place of a row. */
+/** The name of a row's position in errors. */
 export function nameOfPlace(format: Format, { row, line }: Place): string {
   if (format === 'jsonl') return `line ${line}`
   return format === 'csv' ? `row ${row + 1} (line ${line})` : `row ${row + 1}`

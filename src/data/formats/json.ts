@@ -21,7 +21,7 @@ export async function* readJsonLines(
         rows.push({ value: parseRow(text, path, `line ${line}`, operation), row: row++, line, byte })
       }
     } catch (cause) {
-      yield rows // those before the bad one
+      yield rows // the rows before the invalid one
       throw cause
     }
     yield rows
@@ -29,7 +29,7 @@ export async function* readJsonLines(
 }
 
 /**
- * An array of objects, which is never held as a whole, or an object per line: both are called .json.
+ * Reads an array of objects, without holding all of it in memory, or one object per line. Both have the extension .json.
  *
  * @throws LoopLMError INVALID_FILE naming the row, also for an array that does not end
  */
@@ -47,7 +47,7 @@ export async function* readJsonArray(
   splitter.end()
 }
 
-/** Whether an array is the first thing in a file; if not, its rows are in lines. */
+/** Whether a file begins with an array. If not, it has one row per line. */
 async function beginsWithArray(path: string, operation: string): Promise<boolean> {
   for await (const chunk of readChunks(path, 0, operation)) {
     const text = chunk
@@ -74,7 +74,7 @@ function parseRow(text: string, path: string, place: string, operation: string):
 
 const [quote, backslash, comma, open, close, openBrace, closeBrace] = [...'"\\,[]{}'].map((c) => c.charCodeAt(0))
 
-/** Finds where the elements of an array begin and end; their text is parsed by JSON.parse. */
+/** Finds where the elements of an array begin and end. JSON.parse then parses their text. */
 class ArraySplitter {
   readonly #path: string
   readonly #settings: ReadSettings
@@ -83,9 +83,9 @@ class ArraySplitter {
   #inText = false
   #escaped = false
   #row: number
-  #byte: number // of the first byte of `#rest`
-  #rest: Buffer = Buffer.alloc(0) // the beginning of an element
-  #separated = false // whether a comma came before the element
+  #byte: number // position of the first byte of `#rest`
+  #rest: Buffer = Buffer.alloc(0) // the beginning of an incomplete element
+  #separated = false // whether a comma preceded the element
 
   constructor(path: string, settings: ReadSettings, from?: Place) {
     this.#path = path
@@ -100,7 +100,7 @@ class ArraySplitter {
     const rows: FileRow[] = []
     const scanned = this.#rest.length
     const bytes = scanned === 0 ? chunk : Buffer.concat([this.#rest, chunk])
-    let begin = 0 // of the element
+    let begin = 0 // start of the element
     for (let i = scanned; i < bytes.length; i++) {
       const c = bytes[i]!
       if (this.#inText) {
@@ -125,7 +125,7 @@ class ArraySplitter {
     return rows
   }
 
-  /** @throws LoopLMError INVALID_FILE when the array has not ended */
+  /** @throws LoopLMError INVALID_FILE if the array has not ended */
   end(): void {
     if (this.#state === 'inside') throw this.#refuse('does not end: the file is cut off, or its quotes or brackets do not match')
   }
@@ -144,7 +144,7 @@ class ArraySplitter {
     const text = decodeText(bytes, this.#path, name, operation).replace(byteOrderMark, '').trim()
     const separated = this.#separated
     this.#separated = !last
-    if (text === '' && last && !separated) return // []
+    if (text === '' && last && !separated) return // an empty array
     if (text === '') throw this.#refuse('is empty: two commas follow each other, or one is before the end')
     rows.push({ value: parseRow(text, this.#path, name, operation), ...place })
     this.#row++

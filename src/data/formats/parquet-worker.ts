@@ -1,5 +1,6 @@
 /*
- * A thread that decodes Parquet: a column of a row group is decoded in one go, which would hold up the event loop for as long as it takes.
+ * A worker thread that decodes Parquet. Decoding a column of a row group is one synchronous step, which would block the event
+ * loop.
  */
 import { type FileHandle, open } from 'node:fs/promises'
 import { types } from 'node:util'
@@ -7,30 +8,30 @@ import { parentPort } from 'node:worker_threads'
 import { type FileMetaData, parquetMetadataAsync, parquetReadObjects, parquetSchema } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
 
-/** Asks for rows of a file from one on; without a path, the file is closed. */
+/** Requests rows of a file, starting at `row`. Without a path, the file is closed. */
 export interface ParquetRequest {
   id: number
   path: string | undefined
-  /** Whether the file is opened anew. */
+  /** Whether to open the file again. */
   fresh: boolean
   row: number
 }
 
-/** Some rows, or why there are none. `rows` is empty behind the last one. */
+/** Some rows, or an error. `rows` is empty after the last row of the file. */
 export type ParquetAnswer = { id: number } & (
   | { rows: Record<string, unknown>[] }
   | { problem: string; row: number; field: string | undefined; code: string | undefined }
 )
 
-const bytesDecoded = 16 * 2 ** 20 // of a row group whose columns are flat; others are decoded whole
+const bytesDecoded = 16 * 2 ** 20 // for row groups with flat columns; others are decoded as a whole
 const bytesSent = 2 ** 17
 const rowsSent = 1024
 
-/** The file, once it is open, and the rows that were decoded last. */
+/** The open file, and the rows that were decoded last. */
 let current: { file: FileHandle; size: number; metadata: FileMetaData; flat: boolean } | undefined
 let decoded: { begin: number; rows: Record<string, unknown>[]; rowBytes: number } | undefined
 
-/** A cell that no row may have. */
+/** A cell whose value is not allowed. */
 class Unreadable {
   constructor(readonly problem: string) {}
 }
@@ -45,7 +46,7 @@ const parsers = {
   jsonFromBytes: (bytes: Uint8Array | undefined) => bytes && json(bytes),
 }
 
-let turn: Promise<void> = Promise.resolve() // one request after another
+let turn: Promise<void> = Promise.resolve() // requests are handled one after the other
 parentPort!.on('message', (request: ParquetRequest) => {
   turn = turn.then(async () => parentPort!.postMessage(await answer(request)))
 })
@@ -63,7 +64,7 @@ async function answer({ id, path, fresh, row }: ParquetRequest): Promise<Parquet
 async function read(path: string, row: number): Promise<Record<string, unknown>[]> {
   current ??= await openFile(path)
   if (decoded === undefined || row < decoded.begin || row >= decoded.begin + decoded.rows.length) {
-    decoded = undefined // before the next ones take their memory
+    decoded = undefined // frees their memory before the next rows are decoded
     decoded = await decode(row, current)
   }
   if (decoded === undefined) return []
@@ -111,7 +112,7 @@ function bufferOf(file: FileHandle, byteLength: number) {
   }
 }
 
-/** Decodes the rows from one on, up to the end of its row group or {@link bytesDecoded}. */
+/** Decodes rows starting at `row`, up to the end of its row group or {@link bytesDecoded}. */
 async function decode(row: number, { file, size, metadata, flat }: NonNullable<typeof current>): Promise<typeof decoded> {
   let begin = 0
   for (const { num_rows, total_byte_size } of metadata.row_groups) {
@@ -131,7 +132,7 @@ async function decode(row: number, { file, size, metadata, flat }: NonNullable<t
   return undefined
 }
 
-/** A row as JSON has it: no big integers, dates, bytes or absent values. */
+/** A row in the form that JSON has: no big integers, dates, bytes or absent values. */
 function plainRow(row: Record<string, unknown>, index: number): Record<string, unknown> {
   const plain: Record<string, unknown> = {}
   for (const [field, value] of Object.entries(row)) {

@@ -4,12 +4,12 @@ import { invalidRow, unreadable } from '../lines.js'
 import { type FileRow, nameOfPlace, type Place, type ReadSettings } from './format.js'
 import type { ParquetAnswer, ParquetRequest } from './parquet-worker.js'
 
-/** Tests run the sources, which a thread cannot: it gets the compiled file. */
+/** Tests run the TypeScript sources, but a worker thread needs the compiled file. */
 const compiled = import.meta.url.endsWith('.ts') ? '../../../dist/src/data/formats/' : './'
 
 /**
- * Parquet with any of its compressions. Values are as JSON has them: dates are ISO strings, bytes are text or base64, integers beyond 2^53
- * are strings, and what is null is absent.
+ * Parquet with any of its compressions. Values are converted to JSON: dates become ISO strings, bytes become text or base64,
+ * integers beyond 2^53 become strings, and null fields are absent.
  *
  * @throws LoopLMError INVALID_FILE naming row and field
  */
@@ -26,10 +26,10 @@ export async function* readParquet(
       const answer = await next
       if (!('rows' in answer)) throw refuse(answer, path, settings.operation)
       if (answer.rows.length === 0) return
-      await new Promise((resolve) => setImmediate(resolve)) // messages that are there already would all come in one turn
+      await new Promise((resolve) => setImmediate(resolve)) // otherwise all waiting messages would be handled in one tick
       const first = row
       row += answer.rows.length
-      next = thread.ask(path, false, row) // is decoded while these are used
+      next = thread.ask(path, false, row) // decodes the next rows while these are used
       next.catch(() => {})
       yield answer.rows.map((value, i) => checkSize({ value, row: first + i, line: 1, byte: 0 }, path, settings))
     }
@@ -38,7 +38,7 @@ export async function* readParquet(
   }
 }
 
-/** One thread is kept for the next reader: to start one takes a tenth of a second. */
+/** One thread is kept for the next reader, because starting one takes a tenth of a second. */
 let idle: DecodingThread | undefined
 
 function takeThread(): DecodingThread {
@@ -72,7 +72,7 @@ class DecodingThread {
     this.#worker.ref()
   }
 
-  /** The next rows. An answer that nobody waits for any more is dropped. */
+  /** Requests the next rows. If the caller no longer waits for the answer, it is dropped. */
   ask(path: string | undefined, fresh: boolean, row: number): Promise<ParquetAnswer> {
     const id = this.#asked++
     return new Promise((resolve, reject) => {
@@ -81,7 +81,7 @@ class DecodingThread {
     })
   }
 
-  /** Closes the file; the process need not wait for that. */
+  /** Closes the file. The process does not need to wait for this. */
   give(): void {
     this.ask(undefined, false, 0).catch(() => {})
     this.#worker.unref()

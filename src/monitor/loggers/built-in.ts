@@ -4,10 +4,10 @@ import { JsonLinesLogger } from './json-lines.js'
 import { ReportLogger } from './report.js'
 import { TensorBoardLogger } from './tensorboard.js'
 
-/** Name of a built-in logger. */
+/** The name of a built-in logger. */
 export type LoggerName = 'jsonl' | 'tensorboard' | 'report'
 
-/** The loggers of a run folder by the names that options and configuration files use, in the order in which they finish. */
+/** The loggers of a run folder, by the names in options and configuration files, in the order in which they finish. */
 export const builtInLoggers: Readonly<Record<LoggerName, (folder: RunFolder) => Logger>> = {
   jsonl: (folder) => new JsonLinesLogger(folder),
   tensorboard: (folder) => new TensorBoardLogger(folder),

@@ -2,19 +2,19 @@ import type { LoggedCompletion, LoggedRun, Logger, RunNote, RunOutcome } from '.
 import { files, type RunFolder } from '../run-folder.js'
 
 /**
- * Writes metrics.jsonl, completions.jsonl, notes.jsonl and run.json of a run folder. Every line is written at once, so that a crash loses
- * none. `looplm report` and `looplm watch` read these files.
+ * Writes metrics.jsonl, completions.jsonl, notes.jsonl and run.json of a run folder. Every line is written immediately, so that
+ * a crash loses none. `looplm report` and `looplm watch` read these files.
  */
 export class JsonLinesLogger implements Logger {
   readonly name = 'jsonl'
   readonly #folder: RunFolder
-  #step = 0 // the newest that was logged
+  #step = 0 // the newest step that was logged
 
   constructor(folder: RunFolder) {
     this.#folder = folder
   }
 
-  /** Drops the lines of later steps than the run goes on from, and what a crash has damaged. */
+  /** Drops lines after the step that the run resumes from, and lines that a crash has damaged. */
   async start(config: Readonly<Record<string, unknown>>, { step, facts, name: _, ...run }: LoggedRun): Promise<void> {
     const folder = this.#folder
     for (const name of Object.values(files)) {
@@ -22,7 +22,7 @@ export class JsonLinesLogger implements Logger {
       if (damaged > 0) run.warn(`${folder.pathOf(name)}: dropped ${damaged} damaged ${damaged === 1 ? 'line' : 'lines'}`)
     }
     await folder.replace('run.json', `${JSON.stringify({ ...config, ...facts }, null, 2)}\n`)
-    await this.#append('metrics') // a folder that cannot be written is refused before the first step
+    await this.#append('metrics') // a folder that cannot be written is rejected before the first step
     await this.#append('notes', { type: step < 0 ? 'begin' : 'resume', step: Math.max(step, 0), time: now() })
   }
 

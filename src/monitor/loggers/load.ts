@@ -5,11 +5,11 @@ import { errorMessage, LoopLMError } from '../../errors.js'
 import type { Logger } from '../logger.js'
 
 /**
- * Loads a logger from a JavaScript module: its default export, or what the function that it exports as default returns. The module's code
- * runs with all rights of this process: load none that you do not trust.
+ * Loads a logger from a JavaScript module. The default export is the logger, or a function that returns it. The module's code
+ * runs with all rights of this process: only load modules that you trust.
  *
  * @param path an ES module or CommonJS file, relative to the working folder
- * @throws LoopLMError NOT_FOUND, or INVALID_FILE when the module fails to load or exports no logger
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE if the module fails to load or exports no logger
  *
  * @example
  * ```ts

@@ -3,7 +3,7 @@ import type { Logger } from '../logger.js'
 import { writeReport } from '../report.js'
 import type { RunFolder } from '../run-folder.js'
 
-/** Writes report.html into the folder of a run when it ends, from what the JSON Lines logger has written. */
+/** Writes report.html into the run's folder at its end, from the files of the JSON Lines logger. */
 export class ReportLogger implements Logger {
   readonly name = 'report'
   readonly #folder: RunFolder

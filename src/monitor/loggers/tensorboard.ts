@@ -2,11 +2,11 @@ import type { LoggedRun, Logger } from '../logger.js'
 import type { RunFolder } from '../run-folder.js'
 import { eventFileHead, scalarEvent } from '../tensorboard.js'
 
-/** Writes the metrics of a run as an event file of TensorBoard into its folder. */
+/** Writes the metrics of a run to a TensorBoard event file in its folder. */
 export class TensorBoardLogger implements Logger {
   readonly name = 'tensorboard'
   readonly #folder: RunFolder
-  /** A new one whenever the run is opened: what a crash cut off stays behind. */
+  /** A new file whenever the run is opened. A file that a crash cut off stays. */
   readonly #file = `events.out.tfevents.${Math.floor(Date.now() / 1000)}.looplm.${process.pid}`
   #firstStep = 0
 
