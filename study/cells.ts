@@ -1,4 +1,4 @@
-// Tables in Markdown, and the numbers in their cells.
+// Markdown tables, and the format of numbers in their cells.
 import { interval, type Outcome, type PairedTest } from './statistics.js'
 
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
@@ -10,7 +10,7 @@ export const percent = (value: number) => (100 * value).toFixed(1)
 export const signed = (value: number) => `${value < 0 ? '−' : '+'}${Math.abs(100 * value).toFixed(1)}`
 export const pValue = (p: number) => (p < 0.0001 ? '<.0001' : p.toFixed(4).replace(/^0/, ''))
 
-/** `68.2 ± 3.2`, in percent, with half of the 95 % interval. */
+/** Formats a mean with half of its 95 % interval, in percent: `68.2 ± 3.2`. */
 export function estimate(values: readonly number[]): string {
   if (values.length === 1) return percent(values[0]!)
   const { mean, high } = interval(values)
@@ -19,17 +19,20 @@ export function estimate(values: readonly number[]): string {
 
 export const comparisonHead = ['difference in points', 'bases ahead', 't', 'p', 'p (Holm)']
 
-/** `+1.7 ± 1.1`, in points. */
+/** Formats a difference in percentage points: `+1.7 ± 1.1`. */
 export const signedRange = ({ mean, high }: PairedTest) => `${signed(mean)} ± ${percent(high - mean)}`
 
-/** Under {@link comparisonHead}. */
+/** The cells of a comparison, for the columns of {@link comparisonHead}. */
 export function comparisonCells({ test, adjusted, ahead }: Outcome): string[] {
   return [signedRange(test), `${ahead}/${test.count}`, test.t.toFixed(2), pValue(test.p), pValue(adjusted)]
 }
 
-const longestLine = 120 // bytes
+const longestLine = 120 // in bytes
 
-/** Lines as the documents have them. @param first how the text begins, and `rest` every line after the first */
+/**
+ * Wraps text to the width of the documents.
+ * @param first prefix of the first line, `rest` prefix of every later line
+ */
 export function wrapped(text: string, first = '', rest = ''): string {
   const lines = [first]
   for (const word of text.split(' ')) {
@@ -41,5 +44,5 @@ export function wrapped(text: string, first = '', rest = ''): string {
   return lines.join('\n')
 }
 
-/** An entry of a list. */
+/** An item of a list. */
 export const entry = (text: string): string => wrapped(text, '*', '  ')

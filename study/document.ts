@@ -1,9 +1,9 @@
-// Pages whose tables and figures a program writes.
+// Pages whose tables and figures are generated.
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 /**
- * Writes a page's tables between their marks and its figures beside it.
+ * Writes a page's tables between their markers, and its figures.
  *
  * @param page its name in docs, without `.md`; figures go to docs/study
  * @returns the paths written, relative to `root`
@@ -26,9 +26,9 @@ export function writePage(
 }
 
 /**
- * Replaces what stands between `<!-- table NAME -->` and `<!-- end -->`.
+ * Replaces the text between `<!-- table NAME -->` and `<!-- end -->`.
  *
- * @throws Error for a name without a table, or a table without a place
+ * @throws Error for a marker without a table, or a table without a marker
  */
 export function fillTables(text: string, content: Readonly<Record<string, string>>): string {
   const placed = new Set<string>()

@@ -1,13 +1,13 @@
 // Accuracy under gate exits as a function of mean loops.
 import { mean } from './statistics.js'
 
-/** Accuracy and mean loops per token under the gate's exits, at a threshold. */
+/** Accuracy and mean loops per token with the gate's exits at a threshold. */
 export interface GatePoint {
   accuracy: number
   loops: number
 }
 
-/** Between the thresholds that were measured. */
+/** Interpolates the accuracy between the measured thresholds. */
 function accuracyAt(gates: readonly GatePoint[], loops: number): number {
   const points = gates.toSorted((a, b) => a.loops - b.loops)
   const above = points.findIndex((point) => point.loops >= loops)
@@ -17,7 +17,10 @@ function accuracyAt(gates: readonly GatePoint[], loops: number): number {
   return low.accuracy + ((high.accuracy - low.accuracy) * (loops - low.loops)) / (high.loops - low.loops)
 }
 
-/** Mean accuracy of two models over the mean loops, from `least` to `most`, that both of them reach; undefined where there are none. */
+/**
+ * Mean accuracy of two models over the range of mean loops, from `least` to `most`, that both reach. undefined if there is no
+ * such range.
+ */
 export function atEqualLoops(
   own: readonly GatePoint[],
   other: readonly GatePoint[],

@@ -1,27 +1,27 @@
-// Runs of a study as processes: what is missing is carried out, stored, and can be repeated.
+// Runs of a study as separate processes. Missing runs are made, their results are stored, and they can be repeated.
 import { execFile } from 'node:child_process'
 import { isDeepStrictEqual, promisify } from 'node:util'
 import { readResults, type Stored, storeResult } from './store.js'
 
-/** A study: which runs are due, the program that carries one out, and where its results lie. */
+/** A study: which runs are due, the program that makes them, and the folder of its results. */
 export interface Study<Spec extends { id: string }, Result extends Stored> {
   /** Folder of the stored results. */
   results: string
   /** Folder of trained bases. */
   bases: string
-  /** Gets a spec as JSON and the folder of the bases, and prints the result as JSON. */
+  /** The program. It gets a spec as JSON and the folder of the bases, and prints the result as JSON. */
   program: string
-  /** The runs that can start now, given the results so far. */
+  /** The runs that can start, given the results so far. */
   due(results: ReadonlyMap<string, Result>): Spec[]
-  /** The instruction set of the kernels; default the processor's best. */
+  /** The instruction set of the kernels. Defaults to the CPU's best. */
   instructionSet?: string
-  /** A line for the terminal. */
+  /** A summary line for the terminal. */
   summary(result: Result): string
 }
 
 type Say = (text: string) => void
 
-/** Starts runs as they become possible, `jobs` at a time, until none is due. */
+/** Starts due runs, `jobs` at a time, until none is left. */
 export async function runAll<Spec extends { id: string }, Result extends Stored>(
   study: Study<Spec, Result>,
   jobs: number,
@@ -56,9 +56,9 @@ export async function runAll<Spec extends { id: string }, Result extends Stored>
 }
 
 /**
- * One run in a separate process.
+ * Makes one run in a separate process.
  *
- * @throws Error when the run fails, for example on a processor without the study's instruction set
+ * @throws Error if the run fails, for example on a CPU without the study's instruction set
  */
 export async function carryOut<Spec extends { id: string }, Result extends Stored>(
   { program, bases, instructionSet }: Study<Spec, Result>,
@@ -72,10 +72,10 @@ export async function carryOut<Spec extends { id: string }, Result extends Store
 }
 
 /**
- * Carries out a stored run again.
+ * Repeats a stored run.
  *
- * @returns whether its metrics, all but the seconds and the processor's name, are the stored ones
- * @throws Error when there is no such result, or the plan has no such run
+ * @returns whether its metrics, except the seconds and the CPU's name, equal the stored ones
+ * @throws Error if there is no such result, or if the plan has no such run
  */
 export async function verify<Spec extends { id: string }, Result extends Stored>(
   study: Study<Spec, Result>,

@@ -1,4 +1,4 @@
-// npm run study: carries out what is missing, two runs at a time, and writes the reports.
+// npm run study: makes the missing runs, two at a time, and writes the reports.
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -85,7 +85,7 @@ else {
   }
 }
 
-/** Times every method's steps, one after the other. */
+/** Measures the time of every method's steps, one method after the other. */
 async function time(again: boolean): Promise<void> {
   const stored = readResults<ResultOne>(studyOne.results)
   const known = again ? new Map([...stored].filter(([, { kind }]) => kind !== 'timing')) : stored

@@ -1,10 +1,10 @@
-// Panels that the figures of both studies have.
+// Panels that the figures of both studies share.
 import type { Panel, Series } from '../src/monitor/chart.js'
 import { interval, type PairedTest } from './statistics.js'
 
 export const figureWidth = 560
 
-/** A series of mean accuracies with intervals, cut at 0 and 1; neighbours are moved apart by `shift`. */
+/** A series of mean accuracies with intervals, clipped to 0 and 1. `shift` separates neighbouring series. */
 export function means(name: string, xs: readonly number[], values: readonly (readonly number[])[], shift = 0): Series {
   const estimates = values.map(interval)
   return {
@@ -18,7 +18,7 @@ export const across = (count: number, i: number, width: number) => (count < 2 ? 
 
 export const loopAxis = (loopCounts: readonly number[]) => ({ xLabel: 'loops', xTicks: loopCounts, xPadding: 0.2 })
 
-/** Paired differences by loop, so that a claim is read off the zero line. */
+/** Paired differences by loop, so that a claim can be read relative to the zero line. */
 export function differencePanel(
   title: string,
   names: readonly string[],

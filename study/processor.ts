@@ -1,8 +1,8 @@
-// Which processor a run has: its seconds are that processor's.
+// The CPU of a run, because its seconds are only valid for that CPU.
 import { existsSync, readFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 
-/** The processor's name; on Linux with its family and model, because virtual machines share names. */
+/** The CPU's name. On Linux with its family and model, because virtual machines share names. */
 export function processor(): string {
   const name = cpus()[0]?.model.trim() ?? process.arch
   if (!existsSync('/proc/cpuinfo')) return name

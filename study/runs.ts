@@ -1,31 +1,31 @@
-// What the runs of both studies do: measure their time, make bases, round what is stored.
+// What the runs of both studies share: measuring time, creating bases, rounding stored numbers.
 import { evaluate, type LoopLM, PretrainTrainer, type Task } from '../src/index.js'
 
-/** CPU seconds of this process: the engine's one thread and Node's own. */
+/** CPU seconds of this process: the engine's one thread and Node's threads. */
 export function cpuSeconds(): number {
   const { user, system } = process.cpuUsage()
   return (user + system) / 1e6
 }
 
-/** Five significant digits: what is stored. */
+/** Rounds to five significant digits, for storing. */
 export function short(value: number): number {
   return Number(value.toPrecision(5))
 }
 
-/** Stage I until the greedy accuracy of `check.task` with so many loops is good enough. */
+/** Stage I until the greedy accuracy of `check.task` with this many loops is high enough. */
 export interface BaseTraining {
-  /** What the model learns. */
+  /** The task that the model learns. */
   lessons: Task
-  /** Options of the trainer; `steps` are the most that it may take. */
+  /** Options of the trainer. `steps` is the limit. */
   training: { batchSize: number; learningRate: number; entropyCoefficient: number; weightDecay: number; steps: number }
   check: { task: Task; problems: number; loops: number; accuracy: number; first: number; every: number }
 }
 
 /**
- * Trains a fresh model to a base, in place.
+ * Trains a new model to a base, in place.
  *
  * @returns its steps, and CPU seconds of training without the checks
- * @throws Error when the accuracy was not reached
+ * @throws Error if the accuracy was not reached
  */
 export async function trainBase(
   model: LoopLM,

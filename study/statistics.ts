@@ -24,7 +24,7 @@ export function deviation(values: readonly number[]): number {
   return Math.sqrt(values.reduce((sum, value) => sum + (value - center) ** 2, 0) / (values.length - 1))
 }
 
-/** Mean and 95 % interval by Student's t; a single value has an interval without width. */
+/** Mean and 95 % interval by Student's t. For a single value the interval has no width. */
 export function interval(values: readonly number[]): Interval {
   const center = mean(values)
   const count = values.length
@@ -33,9 +33,9 @@ export function interval(values: readonly number[]): Interval {
 }
 
 /**
- * Paired t-test: is the mean of `after[i] - before[i]` zero? The pair, here the base model, is the unit.
+ * Paired t-test of whether the mean of `after[i] - before[i]` is zero. The unit is the pair, here the base model.
  *
- * @throws RangeError when the arrays do not pair up or hold fewer than two pairs
+ * @throws RangeError if the arrays have different lengths or fewer than two entries
  */
 export function pairedTest(after: readonly number[], before: readonly number[]): PairedTest {
   if (after.length !== before.length || after.length < 2) throw new RangeError(`${after.length} and ${before.length} values`)
@@ -47,14 +47,14 @@ export function pairedTest(after: readonly number[], before: readonly number[]):
 }
 
 /**
- * Are two methods equal within a margin? Two one-sided paired t-tests; p is the larger of theirs.
+ * Tests whether two methods are equal within a margin, by two one-sided paired t-tests. p is the larger of the two.
  *
  * @param margin above 0: differences of the mean within ± margin count as equal
  */
 export function equivalent(after: readonly number[], before: readonly number[], margin: number): { p: number } {
   const { mean: difference } = pairedTest(after, before)
   const spread = deviation(after.map((value, i) => value - before[i]!)) / Math.sqrt(after.length)
-  const inside = margin - Math.abs(difference) // of the nearer bound, whose p is the larger
+  const inside = margin - Math.abs(difference) // distance to the nearer bound, whose p is the larger
   return { p: spread === 0 ? Number(inside < 0) : 1 - studentCdf(inside / spread, after.length - 1) }
 }
 
@@ -74,7 +74,7 @@ export function holm(values: readonly number[]): number[] {
 export interface Outcome {
   test: PairedTest
   adjusted: number
-  /** Pairs in which the first of the two is ahead. */
+  /** Number of pairs in which the first one is ahead. */
   ahead: number
 }
 
@@ -94,7 +94,7 @@ export function studentCdf(t: number, freedom: number): number {
   return t > 0 ? 1 - tail : tail
 }
 
-/** The t below which a share `p` in (0.5, 1) of Student's distribution lies, by bisection. */
+/** The quantile of Student's distribution for a probability `p` in (0.5, 1), by bisection. */
 export function studentQuantile(p: number, freedom: number): number {
   let low = 0
   let high = 1
@@ -107,11 +107,11 @@ export function studentQuantile(p: number, freedom: number): number {
   return (low + high) / 2
 }
 
-/** The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method). */
+/** The regularized incomplete beta function I_x(a, b), by its continued fraction (Lentz's method). */
 export function incompleteBeta(x: number, a: number, b: number): number {
   if (x <= 0) return 0
   if (x >= 1) return 1
-  if (x > (a + 1) / (a + b + 2)) return 1 - incompleteBeta(1 - x, b, a) // where the fraction converges fast
+  if (x > (a + 1) / (a + b + 2)) return 1 - incompleteBeta(1 - x, b, a) // the fraction converges fast there
   const tiny = 1e-300
   const front = Math.exp(logGamma(a + b) - logGamma(a) - logGamma(b) + a * Math.log(x) + b * Math.log1p(-x)) / a
   let c = 1

@@ -1,8 +1,8 @@
-// The stored metrics: one JSON line per run, in a file per kind of run, sorted by id.
+// The stored metrics: one JSON line per run, sorted by id, in one file per kind of run.
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
-/** What every stored result has. */
+/** The fields of every stored result. */
 export interface Stored {
   id: string
   kind: string
@@ -22,7 +22,7 @@ export function readResults<Result extends Stored>(folder: string): Map<string, 
   return results
 }
 
-/** Adds a result to its file; the file is replaced in one step, so that a killed study loses nothing that was finished. */
+/** Adds a result to its file. The file is replaced atomically, so that a killed study loses no finished run. */
 export function storeResult(folder: string, result: Stored): void {
   mkdirSync(folder, { recursive: true })
   const name = `${result.kind}.jsonl`

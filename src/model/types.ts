@@ -58,8 +58,8 @@ export interface LoadOptions {
   /**
    * For a quantized model, the form of the activations in its matrix products. `int8` rounds each row to 8 bits with a scale
    * per `groupSize` neighbours, which is up to four times as fast on a CPU; docs/performance.md shows the cost in perplexity.
-   * `float` does not round them. Defaults to `int8` on device `cpu` and to `float` on `reference`; both have both. `cuda` only
-   * has `float`. The option does not change the files.
+   * `float` does not round them. Defaults to `int8` on device `cpu` and to `float` on `reference`, which both support both.
+   * `cuda` only supports `float`. The option does not change the files.
    */
   activations?: 'float' | 'int8' | undefined
   /**
@@ -133,7 +133,7 @@ export interface InputVectors {
   values: ArrayLike<number>
 }
 
-/** Inputs beside token ids. */
+/** Inputs besides token ids. */
 export interface InputOptions {
   /** Per sequence or prompt its vectors, or undefined. By default every token is embedded. */
   inputVectors?: readonly (InputVectors | undefined)[]

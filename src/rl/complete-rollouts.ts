@@ -33,7 +33,7 @@ export interface ModelsView {
 
 /**
  * Adds what the model itself can compute for a batch: embeddings for novelty, mean exit loops for costs and strata. An empty
- * response gets a zero embedding and one loop.
+ * response gets an empty embedding and one loop.
  */
 export async function addModelsView(
   { model, ranks, signal }: ModelsView,

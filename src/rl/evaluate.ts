@@ -41,7 +41,8 @@ export interface Evaluation {
    */
   reward: number
   /**
-   * 95 % confidence interval of the mean: {@link wilsonInterval} if the rewards are 0 and 1, else {@link bootstrapInterval}.
+   * 95 % confidence interval of the mean: {@link wilsonInterval} with one sample per problem and rewards of 0 and 1, else
+   * {@link bootstrapInterval}.
    */
   interval: Interval
   /**

@@ -1,6 +1,7 @@
 /**
- * What the trainers of TRL and transformers call what is an option here, where the name differs by more than its spelling
- * (`learning_rate` is found without this). docs/coming-from-trl.md lists all of their names, and a test holds it against this table.
+ * Maps option names of TRL and transformers to the options of this library, if they differ by more than spelling
+ * (`learning_rate` is found without this table). docs/coming-from-trl.md lists all of their names, and a test compares it with
+ * this table.
  */
 const trlNames: Readonly<Record<string, readonly string[]>> = {
   max_steps: ['steps'],
@@ -57,7 +58,7 @@ const trlNames: Readonly<Record<string, readonly string[]>> = {
   report_to: ['loggers'],
 }
 
-/** The option of this library that TRL calls by a name, among the known ones. */
+/** The option, among the known ones, that TRL calls `name`. */
 export function optionOfTrl(name: string, known: readonly string[]): string | undefined {
   if (!Object.hasOwn(trlNames, name)) return undefined
   return trlNames[name]!.find((option) => known.includes(option))

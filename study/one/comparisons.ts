@@ -1,4 +1,4 @@
-// What the stored runs measured, and paired comparisons of methods on the same bases.
+// Measurements of the stored runs, and paired comparisons of methods on the same bases.
 
 import { corrected, type Outcome, type PairedTest, pairedTest } from '../statistics.js'
 import { baseId, basesOf, chosenRate, methods, type Part, settings, trainingId } from './plan.js'
@@ -7,9 +7,9 @@ import type { BaseResult, Measurement, Result, Tercile, TrainingResult } from '.
 export type Results = ReadonlyMap<string, Result>
 
 export const loopCounts = Array.from({ length: settings.model.total_ut_steps }, (_, i) => i + 1)
-const fewestBases = 3 // a paired test on two has no use
+const fewestBases = 3 // a paired test on two pairs is useless
 export const terciles = ['easy', 'medium', 'hard'] as const
-/** What part b compares, the method first. */
+/** The methods of part b that are compared, with `looprpt` first. */
 export const arms = ['looprpt', 'base', 'stage1', 'stage1-equal-data']
 
 export function partMethods(part: Part): string[] {
@@ -18,7 +18,7 @@ export function partMethods(part: Part): string[] {
 
 export const drawnMethods = (part: Part) => partMethods(part).filter((name) => methods[name]!.drawn !== false)
 
-/** The final runs of a method on the first bases of its part, as far as they are there; undefined with fewer than three. */
+/** The final runs of a method on the first bases of its part, as far as they exist. undefined if there are fewer than three. */
 export function finalRuns(results: Results, method: string): TrainingResult[] | undefined {
   const rate = chosenRate(method, results)
   if (rate === undefined) return undefined
@@ -31,7 +31,9 @@ export function finalRuns(results: Results, method: string): TrainingResult[] | 
   return runs.length < fewestBases ? undefined : runs
 }
 
-/** What the bases, or the models that a method made of them, do: one per base, of the first `bases` at most. */
+/**
+ * The measurements of the bases, or of the models that a method trained from them: one per base, of at most the first `bases`.
+ */
 export function measurements(results: Results, method: string, bases: number = settings.bases.length): Measurement[] | undefined {
   if (method !== 'base')
     return finalRuns(results, method)
@@ -104,7 +106,7 @@ export function tokenComparisons(results: Results): Comparison[] {
   )
 }
 
-/** How many of the first bases all these methods have been run on. */
+/** The number of first bases that all these methods have runs for. */
 export function commonBases(results: Results, names: readonly string[]): number {
   return Math.min(...names.map((name) => measurements(results, name)!.length))
 }

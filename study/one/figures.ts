@@ -31,7 +31,7 @@ export function figures(results: Results): Record<string, string> {
   }
 }
 
-/** Left: accuracy by loop count. Right: the paired differences to the reference. */
+/** Left: accuracy by loop count. Right: the paired differences from the reference. */
 function claimFigure(results: Results, title: string, names: string[], reference: string, base: boolean): string {
   const shown = available(results, [reference, ...names])
   const others = shown.includes(reference) ? shown.filter((name) => name !== reference) : []

@@ -1,4 +1,4 @@
-// What the study runs: the settings, the methods, and which runs are due given the results so far.
+// The runs of Study I: settings, methods, and which runs are due given the results so far.
 import type { GRPOOptions, LoopRPTOptions, PretrainOptions, RecipeName, RLTTOptions } from '../../src/index.js'
 import { mean } from '../statistics.js'
 import type { Result, TrainingResult } from './results.js'
@@ -15,7 +15,7 @@ export const settings = {
     max_position_embeddings: 64,
     initializer_range: 0.125, // 1 / sqrt(hidden_size)
   },
-  /** Stage I on sums of 1 to 4 digits ends when greedy accuracy at full depth on `problems` 4-digit ones reaches `accuracy`. */
+  /** Stage I on sums of 1 to 4 digits ends when greedy accuracy at full depth on `problems` 4-digit sums reaches `accuracy`. */
   base: {
     training: { batchSize: 192, learningRate: 2e-3, entropyCoefficient: 0.2, weightDecay: 0, steps: 1500 },
     accuracy: 0.25,
@@ -23,11 +23,11 @@ export const settings = {
     checkEvery: 10,
     problems: 512,
   },
-  /** The unit of the study is the base: its initial weights and its data, by seed. */
+  /** The unit of the study is a base: its seed determines initial weights and data. */
   bases: [0, 1, 2, 3, 4, 5, 6, 7],
-  /** How many of them each part uses. */
+  /** How many bases each part uses. */
   partBases: { a: 8, b: 8, c: 5 },
-  /** Learning rates are chosen on this one alone. */
+  /** Only used to choose learning rates. */
   tuningBases: [101],
   /** Reinforcement: the same prompts, rollouts and steps for every method. */
   policy: {
@@ -43,9 +43,9 @@ export const settings = {
   /** Training on written-out answers, as for the bases. */
   labels: { batchSize: 64, weightDecay: 0, schedule: 'cosine', warmupRatio: 0.03, maxGradNorm: 1 },
   labelSteps: 200,
-  /** Points of a training curve, each the mean of the steps since the last one. */
+  /** Number of points of a training curve. Each is the mean of the steps since the last point. */
   curvePoints: 25,
-  /** Evaluations during a run, on `problems` held-out problems. */
+  /** Number of evaluations during a run, each on `problems` held-out problems. */
   checkpoints: 5,
   checkpointProblems: 512,
   finalProblems: 3000,
@@ -60,7 +60,7 @@ export type Part = 'a' | 'b' | 'c'
 /** One way to train a base further. */
 export interface Method {
   part: Part
-  /** As tables and legends call it. */
+  /** The name in tables and legends. */
   label: string
   trainer: 'grpo' | 'rltt' | 'objective' | 'looprpt' | 'pretrain'
   steps: number
@@ -68,7 +68,7 @@ export interface Method {
   recipe?: RecipeName
   options: GRPOOptions & RLTTOptions & LoopRPTOptions & PretrainOptions
   learningRates: readonly number[]
-  /** false: in the tables, but not in the figures. */
+  /** false: shown in tables, but not in figures. */
   drawn?: false
 }
 
@@ -83,7 +83,7 @@ function option(label: string, recipe: RecipeName, more: Partial<Method> = {}): 
   return { ...policy('c', label, 'objective'), recipe, ...more }
 }
 
-/** A forward pass over a batch counts 1, a backward pass 2 (math.md's cost model). */
+/** Costs relative to a forward pass: a forward pass over a batch counts 1, a backward pass 2 (math.md's cost model). */
 const forwardEquivalents = { stage1: 3, looprpt: 1 + 3 + 8 * 3 } // teacher, clean pass and 8 rollouts, both forward and backward
 
 function labels(label: string, trainer: 'looprpt' | 'pretrain', steps: number, learningRates: readonly number[]): Method {
@@ -113,7 +113,7 @@ export const methods: Readonly<Record<string, Method>> = {
   'igpo-loop': option('IGPO-loop', 'igpo-loop'),
 }
 
-/** One run: a base that is made, a base that a method trains further, or a method whose steps are timed. */
+/** One run: creating a base, training a base with a method, or timing a method's steps. */
 export type RunSpec =
   | { id: string; kind: 'base'; base: number }
   | { id: string; kind: 'training'; method: string; base: number; learningRate: number; tuning: boolean }
@@ -127,7 +127,7 @@ export const timingId = (method: string) => `timing/${method}`
 export const basesOf = (part: Part): readonly number[] => settings.bases.slice(0, settings.partBases[part])
 
 /**
- * The runs that can start now. A base comes before what is trained on it, and a method's tuning before its other runs.
+ * The runs that can start. A base comes before the runs that train it, and a method's tuning before its other runs.
  *
  * @param results by id
  */
@@ -149,7 +149,7 @@ export function dueRuns(results: ReadonlyMap<string, Result>): RunSpec[] {
   return all.filter((spec) => !results.has(spec.id) && (spec.kind === 'base' || results.has(baseId(spec.base))))
 }
 
-/** The runs that measure time and memory; they want a quiet machine and run one at a time, after all others. */
+/** The runs that measure time and memory. They need a quiet machine and run one at a time, after all others. */
 export function dueTimings(results: ReadonlyMap<string, Result>): RunSpec[] {
   const base = settings.tuningBases[0]
   return Object.keys(methods)
@@ -159,12 +159,15 @@ export function dueTimings(results: ReadonlyMap<string, Result>): RunSpec[] {
     .filter(({ id }) => !results.has(id))
 }
 
-/** What a learning rate is chosen by: reinforcement by accuracy at full depth, training on labels by that on hard tokens over all loops. */
+/**
+ * The score by which a learning rate is chosen: for reinforcement accuracy at full depth, for training on labels accuracy on
+ * hard tokens over all loops.
+ */
 export function tuningScore(method: string, { final }: TrainingResult): number {
   return methods[method]!.part === 'b' ? mean(final.tokens.hard) : final.accuracy.at(-1)!
 }
 
-/** The learning rate with the best mean score over the tuning bases; undefined until all their runs are there. */
+/** The learning rate with the best mean score over the tuning bases. undefined until all their runs exist. */
 export function chosenRate(method: string, results: ReadonlyMap<string, Result>): number | undefined {
   let best: { rate: number; score: number } | undefined
   for (const rate of methods[method]!.learningRates) {

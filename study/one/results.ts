@@ -1,14 +1,14 @@
-// What a run of Study I stores.
+// The stored results of Study I.
 
-/** What a model does on held-out problems. */
+/** Measurements of a model on held-out problems. */
 export interface Measurement {
   /** Greedy accuracy by loop count, 1 to T. */
   accuracy: number[]
   /** Mean tokens per greedy answer, by loop count. */
   length: number[]
-  /** Greedy accuracy and mean loops per token under the gate's exits, by threshold. */
+  /** Greedy accuracy and mean loops per token with the gate's exits, by threshold. */
   gates: { threshold: number; accuracy: number; loops: number }[]
-  /** Accuracy of the next token of held-out answers by loop, in terciles of the base's entropy at the last loop. */
+  /** Next-token accuracy on held-out answers by loop, in terciles of the base's entropy at the last loop. */
   tokens: Record<Tercile, number[]>
 }
 
@@ -17,7 +17,7 @@ export type Tercile = 'easy' | 'medium' | 'hard'
 export interface BaseResult {
   id: string
   kind: 'base'
-  /** Steps of Stage I. */
+  /** Number of steps of Stage I. */
   steps: number
   /** CPU seconds of training. */
   seconds: number
@@ -30,9 +30,9 @@ export interface TrainingResult {
   method: string
   base: number
   learningRate: number
-  /** Arrays with one entry per point; `reward` and `length` are of the samples that trained. */
+  /** Arrays with one entry per point. `reward` and `length` are those of the training samples. */
   curve: { step: number[]; seconds: number[]; reward: number[]; length: number[]; exitLoop: number[] }
-  /** Accuracy by loop count during the run; `seconds` is CPU time of training so far. */
+  /** Accuracy by loop count during the run. `seconds` is the CPU time of training so far. */
   checkpoints: { step: number; seconds: number; accuracy: number[] }[]
   final: Measurement
 }
@@ -41,10 +41,10 @@ export interface TimingResult {
   id: string
   kind: 'timing'
   method: string
-  /** Medians over steps: of the process's CPU time and of time that passed. */
+  /** Medians over steps: CPU time of the process, and elapsed time. */
   cpuSeconds: number
   wallSeconds: number
-  /** Most bytes that the engine held beyond the weights: gradients, optimizer, teacher, activations; and the resident peak. */
+  /** Peak bytes of the engine beyond the weights (gradients, optimizer, teacher, activations), and peak resident memory. */
   engineBytes: number
   residentBytes: number
 }

@@ -24,14 +24,18 @@ const task = addition({ digits })
 const mixed = addition({ digits, minDigits: 1 })
 const loopCounts = Array.from({ length: settings.model.total_ut_steps }, (_, i) => i + 1)
 
-/** Carries out one run. @param bases the folder with the checkpoints of the bases */
+/**
+ * Makes one run.
+ * @param bases the folder with the checkpoints of the bases
+ */
 export async function carryOut(spec: RunSpec, bases: string): Promise<Result> {
   const path = (base: number) => join(bases, String(base))
   if (spec.kind === 'base') return makeBase(spec.id, spec.base, path(spec.base))
-  if (!existsSync(path(spec.base))) await makeBase('', spec.base, path(spec.base)) // its metrics are stored, its weights are gone
+  // its metrics are stored, but its weights no longer exist
+  if (!existsSync(path(spec.base))) await makeBase('', spec.base, path(spec.base))
   using model = await LoopLM.fromPretrained(path(spec.base), { threads: 1 })
   if (spec.kind === 'timing') return await measureTime(spec, model)
-  return await train(spec, model, methods[spec.method]!) // before `using` disposes the model
+  return await train(spec, model, methods[spec.method]!) // awaited before `using` disposes the model
 }
 
 async function makeBase(id: string, seed: number, path: string): Promise<BaseResult> {
@@ -113,7 +117,7 @@ async function measure(model: LoopLM, base: LoopLM, sizes: Sizes = settings): Pr
   }
 }
 
-/** Greedy answers whose tokens leave the loops when the gate's exit probabilities add up to the threshold. */
+/** Greedy answers whose tokens exit when the gate's cumulative exit probability reaches the threshold. */
 async function gateExits(model: LoopLM, count: number): Promise<Measurement['gates']> {
   const problems = range(count).map((i) => task.sample('test', i))
   const prompts = problems.map(({ prompt }) => task.tokenizer.encode(prompt))
@@ -128,7 +132,10 @@ async function gateExits(model: LoopLM, count: number): Promise<Measurement['gat
   return gates
 }
 
-/** Whether the most probable next token is the right one, for every token of held-out answers after the right ones before it. */
+/**
+ * Next-token accuracy: whether the most probable token is the right one, for every token of held-out answers, given the right
+ * tokens before it.
+ */
 async function tokenAccuracy(model: LoopLM, base: LoopLM, count: number): Promise<Measurement['tokens']> {
   const sequences: number[][] = []
   const promptLengths: number[] = []

@@ -96,7 +96,7 @@ function testsTable(
   return table([`against ${label(reference)}`, 'loop', ...comparisonHead], rows)
 }
 
-/** Paired tests of the accuracy under gate exits, averaged over the mean loops that both models of a base reach. */
+/** Paired tests of the accuracy with gate exits, averaged over the mean loops that both models of a base reach. */
 function equalLoopsTable(results: Results, names: readonly string[], reference: string): string {
   const references = measurements(results, reference)
   if (references === undefined) return 'No runs yet.'
@@ -112,7 +112,7 @@ function equalLoopsTable(results: Results, names: readonly string[], reference: 
   return table([`against ${label(reference)}, equal mean loops`, ...comparisonHead], rows)
 }
 
-/** At which step the reference was as good at full depth as each method is at the end. */
+/** The step at which the reference reached the full-depth accuracy that each method has at the end. */
 function lagTable(results: Results, names: readonly string[], reference: string): string {
   const curve = (name: string) => {
     const runs = finalRuns(results, name)!.map(({ checkpoints }) => checkpoints)
@@ -132,7 +132,7 @@ function lagTable(results: Results, names: readonly string[], reference: string)
   return table(['', 'accuracy at the end', `${label(reference)} is there at step`, 'of training behind'], rows)
 }
 
-/** In words: at which loop counts a difference of accuracies stays significant after the correction. */
+/** Sentences about the loop counts at which a difference of accuracies stays significant after the correction. */
 function loopsVerdict(results: Results): string {
   const comparisons = loopComparisons(results, partMethods('a').slice(1), 'grpo')
   return verdicts(comparisons, ({ name }) => `${label(name)} against GRPO`)
@@ -140,7 +140,7 @@ function loopsVerdict(results: Results): string {
 
 const significance = 0.05
 
-/** An item per subject: where it is ahead, where behind, and where its table shows neither, on a line each. */
+/** A list item per subject: where it is ahead, where it is behind, and where its table shows neither. */
 function verdicts(comparisons: readonly Comparison[], subject: (comparison: Comparison) => string): string {
   if (comparisons.length === 0) return 'No runs yet.'
   const subjects = [...new Set(comparisons.map(subject))]
@@ -186,7 +186,7 @@ function tokenTestsTable(results: Results): string {
   return table(['LoopRPT against', 'tokens', 'loop', ...comparisonHead], rows)
 }
 
-/** Mean loops and accuracy of each arm under gate exits. */
+/** Mean loops and accuracy of each arm with gate exits. */
 function gatesTable(results: Results): string {
   const names = available(results, arms)
   const rows = settings.thresholds.map((threshold, k) => [
@@ -199,7 +199,7 @@ function gatesTable(results: Results): string {
   return table(['threshold', ...names.map(label)], names.length > 0 ? rows : [])
 }
 
-/** What a step takes; memory is the peak of the engine beyond the weights, and that of the process. */
+/** The cost of a step. Memory is the peak of the engine beyond the weights, and that of the process. */
 function costTable(results: Results, names: readonly string[]): string {
   const rows = names.flatMap((name) => {
     const timing = results.get(timingId(name)) as TimingResult | undefined

@@ -1,4 +1,5 @@
-// What the stored runs of Study II say: pairs of arms on the same bases, the tests of the primary outcomes, and their verdicts.
+// Comparisons of the stored runs of Study II: pairs of arms on the same bases, the tests of the primary outcomes, and their
+// verdicts.
 import { pValue, signedRange } from '../cells.js'
 import { corrected, equivalent, holm, mean, type Outcome } from '../statistics.js'
 import { area, arms, basesOf, rateOf, settings, studyTasks, type TaskName, taskOf, trainingId } from './plan.js'
@@ -11,11 +12,11 @@ export const mainTasks = ['chain', 'addition', 'parity'] as const satisfies read
 export const taskNames = Object.keys(studyTasks) as TaskName[]
 export const label = (arm: string) => arms[arm]!.label
 export const short = (task: TaskName) => taskOf(task).label.split(':')[0]!
-/** A paired test on two bases has no use. */
+/** A paired test on two bases is useless. */
 export const fewestBases = 3
 export const significance = 0.05
 
-/** The runs of an arm at its chosen rate, by base, as far as they are there. */
+/** The runs of an arm at its chosen rate, by base, as far as they exist. */
 export function runsOf(results: Results, task: TaskName, arm: string): Map<number, TrainingResult> {
   const rate = arms[arm]!.tasks.includes(task) ? rateOf(results, task, arm) : undefined
   const runs = new Map<number, TrainingResult>()
@@ -27,7 +28,7 @@ export function runsOf(results: Results, task: TaskName, arm: string): Map<numbe
   return runs
 }
 
-/** Runs of two arms on the bases that both have been trained from. */
+/** Pairs of runs of two arms on the bases that both have trained. */
 export function pairsOf(results: Results, task: TaskName, arm: string, reference: string): [TrainingResult, TrainingResult][] {
   const [own, others] = [runsOf(results, task, arm), runsOf(results, task, reference)]
   return [...own].flatMap(([base, run]) => {
@@ -36,13 +37,16 @@ export function pairsOf(results: Results, task: TaskName, arm: string, reference
   })
 }
 
-/** Accuracy with so many loops at the end: the mean of the last points. */
+/** Accuracy with this many loops at the end: the mean of the last points. */
 export const endAccuracy = (run: TrainingResult, loops: number): number =>
   mean(run.course.slice(-settings.finalPoints).map(({ accuracy }) => accuracy[loops - 1]!))
 
 const full = (point: Point) => point.accuracy.at(-1)!
 
-/** Mean tokens of right answers at full depth when the accuracy first reaches a level, between two points; undefined where it does not. */
+/**
+ * Mean tokens of right answers at full depth when the accuracy first reaches a level, interpolated between two points.
+ * undefined if it never does.
+ */
 function lengthAt({ course }: TrainingResult, level: number): number | undefined {
   const at = course.findIndex((point) => full(point) >= level)
   const [before, after] = [course[Math.max(0, at - 1)], course[at]]
@@ -52,34 +56,34 @@ function lengthAt({ course }: TrainingResult, level: number): number | undefined
   return rise <= 0 ? to : from + ((to - from) * (level - full(before!))) / rise
 }
 
-/** Lengths of right answers of two runs at the highest accuracy that both of them reach. */
+/** Lengths of right answers of two runs at the highest accuracy that both reach. */
 export function matchedLengths(own: TrainingResult, other: TrainingResult): [number, number] | undefined {
   const level = Math.min(...[own, other].map(({ course }) => Math.max(...course.map(full))))
   const [a, b] = [lengthAt(own, level), lengthAt(other, level)]
   return a === undefined || b === undefined ? undefined : [a, b]
 }
 
-/** A question to two arms on the same bases. */
+/** A comparison of two arms on the same bases. */
 export interface Question {
   task: TaskName
   arm: string
   reference: string
-  /** What is measured, as sentences call it. */
+  /** The measured quantity, as worded in sentences. */
   what: string
-  /** Whether values are shares, which are shown in points; else tokens. */
+  /** Whether values are fractions, which are shown in percentage points; otherwise they are tokens. */
   share: boolean
   own: number[]
   others: number[]
 }
 
-/** A question with its answer. */
+/** A comparison and its result. */
 export interface Verdict extends Question, Outcome {
-  /** p of the equivalence test after Holm's correction; undefined where no margin is set. */
+  /** p of the equivalence test after Holm's correction. undefined if no margin is set. */
   equal: number | undefined
   kind: 'ahead' | 'behind' | 'equal' | 'open'
 }
 
-/** Answers to one family of questions: Holm's correction over its differences, and over its tests of equivalence. */
+/** Results of one family of comparisons, with Holm's correction over its differences and over its tests of equivalence. */
 export function verdictsOf(questions: readonly Question[]): Verdict[] {
   const asked = questions.filter(({ own }) => own.length >= fewestBases)
   const outcomes = corrected(asked)
@@ -95,7 +99,7 @@ export function verdictsOf(questions: readonly Question[]): Verdict[] {
   })
 }
 
-/** A question about every pair; bases where a value is missing are left out. */
+/** A comparison over all pairs. Bases with a missing value are excluded. */
 export function question(
   results: Results,
   about: Pick<Question, 'task' | 'arm' | 'reference' | 'what' | 'share'>,
@@ -109,7 +113,7 @@ export function question(
 const each = (value: (run: TrainingResult) => number) => (own: TrainingResult, other: TrainingResult) =>
   [value(own), value(other)] as const
 
-/** The primary outcomes of the plan, all tasks together. Answers of A have one length. */
+/** The primary outcomes of the plan, all tasks together. Answers of task A all have the same length. */
 export function primaryVerdicts(results: Results): Verdict[] {
   const questions = mainTasks.flatMap((task) => {
     const about = { task, arm: 'rltt', reference: 'grpo' }
@@ -131,7 +135,7 @@ export function primaryVerdicts(results: Results): Verdict[] {
   return verdictsOf(questions)
 }
 
-/** Final accuracy of an arm against another at every loop count, as one family over the tasks. */
+/** Final accuracy of one arm against another at every loop count, as one family over the tasks. */
 export function loopVerdicts(results: Results, arm: string, reference: string, loops: readonly number[] = loopCounts): Verdict[] {
   return verdictsOf(
     mainTasks.flatMap((task) =>
@@ -147,13 +151,13 @@ export function loopVerdicts(results: Results, arm: string, reference: string, l
   )
 }
 
-/** A verdict's difference, in points or tokens. */
+/** Formats a verdict's difference, in points or tokens. */
 export function difference({ share, test }: Verdict): string {
   if (share) return `${signedRange(test)} points`
   return `${test.mean < 0 ? '−' : '+'}${Math.abs(test.mean).toFixed(2)} ± ${(test.high - test.mean).toFixed(2)} tokens`
 }
 
-/** What a verdict says, with its test. */
+/** Formats a verdict as a sentence, with its test. */
 export function sentence(verdict: Verdict): string {
   const { task, arm, reference, what, share, test, adjusted, equal, kind } = verdict
   const range = difference(verdict)

@@ -5,7 +5,7 @@ import { mean, pairedTest } from '../statistics.js'
 import { endAccuracy, fewestBases, label, loopCounts, mainTasks, pairsOf, type Results, runsOf } from './comparisons.js'
 import { arms, rateScore, rateSearch, type TaskName, taskOf } from './plan.js'
 
-/** All figures by name, as SVG; only those of tasks with runs. */
+/** All figures by name, as SVG. Only for tasks with runs. */
 export function figures(results: Results): Record<string, string> {
   const shown = mainTasks.filter((task) => runsOf(results, task, 'grpo').size > 0)
   if (shown.length === 0) return {}
@@ -16,7 +16,7 @@ export function figures(results: Results): Record<string, string> {
   }
 }
 
-/** Arms with runs on a task, the first two and the exit-sampled gradient. */
+/** The drawn arms with runs on a task: the first two and the exit-sampled gradient. */
 const drawn = (results: Results, task: TaskName) =>
   ['grpo', 'rltt', 'exit-sampled'].filter((arm) => arm in arms && runsOf(results, task, arm).size > 0)
 
@@ -41,7 +41,7 @@ function courseFigure(results: Results, shown: readonly TaskName[]): string {
   return lineChart({ title: 'Accuracy by sampled tokens', description: says.join(' '), panels, panelWidth: figureWidth })
 }
 
-/** Accuracy by loop count, and RLTT's paired differences to GRPO. */
+/** Accuracy by loop count, and RLTT's paired differences from GRPO. */
 function loopsFigure(results: Results, shown: readonly TaskName[]): string {
   const panels = shown.map((task): Panel => {
     const names = drawn(results, task)
@@ -82,7 +82,7 @@ function loopsFigure(results: Results, shown: readonly TaskName[]): string {
   return lineChart({ title: 'Accuracy by loop count', description: says.join(' '), panels: all, panelWidth: figureWidth })
 }
 
-/** Score against rate on the tuning bases; x counts factors of 2 from 1e-4. */
+/** Score by learning rate on the tuning bases. x counts factors of 2 from 1e-4. */
 function ratesFigure(results: Results, shown: readonly TaskName[]): string {
   const panels = shown.map((task): Panel => {
     const series = drawn(results, task)

@@ -1,13 +1,13 @@
-// What Study II runs: docs/study-2.md in numbers. Tasks, arms, and which runs are due given the results so far.
+// The runs of Study II (docs/study-2.md): tasks, arms, and which runs are due given the results so far.
 import { type ObjectiveTrainerOptions, type RLTTOptions, recipes } from '../../src/index.js'
 import { mean } from '../statistics.js'
 import type { Result, TrainingResult } from './results.js'
 
 export const settings = {
   loops: 4,
-  /** Bases of the comparisons, and those on which rates are chosen. */
+  /** Bases of the comparisons, and those for choosing learning rates. */
   bases: [0, 1, 2, 3, 4, 5],
-  /** How many of them have the arms beside GRPO, RLTT and the exit-sampled gradient. */
+  /** How many of them are used for arms other than GRPO, RLTT and the exit-sampled gradient. */
   secondaryBases: 4,
   tuningBases: [101, 102],
   policy: {
@@ -19,39 +19,39 @@ export const settings = {
     maxGradNorm: 1,
     logprobCheckEvery: 0,
   },
-  /** Points of a run, at equal numbers of sampled tokens; the last `finalPoints` make the result. */
+  /** Number of points of a run, at equal numbers of sampled tokens. The last `finalPoints` make the result. */
   points: 12,
   finalPoints: 3,
   pointProblems: 512,
   finalProblems: 2000,
   gateProblems: 1000,
   passProblems: 200,
-  /** Loop counts beyond those of training at which a model is evaluated as well. */
+  /** Loop counts above those of training with which a model is also evaluated. */
   deeper: [6, 8],
   thresholds: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
-  /** Stage II after reinforcement: the gate alone. */
+  /** Stage II after reinforcement, which only trains the gate. */
   gateSteps: 100,
   rates: [2e-4, 4e-4, 8e-4],
-  /** A grid grows by factors of 2 while its best value lies at an edge, but not beyond these. */
+  /** A grid of rates grows by factors of 2 while its best value is at an edge, up to these limits. */
   rateLimits: [2.5e-5, 2.6e-2],
-  /** Points of accuracy within which two methods count as equal (TOST). */
+  /** Methods whose accuracies differ by less than this count as equal (TOST). */
   margin: 0.015,
 } as const
 
-/** A task with its base models: when a base is good enough to begin with, and how much an arm may sample. */
+/** A task and its base models: when a base is good enough, and how much an arm may sample. */
 export interface StudyTask {
   label: string
   name: 'addition' | 'chain' | 'parity'
   hidden: number
   training: { batchSize: number; learningRate: number; steps: number }
-  /** The base is done when greedy accuracy with so many loops reaches this. */
+  /** The base is done when greedy accuracy with this many loops reaches `accuracy`. */
   until: { loops: number; accuracy: number; checkEvery: number; firstCheck: number }
-  /** Sampled tokens of a run, and the steps that take half of them, as far as lengths can be known. */
+  /** Number of sampled tokens of a run, and the number of steps that take about half of them. */
   tokens: number
   halfSteps: number
-  /** Budgets of tokens per answer. */
+  /** Token budgets per answer. */
   budgets: readonly number[]
-  /** Another task's rates are used, none are tuned, and `secondaryBases` are made. */
+  /** Use another task's rates without tuning, and only `secondaryBases`. */
   ratesOf?: TaskName
 }
 
@@ -61,7 +61,7 @@ const addition: StudyTask = {
   hidden: 64,
   training: { batchSize: 192, learningRate: 2e-3, steps: 1500 },
   until: { loops: 4, accuracy: 0.25, checkEvery: 10, firstCheck: 100 },
-  tokens: 640_000, // 500 steps of 256 answers of 5 tokens
+  tokens: 640_000, // 500 steps of 256 answers with 5 tokens
   halfSteps: 250,
   budgets: [5],
 }
@@ -74,7 +74,7 @@ export const studyTasks = {
     training: { batchSize: 96, learningRate: 3e-3, steps: 6000 },
     until: { loops: 4, accuracy: 0.4, checkEvery: 100, firstCheck: 300 },
     tokens: 480_000,
-    halfSteps: 145, // answers have 6.5 tokens at the end of a pilot
+    halfSteps: 145, // answers had 6.5 tokens at the end of a pilot
     budgets: [2, 4, 6, 11],
   },
   parity: {
@@ -108,26 +108,26 @@ export interface Arm {
   label: string
   trainer: 'grpo' | 'rltt' | 'objective'
   options: RLTTOptions
-  /** For `objective`; phases change after `halfSteps`. */
+  /** For `objective`. Phases change after `halfSteps`. */
   objective?: 'grpo-released' | ((halfSteps: number) => ObjectiveTrainerOptions['objective'])
   tasks: readonly TaskName[]
-  /** Another arm's rates are used, and none are tuned. */
+  /** Use another arm's rates without tuning. */
   ratesOf?: string
-  /** Gradients of single loops are compared at the start, in the middle and at the end. */
+  /** Compare gradients of single loops at the start, in the middle and at the end. */
   gradients?: true
 }
 
 const main: readonly TaskName[] = ['addition', 'chain', 'parity']
 const grpo = { trainer: 'grpo', options: {} } as const
 const rltt = { trainer: 'rltt', options: { weights: 'exit-pdf' } } as const
-/** A recipe of two phases that change after so many steps. */
+/** A recipe of two phases that change after this many steps. */
 const halved = (name: 'anneal-to-last' | 'anneal-to-rltt', steps: number) =>
   recipes[name].map((phase) => ('until' in phase ? { ...phase, until: steps } : phase))
 
 export const arms: Readonly<Record<string, Arm>> = {
   grpo: { ...grpo, label: 'GRPO', tasks: [...main, 'addition-loop-2', 'addition-60'], gradients: true },
   rltt: { ...rltt, label: 'RLTT exit-pdf', tasks: [...main, 'addition-loop-2', 'addition-60'], gradients: true },
-  // Why Study I came out as it did
+  // Explains the results of Study I
   'rltt-uniform': { trainer: 'rltt', options: { weights: 'uniform' }, label: 'RLTT uniform', tasks: ['addition'] },
   ...Object.fromEntries(
     [1, 2, 4, 8].map((alpha): [string, Arm] => [
@@ -197,7 +197,7 @@ export const arms: Readonly<Record<string, Arm>> = {
   },
 }
 
-/** One run: a base that is made, or a base that an arm trains further. */
+/** One run: creating a base, or training a base with an arm. */
 export type RunSpec =
   | { id: string; kind: 'base'; task: TaskName; base: number }
   | { id: string; kind: 'training'; task: TaskName; arm: string; base: number; learningRate: number }
@@ -214,17 +214,17 @@ export function basesOf(task: TaskName, arm: string): readonly number[] {
 
 type Results = ReadonlyMap<string, Result>
 
-/** Area under the greedy accuracy at full depth against sampled tokens, as a mean over the points of a run. */
+/** Area under the curve of greedy accuracy at full depth by sampled tokens: a mean over the points of a run. */
 export const area = ({ course }: TrainingResult): number => mean(course.slice(1).map(({ accuracy }) => accuracy.at(-1)!))
 
-/** The mean area of a rate over the tuning bases; undefined until their runs are there. */
+/** The mean area of a rate over the tuning bases. undefined until their runs exist. */
 export function rateScore(results: Results, task: TaskName, arm: string, rate: number): number | undefined {
   const runs = settings.tuningBases.map((base) => results.get(trainingId(task, arm, base, rate)))
   if (runs.includes(undefined)) return undefined
   return mean(runs.map((run) => area(run as TrainingResult)))
 }
 
-/** The rates of an arm that are tried, and the best one once it lies inside of them. */
+/** The rates to try for an arm, and the best one once it is not at the edge of the grid. */
 export function rateSearch(results: Results, task: TaskName, arm: string): { grid: number[]; chosen: number | undefined } {
   const grid: number[] = [...settings.rates]
   const [lowest, highest] = settings.rateLimits
@@ -240,12 +240,15 @@ export function rateSearch(results: Results, task: TaskName, arm: string): { gri
   }
 }
 
-/** The rate that an arm uses on a task; undefined until it is known. */
+/** The rate that an arm uses on a task. undefined until it is known. */
 export function rateOf(results: Results, task: TaskName, arm: string): number | undefined {
   return rateSearch(results, taskOf(task).ratesOf ?? task, arms[arm]!.ratesOf ?? arm).chosen
 }
 
-/** What runs first, so that a study that is stopped early is a whole one on fewer bases. Everything else follows in the order of `arms`. */
+/**
+ * The runs that come first, so that a study that is stopped early is complete on fewer bases. All others follow in the order of
+ * `arms`.
+ */
 const first: readonly (readonly [TaskName, readonly string[]])[] = [
   ['addition', ['grpo', 'rltt']],
   ['parity', ['grpo', 'rltt']],
@@ -254,7 +257,7 @@ const first: readonly (readonly [TaskName, readonly string[]])[] = [
   ['chain', ['exit-sampled']],
 ]
 
-/** Tasks with the arms that run on them together, the most important ones first. */
+/** Tasks and the arms that run on them together, the most important ones first. */
 function stages(): (readonly [TaskName, readonly string[]])[] {
   const early = new Set(first.flatMap(([task, names]) => names.map((name) => `${task}/${name}`)))
   const rest = Object.entries(arms).flatMap(([name, { tasks }]) =>
@@ -263,10 +266,10 @@ function stages(): (readonly [TaskName, readonly string[]])[] {
   return [...first, ...rest]
 }
 
-/** Whether a task chooses rates on separate bases. */
+/** Whether a task chooses its own rates. */
 const tunes = (task: TaskName) => taskOf(task).ratesOf === undefined
 
-/** The runs of a stage in their order: rates are chosen, then base after base is made and trained by every arm. */
+/** The runs of a stage in order: rates are chosen, then base by base is created and trained with every arm. */
 function stageRuns(results: Results, task: TaskName, names: readonly string[]): RunSpec[] {
   const base = (seed: number): RunSpec => ({ id: baseId(task, seed), kind: 'base', task, base: seed })
   const training = (arm: string, seed: number, learningRate: number): RunSpec => {
@@ -288,7 +291,7 @@ function stageRuns(results: Results, task: TaskName, names: readonly string[]): 
   return [...prepared, ...tuning, ...compared]
 }
 
-/** The runs that can start now. A base comes before what is trained on it, and the choice of a rate before its other runs. */
+/** The runs that can start. A base comes before the runs that train it, and the choice of a rate before its other runs. */
 export function dueRuns(results: Results): RunSpec[] {
   const all = new Map(stages().flatMap(([task, names]) => stageRuns(results, task, names).map((run) => [run.id, run] as const)))
   return [...all.values()].filter(

@@ -3,8 +3,8 @@ import type { LoopLM, OwnObjective } from '../../src/index.js'
 import { deviation, mean } from '../statistics.js'
 
 /*
- * GRPO as RLTT's public code has it. The KL divergence to the starting model is taken from the reward before the z-score of the group, and
- * noise is added, so that a group whose answers earned the same still has advantages of unit variance.
+ * GRPO as implemented in RLTT's public code. It subtracts the KL divergence to the starting model from the reward before the
+ * group's z-score, and adds noise. So even a group with equal rewards has advantages of unit variance.
  */
 const klWeight = 1e-3
 const noise = 1e-4

@@ -1,18 +1,18 @@
-// What a run of Study II stores. Numbers have five significant digits.
+// The stored results of Study II. Numbers have five significant digits.
 
-/** What a model does on held-out problems. Arrays by loop count have one entry per loop, 1 to T. */
+/** Measurements of a model on held-out problems. Arrays by loop count have one entry per loop, 1 to T. */
 export interface Measurement {
   /** Greedy accuracy by loop count. */
   accuracy: number[]
-  /** Mean tokens of right greedy answers, the end token included, by loop count; null where none is right. */
+  /** Mean tokens of right greedy answers, including the end token, by loop count. null if none is right. */
   rightLength: (number | null)[]
-  /** Greedy accuracy by loop count, and by budget of tokens: an answer counts when it ended within the budget. */
+  /** Greedy accuracy by loop count and token budget. An answer only counts if it ended within the budget. */
   budgets: { tokens: number; accuracy: number[] }[]
-  /** Greedy accuracy and mean loops per token under the gate's exits, by threshold. */
+  /** Greedy accuracy and mean loops per token with the gate's exits, by threshold. */
   gates: { threshold: number; accuracy: number; loops: number }[]
   /** Greedy accuracy at full depth with more loops than in training. */
   deeper: { loops: number; accuracy: number }[]
-  /** Share of the problems that one of 8 samples at full depth answers. */
+  /** Fraction of the problems that at least one of 8 samples at full depth answers. */
   passAt8: number
 }
 
@@ -22,23 +22,23 @@ export interface BaseResult {
   processor: string
   task: string
   base: number
-  /** Steps of Stage I. */
+  /** Number of steps of Stage I. */
   steps: number
   /** CPU seconds of training. */
   seconds: number
   final: Measurement
 }
 
-/** Cosine with the gradient of the last loop, and norm over its norm, of the gradient that credits one loop alone. */
+/** Gradients that credit only one loop, compared with that of the last loop: cosine, and ratio of norms. */
 export interface LoopGradients {
   cosine: number[]
   norm: number[]
 }
 
-/** A point of the course of a run; all but the evaluations are means since the last point. */
+/** A point of a run. All values except the evaluations are means since the last point. */
 export interface Point {
   step: number
-  /** Sampled tokens so far, prompts not counted. */
+  /** Number of sampled tokens so far, without prompts. */
   tokens: number
   /** CPU seconds of training so far. */
   seconds: number
@@ -46,7 +46,7 @@ export interface Point {
   length: number
   entropy: number
   gradNorm: number
-  /** Share of the groups whose completions all earned the same. */
+  /** Fraction of the groups whose completions all got the same reward. */
   flat: number
   /** Log-probability of the trained tokens by loop. */
   logprob: number[]
@@ -63,11 +63,11 @@ export interface TrainingResult {
   base: number
   learningRate: number
   course: Point[]
-  /** At the start, in the middle and at the end; only of arms that ask for it. */
+  /** At the start, in the middle and at the end; only for arms that request it. */
   gradients?: LoopGradients[]
-  /** Before Stage II. */
+  /** Measured before Stage II. */
   final: Measurement
-  /** Under gate exits after Stage II, in which the gate alone is trained. */
+  /** With gate exits after Stage II, which only trains the gate. */
   calibrated: Measurement['gates']
 }
 

@@ -25,7 +25,7 @@ import type { BaseResult, LoopGradients, Measurement, Point, Result, TrainingRes
 const loopCounts = Array.from({ length: settings.loops }, (_, i) => i + 1)
 const initialEntropy = 0.2 // weight of the exit entropy in Stage I, as in Study I
 
-/** What a task asks under reinforcement, and what its bases learn. */
+/** The problems of a task for reinforcement, and those that its bases learn. */
 export const problems: Record<StudyTask['name'], () => { task: Task; lessons: Task }> = {
   addition: () => ({ task: addition({ digits: 4 }), lessons: addition({ digits: 4, minDigits: 1 }) }),
   chain: () => {
@@ -41,7 +41,10 @@ export const problems: Record<StudyTask['name'], () => { task: Task; lessons: Ta
 /** How many problems the measurements use. */
 export type Sizes = Record<'pointProblems' | 'finalProblems' | 'gateProblems' | 'passProblems' | 'gateSteps' | 'points', number>
 
-/** Carries out one run. @param bases the folder with the checkpoints of the bases */
+/**
+ * Makes one run.
+ * @param bases the folder with the checkpoints of the bases
+ */
 export async function carryOut(spec: RunSpec, bases: string): Promise<Result> {
   const study = taskOf(spec.task)
   const path = join(bases, spec.task, String(spec.base))
@@ -68,7 +71,7 @@ async function makeBase(spec: Extract<RunSpec, { kind: 'base' }>, study: StudyTa
   const training = { ...study.training, entropyCoefficient: initialEntropy, weightDecay: 0 }
   const check = { task, problems: settings.pointProblems, loops, accuracy, first: firstCheck, every: checkEvery }
   const trained = await trainBase(model, seed, { lessons, training, check })
-  await model.save(path, { dtype: 'bfloat16' }) // half the bytes, and what everything begins with
+  await model.save(path, { dtype: 'bfloat16' }) // half the bytes; every run starts from these values
   using saved = await loadBase(path)
   const { id, task: name } = spec
   const made = { id, kind: 'base', processor: processor(), task: name, base: seed, ...trained } as const
@@ -79,7 +82,7 @@ const loadBase = (path: string) => LoopLM.fromPretrained(path, { dtype: 'float32
 
 function makeTrainer(model: LoopLM, base: LoopLM, arm: Arm, study: StudyTask, seed: number, learningRate: number) {
   const { task } = problems[study.name]()
-  const steps = 2 ** 20 // the tokens end a run
+  const steps = 2 ** 20 // a limit that is never reached, because the tokens end a run
   const shared = { ...settings.policy, ...arm.options, seed, learningRate, steps, task }
   if (arm.trainer === 'grpo') return new GRPOTrainer(model, shared as GRPOOptions)
   if (arm.trainer === 'rltt') return new RLTTTrainer(model, shared)
@@ -153,7 +156,7 @@ async function answers(model: LoopLM, task: Task, count: number): Promise<Pick<P
   return { accuracy: perLoop.map(accuracyOf), rightLength: perLoop.map(rightLengthOf) }
 }
 
-/** An answer to a held-out problem: whether it is right, its tokens, and the loops that these took. */
+/** An answer to a held-out problem: whether it is right, its number of tokens, and their loops. */
 interface Answer {
   right: boolean
   tokens: number
@@ -206,7 +209,7 @@ async function deeperAnswers(model: LoopLM, task: Task, count: number): Promise<
   return (await Promise.all(perLoop)).map((list, i) => ({ loops: settings.deeper[i]!, accuracy: accuracyOf(list) }))
 }
 
-/** Greedy answers whose tokens leave the loops when the gate's exit probabilities add up to the threshold. */
+/** Greedy answers whose tokens exit when the gate's cumulative exit probability reaches the threshold. */
 async function gateExits(model: LoopLM, task: Task, count: number): Promise<Measurement['gates']> {
   const gates: Measurement['gates'] = []
   for (const threshold of settings.thresholds) {
@@ -217,7 +220,7 @@ async function gateExits(model: LoopLM, task: Task, count: number): Promise<Meas
   return gates
 }
 
-/** The gradients of a policy gradient that credits one loop alone, on the same samples, against that of the last loop. */
+/** Compares the policy gradients that credit only one loop with that of the last loop, on the same samples. */
 async function loopGradients(model: LoopLM, task: Task, seed: number): Promise<LoopGradients> {
   const { promptsPerStep, groupSize } = settings.policy
   const asked = Array.from({ length: promptsPerStep }, (_, i) => task.sample('train', 2 ** 30 + i, seed))
