@@ -47,20 +47,101 @@ __device__ __forceinline__ void encode_group(const Records& r, int g, uint32_t* 
   }
 }
 
+// The same with `kept`. sorted: room for a group of floats; codes: for `kept` codes.
+template <class Numbers>
+__device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uint32_t* record, Numbers x, Shared<float> sorted,
+                                                    Shared<uint32_t> codes) {
+  const int lane = lane_id(), pruned = r.group - r.kept;
+  // The place of number i in ascending order, equal numbers by i.
+  const auto rank = [&](int i) {
+    const float y = x(i);
+    int before = 0;
+    for (int j = 0; j < r.group; ++j) {
+      const float z = x(j);
+      before += z < y || (z == y && j < i);
+    }
+    return before;
+  };
+  float not_finite = 0;
+  for (int i = lane; i < r.group; i += 32) {
+    const float y = x(i);
+    if (!(y - y == 0)) not_finite = 1;
+    else sorted[rank(i)] = y;
+  }
+  const bool finite = warp_max(not_finite) == 0;
+  __syncwarp();
+  uint32_t minimum = 0x7FC0, scale = 0, restored = 0;
+  int first = 0;
+  float from = 0, inverse = 0;
+  if (finite) {
+    // The first of the shortest intervals.
+    float least = INFINITY;
+    for (int i = lane; i <= r.kept; i += 32) {
+      const float length = float(sorted[i + pruned - 1]) - float(sorted[i]);
+      if (i == lane || length < least) least = length, first = i;
+    }
+    const float shortest = -warp_max(lane <= r.kept ? -least : -INFINITY);
+    first = -warp_max(lane <= r.kept && least == shortest ? -first : -r.group);
+    minimum = not_above(sorted[0]);
+    from = bf16_low(minimum);
+    scale = away_from_zero((float(sorted[r.group - 1]) - from) / 14);
+    inverse = scale ? 1.0f / bf16_low(scale) : 0;
+    const float middle = float(sorted[first]) / 2 + float(sorted[first + pruned - 1]) / 2;
+    if (scale) restored = uint32_t(fminf(rintf(__fmul_rn(middle - from, inverse)), 14));
+  }
+  int count = 0;  // of kept numbers before the places of this turn
+  for (int m = 0; m < r.mask_words; ++m) {
+    const int place = 32 * m + lane, i = r.at_place(place);
+    bool kept = scale && place < 8 * r.words && i < r.group;
+    if (kept) {
+      const int at = rank(i);
+      kept = at < first || at >= first + pruned;
+    }
+    const uint32_t mask = __ballot_sync(full_warp, kept);
+    if (kept) codes[count + __popc(mask & ((1u << lane) - 1))] = uint32_t(fminf(rintf(__fmul_rn(x(i) - from, inverse) / 2), 7));
+    count += __popc(mask);
+    if (lane == 0) record[r.masks_at() + g * r.mask_words + m] = mask;
+  }
+  __syncwarp();
+  for (int w = lane; w < r.kept_words; w += 32) {
+    uint32_t word = 0;
+    for (int k = 32 * w / 3; k < count && 3 * k < 32 * w + 32; ++k) {
+      const int shift = 3 * k - 32 * w;
+      const uint32_t code = codes[k];
+      word |= shift < 0 ? code >> -shift : code << shift;
+    }
+    record[g * r.kept_words + w] = word;
+  }
+  if (lane == 0) {
+    record[r.pairs_at() + g] = minimum << 16 | scale;
+    auto* bytes = reinterpret_cast<uint8_t*>(record + r.restored_at());
+    bytes[g] = uint8_t(restored);
+    for (int b = g + 1; g + 1 == r.groups && b % 4; ++b) bytes[b] = 0;
+  }
+  __syncwarp();
+}
+
 // Block (row, keys or values): the row's record.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
-    encode_kernel(const Records r, int64_t row_width, int64_t first, const int32_t* slots, const T* qkv, uint32_t* keys,
-                  uint32_t* values, KernelFault* fault) {
+    encode_kernel(const Records of_keys, const Records of_values, int64_t row_width, int64_t first, const int32_t* slots,
+                  const T* qkv, uint32_t* keys, uint32_t* values, KernelFault* fault) {
   const int32_t slot = slots[blockIdx.x];
   if (slot < 0) {
     if (threadIdx.x == 0) *fault = {1, slot, INT32_MAX};
     return;
   }
+  const Records& r = blockIdx.y ? of_values : of_keys;
   const T* row = qkv + int64_t(blockIdx.x) * row_width + first + int64_t(blockIdx.y) * r.groups * r.group;
   uint32_t* record = (blockIdx.y ? values : keys) + int64_t(slot) * r.size;
-  for (int g = warp_id(); g < r.groups; g += coder_warps)
-    encode_group(r, g, record, [&](int i) { return to_float(row[g * r.group + i]); });
+  const size_t room = size_t(r.group) * 4;  // bytes of a warp for each of two arrays
+  for (int g = warp_id(); g < r.groups; g += coder_warps) {
+    const auto number = [&](int i) { return to_float(row[g * r.group + i]); };
+    if (r.kept == 0) encode_group(r, g, record, number);
+    else
+      encode_pruned_group(r, g, record, number, dynamic_shared<float>(2 * warp_id() * room, size_t(r.group)),
+                          dynamic_shared<uint32_t>((2 * warp_id() + 1) * room, size_t(r.group)));
+  }
 }
 
 template <class T>
@@ -108,9 +189,11 @@ int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, in
                  const int32_t* slots, const void* qkv, void* keys, void* values) {
   return with_dtype(ctx, "cache_encode", dt, [&]<class T>(Context& c, T) {
     const int64_t row_width = int64_t(heads + 2 * kv_heads) * head_dim, first = int64_t(heads) * head_dim;
+    const int64_t width = int64_t(kv_heads) * head_dim;
+    const size_t shared = codes.kept > 0 ? size_t(2 * coder_warps * codes.group) * 4 : 0;
     return check(c,
-                 launch(encode_kernel<T>, dim3(unsigned(rows), 2), dim3(coder_threads), 0, c.stream,
-                        Records(codes, int64_t(kv_heads) * head_dim), row_width, first, slots, static_cast<const T*>(qkv),
+                 launch(encode_kernel<T>, dim3(unsigned(rows), 2), dim3(coder_threads), shared, c.stream, Records(codes, width),
+                        Records(loop_whole_codes(codes), width), row_width, first, slots, static_cast<const T*>(qkv),
                         static_cast<uint32_t*>(keys), static_cast<uint32_t*>(values), c.kernel_fault),
                  "cache_encode");
   });

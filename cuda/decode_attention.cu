@@ -21,7 +21,7 @@ struct PlainCache {
 // In few bits: the records of a row's earlier tokens, plus, with residuals, a second record of each; then its recent keys and
 // values, which are those of Decode.
 struct CodedCache {
-  Records records, residuals;
+  Records of_keys, of_values, residuals;
   const uint32_t *keys, *values, *residual_keys, *residual_values;
   const LoopCacheContext *contexts, *recent;
   const int32_t* residual_at;  // NULL: without residuals
@@ -39,8 +39,8 @@ struct CodedCache {
         return PlainKeys<T>{a, cache.recent[row]}.template read<wide>(k, v, key - coded, inside, kv_head, from);
       const int64_t slot = slot_of(cache.contexts[row], key);
       const int first = kv_head * a.head_dim + from, count = min(W, a.head_dim - from);
-      take(cache.records, cache.keys + slot * cache.records.size, first, count, k);
-      take(cache.records, cache.values + slot * cache.records.size, first, count, v);
+      take(cache.of_keys, cache.keys + slot * cache.of_keys.size, first, count, k);
+      take(cache.of_values, cache.values + slot * cache.of_values.size, first, count, v);
       if (!cache.residual_at || cache.residual_at[row] < 0) return;
       const int64_t at = (cache.residual_at[row] + slot) * cache.residuals.size;
       add(cache.residuals, cache.residual_keys + at, first, count, k);
@@ -154,6 +154,7 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
   const bool with_residuals = c->residual.bits > 0;
   const auto words = [](const void* p) { return static_cast<const uint32_t*>(p); };
   const CodedCache cache{Records(c->codes, width),
+                         Records(loop_whole_codes(c->codes), width),
                          Records(with_residuals ? c->residual : c->codes, width),
                          words(d.keys),
                          words(d.values),

@@ -375,14 +375,11 @@ typedef struct LoopBackend {
   int (*cache_write)(void* ctx, LoopDType dt, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                      const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*decode_attention)(void* ctx, LoopDType dt, const LoopDecodeAttention* a);
-  // A cache in few bits; NULL: the backend has none. cache_encode is cache_write into records. So is
-  // cache_encode_pruned, whose keys have `kept`; NULL: the backend has no such records.
-  // cache_decode: out act [rows, width], a row every `stride` elements, from `rows` records of `width` numbers, to which those of
-  // `residuals` are added unless that is NULL. cache_encode_residuals writes the records of tokens whose last loop is there.
+  // A cache in few bits. cache_encode is cache_write into records; values have no `kept`. cache_decode: out act [rows, width], a
+  // row every `stride` elements, from `rows` records of `width` numbers, to which those of `residuals` are added unless that is
+  // NULL. cache_encode_residuals writes the records of tokens whose last loop is there.
   int (*cache_encode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
                       int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
-  int (*cache_encode_pruned)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads,
-                             int32_t head_dim, const int32_t* slots, const void* qkv, void* keys, void* values);
   int (*cache_decode)(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int64_t width, const void* records,
                       LoopCacheCodes residual, const void* residuals, int64_t stride, void* out);
   int (*cache_encode_residuals)(void* ctx, LoopDType dt, const LoopResidualEncode* e);

@@ -70,7 +70,6 @@ const LoopBackend table = {
     .cache_write = guarded<cache_write>,
     .decode_attention = guarded<decode_attention>,
     .cache_encode = guarded<cache_encode>,
-    .cache_encode_pruned = guarded<cache_encode>,
     .cache_decode = guarded<cache_decode>,
     .cache_encode_residuals = guarded<cache_encode_residuals>,
     .coded_attention = guarded<coded_attention>,

@@ -76,8 +76,8 @@ void BlockAttention::write(const BlockMemory& b, const Planes& p) const {
     return;
   }
   if (!p.of_loop)
-    device_->run(coded.codes.kept > 0 ? &LoopBackend::cache_encode_pruned : &LoopBackend::cache_encode, "cache encode", dt_,
-                 coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim, cache_->rows, qkv, keys, values);
+    device_->run(&LoopBackend::cache_encode, "cache encode", dt_, coded.codes, batch_.tokens, a_.heads, a_.kv_heads, a_.head_dim,
+                 cache_->rows, qkv, keys, values);
   for (const auto& [first, count] : coded.runs) {
     const void* rows = static_cast<const char*>(qkv) + size_t(first * a_.qkv_width()) * act_;
     device_->run(&LoopBackend::cache_write, "cache write", dt_, count, a_.heads, a_.kv_heads, a_.head_dim, coded.rows + first,

@@ -214,7 +214,7 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
 }  // namespace
 
 void add_coded_cache(LoopBackend& table) {
-  table.cache_encode = table.cache_encode_pruned = cache_encode;
+  table.cache_encode = cache_encode;
   table.cache_decode = cache_decode;
   table.cache_encode_residuals = cache_encode_residuals;
   table.coded_attention = coded_attention;

@@ -30,9 +30,9 @@ const std::vector<Shape> pruned = {{4, 4, 64, {4, 64, 32}},  {4, 2, 64, {4, 64, 
                                    {6, 2, 32, {4, 32, 16}},  {2, 2, 96, {4, 32, 16}},  {3, 1, 10, {4, 10, 5}},
                                    {2, 2, 130, {4, 26, 13}}, {2, 1, 4, {4, 4, 2}},     {8, 2, 48, {4, 48, 47}},
                                    {2, 1, 67, {4, 67, 33}},  {16, 16, 64, {4, 64, 32}}};
-// Those that the device has records of.
-std::vector<Shape> shapes_of(const Device& d, std::vector<Shape> all = shapes, const std::vector<Shape>& of_pruned = pruned) {
-  if (d.table.cache_encode_pruned) all.insert(all.end(), of_pruned.begin(), of_pruned.end());
+std::vector<Shape> all_shapes() {
+  std::vector<Shape> all = shapes;
+  all.insert(all.end(), pruned.begin(), pruned.end());
   return all;
 }
 
@@ -52,10 +52,9 @@ Records records(const Device& d, const Shape& s, const Values& keys, const Value
   }
   Records out{{d, LOOP_I32, rows * size_t(s.words())}, {d, LOOP_I32, rows * size_t(s.whole().words())}};
   Buffer at(d, slots), in = act(d, qkv);
-  const auto encode = s.codes.kept ? d.table.cache_encode_pruned : d.table.cache_encode;
-  d.expect(
-      encode(d.ctx, d.dt, s.codes, int64_t(rows), s.heads, s.kv_heads, s.head_dim, at.as<int32_t>(), in, out.keys, out.values),
-      "cache_encode");
+  d.expect(d.table.cache_encode(d.ctx, d.dt, s.codes, int64_t(rows), s.heads, s.kv_heads, s.head_dim, at.as<int32_t>(), in,
+                                out.keys, out.values),
+           "cache_encode");
   return out;
 }
 
@@ -73,8 +72,7 @@ Values reversed_rows(const Values& v, int64_t width) {
 }
 
 KERNEL_TEST(encode, "cache_encode") {
-  if (!t.device.table.cache_encode) return;
-  for (const Shape& s : shapes_of(t.device)) {
+  for (const Shape& s : all_shapes()) {
     constexpr int64_t rows = 9;
     Values keys = t.act_normal(size_t(rows * s.kv()), 3), values = t.act_normal(size_t(rows * s.kv()));
     for (double& x : keys) x = rounded(t.device.dt, x + 2);
@@ -106,8 +104,7 @@ KERNEL_TEST(encode, "cache_encode") {
 }
 
 // Of ascending numbers, all different and in one group, the first and the last that are pruned.
-KERNEL_TEST(encode_pruned, "cache_encode_pruned: pruned keys are the nearest ones, and stand for their middle") {
-  if (!t.device.table.cache_encode_pruned) return;
+KERNEL_TEST(encode_pruned, "cache_encode: pruned keys are the nearest ones, and stand for their middle") {
   const Shape s{1, 1, 16, {4, 16, 8}};
   Values keys = {-7, 0.5, 7, 0.25, -6, 1, 3, 0.75, -4, 0.5, 5, 1, -2, 0.5, 6, 0.5};  // eight of them from 0.25 to 1
   const Values back = decoded(t.device, s, records(t.device, s, keys, keys).keys, 1);
@@ -117,8 +114,7 @@ KERNEL_TEST(encode_pruned, "cache_encode_pruned: pruned keys are the nearest one
 }
 
 KERNEL_TEST(encode_not_finite, "cache_encode: a number that is not finite stays one") {
-  if (!t.device.table.cache_encode) return;
-  for (const Shape& s : shapes_of(t.device, {shapes[0]}, {pruned[0]}))
+  for (const Shape& s : {shapes[0], pruned[0]})
     for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)}) {
       Values keys = t.act_normal(size_t(s.kv())), values = t.act_normal(size_t(s.kv()));
       keys[70] = bad;
@@ -206,8 +202,7 @@ Values plain(const Device& d, const Decode& in) {
 const std::vector<std::pair<int32_t, int32_t>> lengths = {{0, 1}, {64, 13}, {320, 64}, {1, 7}, {192, 1}, {0, 64}};
 
 KERNEL_TEST(coded, "coded_attention") {
-  if (!t.device.table.coded_attention) return;
-  for (const Shape& s : shapes_of(t.device))
+  for (const Shape& s : all_shapes())
     for (double peak : {1.0, 6.0}) {
       const Decode in = inputs(t, s, lengths, peak);
       const Values truth = run(t.reference, in);
@@ -217,8 +212,7 @@ KERNEL_TEST(coded, "coded_attention") {
 }
 
 KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the others") {
-  if (!t.device.table.coded_attention) return;
-  for (const Shape& s : shapes_of(t.device, {shapes[0], shapes[3], shapes[7]}, {pruned[0], pruned[2]})) {
+  for (const Shape& s : {shapes[0], shapes[3], shapes[7], pruned[0], pruned[2]}) {
     std::vector<std::pair<int32_t, int32_t>> many;
     for (int i = 0; i < 2; ++i) many.insert(many.end(), lengths.begin(), lengths.end());
     const Decode in = inputs(t, s, many, 2);
@@ -292,7 +286,6 @@ Values decoded(const Device& d, const Residuals& r, const Buffer& anchor, const 
 }
 
 KERNEL_TEST(residual_encode, "cache_encode_residuals") {
-  if (!t.device.table.cache_encode_residuals) return;
   for (const Residuals& r : residuals) {
     constexpr int64_t slots = 9;
     const Shape& s = r.shape;
@@ -384,7 +377,6 @@ ResidualDecode residual_inputs(Test& t, const Residuals& r, double peak) {
 }
 
 KERNEL_TEST(residual, "coded_attention with residuals") {
-  if (!t.device.table.cache_encode_residuals) return;
   for (const Residuals& r : residuals)
     for (double peak : {1.0, 6.0}) {
       const ResidualDecode in = residual_inputs(t, r, peak);
@@ -395,7 +387,6 @@ KERNEL_TEST(residual, "coded_attention with residuals") {
 }
 
 KERNEL_TEST(residual_row_invariance, "coded_attention with residuals: a row does not depend on the others") {
-  if (!t.device.table.cache_encode_residuals) return;
   const ResidualDecode in = residual_inputs(t, residuals[0], 2);
   const Values batch = run(t.device, in);
   Values alone;

@@ -23,14 +23,6 @@ struct Scheduler::State {
       throw Error("INVALID_ARGUMENT", "scheduler",
                   "promptCache: continuing a prompt needs the keys and values of every loop, and kv 'shared' keeps only "
                   "those of the last: use kv 'per-loop', or omit promptCache");
-    const bool coded = held->device->has(&LoopBackend::coded_attention);
-    if (options.cache_bits > 0 && !(options.pruned_keys ? held->device->has(&LoopBackend::cache_encode_pruned) : coded))
-      throw Error("UNSUPPORTED", "scheduler",
-                  "cacheType: device \"" + held->device->name() + "\" has no cache of " +
-                      (options.residual_bits > 0 ? "residuals"
-                       : options.pruned_keys     ? "pruned keys"
-                                                 : "int" + std::to_string(options.cache_bits)) +
-                      ": " + (coded ? "use cacheType 'int4'" : "omit cacheType") + ", or use device \"cpu\"");
     if (options.max_rows < 1 || options.max_tokens < 0 || options.prefill_tokens < 1)
       throw Error("INVALID_ARGUMENT", "scheduler", "maxRows and prefillTokens must be at least 1, maxTokens at least 0");
   }
