@@ -121,19 +121,18 @@ __device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uin
   __syncwarp();
 }
 
-// Block (row, keys or values): the row's record.
+// A block per row: the record of its keys or values, which begin at column `first`.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
-    encode_kernel(const Records of_keys, const Records of_values, int64_t row_width, int64_t first, const int32_t* slots,
-                  const T* qkv, uint32_t* keys, uint32_t* values, KernelFault* fault) {
+    encode_kernel(const Records r, int64_t row_width, int64_t first, const int32_t* slots, const T* qkv, uint32_t* records,
+                  KernelFault* fault) {
   const int32_t slot = slots[blockIdx.x];
   if (slot < 0) {
     if (threadIdx.x == 0) *fault = {1, slot, INT32_MAX};
     return;
   }
-  const Records& r = blockIdx.y ? of_values : of_keys;
-  const T* row = qkv + int64_t(blockIdx.x) * row_width + first + int64_t(blockIdx.y) * r.groups * r.group;
-  uint32_t* record = (blockIdx.y ? values : keys) + int64_t(slot) * r.size;
+  const T* row = qkv + int64_t(blockIdx.x) * row_width + first;
+  uint32_t* record = records + int64_t(slot) * r.size;
   const size_t room = size_t(r.group) * 4;  // bytes of a warp for each of two arrays
   for (int g = warp_id(); g < r.groups; g += coder_warps) {
     const auto number = [&](int i) { return to_float(row[g * r.group + i]); };
@@ -144,28 +143,22 @@ __global__ void __launch_bounds__(coder_threads)
   }
 }
 
-template <class T>
-struct Halves {  // of keys or of values
-  const T* exact;
-  uint32_t *anchors, *residuals;
-};
-
-// Block (token, keys or values): the anchor, then each earlier loop's difference to the numbers that the anchor stands for.
+// A block per token, for its keys or values: the anchor, then each earlier loop's difference to the numbers that the anchor
+// stands for.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
     encode_residuals_kernel(const Records anchor, const Records residual, int64_t width, int64_t exact_slots, int64_t slots,
-                            const LoopResidualToken* tokens, Halves<T> keys, Halves<T> values) {
-  const Halves<T>& of = blockIdx.y ? values : keys;
+                            const LoopResidualToken* tokens, const T* exact, uint32_t* anchors, uint32_t* residuals) {
   const LoopResidualToken token = tokens[blockIdx.x];
-  uint32_t* const record = of.anchors + int64_t(token.slot) * anchor.size;
-  const T* last = of.exact + ((token.loops - 1) * exact_slots + token.exact) * width;
+  uint32_t* const record = anchors + int64_t(token.slot) * anchor.size;
+  const T* last = exact + ((token.loops - 1) * exact_slots + token.exact) * width;
   for (int g = warp_id(); g < anchor.groups; g += coder_warps)
     encode_group(anchor, g, record, [&](int i) { return to_float(last[g * anchor.group + i]); });
   __syncthreads();
   for (int unit = warp_id(); unit < (token.loops - 1) * residual.groups; unit += coder_warps) {
     const int loop = unit / residual.groups, g = unit % residual.groups;
-    const T* row = of.exact + (loop * exact_slots + token.exact) * width;
-    encode_group(residual, g, of.residuals + (loop * slots + token.slot) * residual.size, [&](int i) {
+    const T* row = exact + (loop * exact_slots + token.exact) * width;
+    encode_group(residual, g, residuals + (loop * slots + token.slot) * residual.size, [&](int i) {
       const int at = g * residual.group + i;
       return __fadd_rn(to_float(row[at]), -anchor.number(record, at));
     });
@@ -188,28 +181,32 @@ __global__ void __launch_bounds__(coder_threads)
 int cache_encode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, int32_t heads, int32_t kv_heads, int32_t head_dim,
                  const int32_t* slots, const void* qkv, void* keys, void* values) {
   return with_dtype(ctx, "cache_encode", dt, [&]<class T>(Context& c, T) {
-    const int64_t row_width = int64_t(heads + 2 * kv_heads) * head_dim, first = int64_t(heads) * head_dim;
-    const int64_t width = int64_t(kv_heads) * head_dim;
-    const size_t shared = codes.kept > 0 ? size_t(2 * coder_warps * codes.group) * 4 : 0;
-    return check(c,
-                 launch(encode_kernel<T>, dim3(unsigned(rows), 2), dim3(coder_threads), shared, c.stream, Records(codes, width),
-                        Records(loop_whole_codes(codes), width), row_width, first, slots, static_cast<const T*>(qkv),
-                        static_cast<uint32_t*>(keys), static_cast<uint32_t*>(values), c.kernel_fault),
-                 "cache_encode");
+    const int64_t width = int64_t(kv_heads) * head_dim, column = int64_t(heads) * head_dim;
+    const auto half = [&](LoopCacheCodes of, int64_t first, void* records) {
+      const size_t shared = of.kept > 0 ? size_t(2 * coder_warps * of.group) * 4 : 0;
+      return check(
+          c,
+          launch(encode_kernel<T>, dim3(unsigned(rows)), dim3(coder_threads), shared, c.stream, Records(of, width),
+                 column + 2 * width, first, slots, static_cast<const T*>(qkv), static_cast<uint32_t*>(records), c.kernel_fault),
+          "cache_encode");
+    };
+    const int status = half(codes, column, keys);
+    return status ? status : half(loop_whole_codes(codes), column + width, values);
   });
 }
 
 int cache_encode_residuals(void* ctx, LoopDType dt, const LoopResidualEncode* e) {
   return with_dtype(ctx, "cache_encode_residuals", dt, [&]<class T>(Context& c, T) {
-    const auto half = [](const void* exact, void* anchors, void* residuals) {
-      return Halves<T>{static_cast<const T*>(exact), static_cast<uint32_t*>(anchors), static_cast<uint32_t*>(residuals)};
+    const auto half = [&](const void* exact, void* anchors, void* residuals) {
+      return check(
+          c,
+          launch(encode_residuals_kernel<T>, dim3(unsigned(e->count)), dim3(coder_threads), 0, c.stream,
+                 Records(e->anchor, e->width), Records(e->residual, e->width), e->width, e->exact_slots, e->slots, e->tokens,
+                 static_cast<const T*>(exact), static_cast<uint32_t*>(anchors), static_cast<uint32_t*>(residuals)),
+          "cache_encode_residuals");
     };
-    return check(
-        c,
-        launch(encode_residuals_kernel<T>, dim3(unsigned(e->count), 2), dim3(coder_threads), 0, c.stream,
-               Records(e->anchor, e->width), Records(e->residual, e->width), e->width, e->exact_slots, e->slots, e->tokens,
-               half(e->keys, e->anchor_keys, e->residual_keys), half(e->values, e->anchor_values, e->residual_values)),
-        "cache_encode_residuals");
+    const int status = half(e->keys, e->anchor_keys, e->residual_keys);
+    return status ? status : half(e->values, e->anchor_values, e->residual_values);
   });
 }
 
