@@ -21,8 +21,8 @@ export const settings = {
   heldOutEvery: 20,
   /** Held-out blocks of a measurement. */
   blocks: 256,
-  /** Stage I makes the base, until the held-out loss fell by less than this share over the last quarter of training. */
-  base: { learningRate: 2e-3, entropyCoefficient: 0.1, checkEvery: 100, fewest: 800, most: 6000, fall: 0.01 },
+  /** Stage I makes the base, until the held-out loss fell by less than this share over the last quarter of training, or at `most`. */
+  base: { learningRate: 2e-3, entropyCoefficient: 0.1, checkEvery: 100, fewest: 800, most: 4000, fall: 0.01 },
   /** Steps of LoopRPT; a step of it costs as many forwards as `forwards` says, one of Stage I costs 3 (docs/study.md). */
   steps: 100,
   forwards: { looprpt: 22, stage1: 3 },

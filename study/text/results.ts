@@ -22,5 +22,7 @@ export interface Result {
   steps: number
   /** CPU seconds of training. */
   seconds: number
+  /** Of a base: the share by which its held-out loss fell over the last quarter of its training. */
+  fell?: number
   final: Measurement
 }

@@ -44,11 +44,11 @@ async function makeBase(spec: RunSpec, path: string, text: Text): Promise<Result
     seconds += cpuSeconds() - start
     if (step % checkEvery !== 0) continue
     losses.push((await measure(model, text)).loss.at(-1)!)
-    if (step >= fewest && losses.at(-1)! > (1 - fall) * losses[Math.floor(0.75 * losses.length) - 1]!) {
+    const fell = 1 - losses.at(-1)! / losses[Math.max(0, Math.floor(0.75 * losses.length) - 1)]!
+    if ((step >= fewest && fell < fall) || step >= most) {
       await model.save(path)
-      return result(spec, model, text, step, seconds)
+      return { ...(await result(spec, model, text, step, seconds)), fell: short(fell) }
     }
-    if (step >= most) throw new Error(`base ${spec.base} still learns after ${most} steps: raise settings.base.most`)
   }
 }
 

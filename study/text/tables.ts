@@ -1,5 +1,5 @@
 // LoopRPT on text in docs/study-2.md.
-import { comparisonCells, comparisonHead, estimate, signedRange, table } from '../cells.js'
+import { comparisonCells, comparisonHead, estimate, percent, signedRange, table } from '../cells.js'
 import { atEqualLoops } from '../gates.js'
 import { corrected, type Outcome } from '../statistics.js'
 import { arms, runId, settings } from './plan.js'
@@ -51,8 +51,12 @@ export function tables(results: Results): Record<string, string> {
     return runs.length === 0 ? [] : [[label(arm), `${runs.length}`, ...perLoop]]
   })
   const loops = Array.from({ length: settings.model.total_ut_steps }, (_, t) => `loop ${t + 1}`)
+  const bases = runsOf(results, 'base').map(({ base, steps, seconds, fell, final }) => [
+    ...[`${base}`, `${steps}`, `${Math.round(seconds)}`, final.loss.at(-1)!.toFixed(3), percent(fell!)],
+  ])
   const tests = comparisons(results).map((each) => [label(each.reference), each.exits, ...comparisonCells(each)])
   return {
+    'text-bases': table(['base', 'steps', 'CPU s', 'held-out loss, nats', 'fell over the last quarter, %'], bases),
     text: table(['next bytes', 'bases', ...loops], rows),
     'text-tests': table(['LoopRPT at equal mean loops against', 'exits by', ...comparisonHead], tests),
   }
