@@ -188,7 +188,7 @@ describe('a model with weights of few bits', () => {
     const error = await refusal(() => LoopLM.create(config, { device, quantize: 'int8', groupSize: 32, activations: 'int8' }))
     expect([error.code, error.message]).toEqual([
       'UNSUPPORTED',
-      expect.stringMatching(/as they are: omit activations, or say 'float'/),
+      expect.stringMatching(/does not quantize activations: omit activations, or set 'float'/),
     ])
   })
 
