@@ -57,10 +57,19 @@ describe('report of LoopRPT on text', () => {
     )
 
   it('answers the claim by its corrected tests, and says what is missing', () => {
-    expect(claim(results(4))).toMatch(/^does not hold: ahead of base .*Stage I \(data\).*; behind Stage I \(compute\)/)
+    expect(claim(results(4))).toMatch(/^does not hold: LoopRPT is ahead of base .*Stage I \(data\).*; behind Stage I \(compute\)/)
     expect(claim(results(2))).toMatch(/no run on text yet/)
-    expect(tables(results(4))['text-tests']).toMatch(/\| base \| gate \| \+5\.\d/)
+    expect(tables(results(4))['text-tests']).toMatch(/\| LoopRPT \| base \| gate \| \+5\.\d/)
     expect(tables(new Map()).text).toBe('No runs yet.')
+  })
+
+  it('compares an arm at the best of its rates', () => {
+    const slower = (count: number) => {
+      const runs = settings.bases.slice(0, count).map((base) => result('looprpt-3e-4', base, 0.55))
+      return new Map([...results(4), ...runs.map((run) => [run.id, run] as const)])
+    }
+    expect(claim(slower(4))).toMatch(/^holds: LoopRPT, 3e-4 is ahead of base .*Stage I \(compute\)/)
+    expect(claim(slower(2))).toMatch(/^does not hold: LoopRPT is /) // too few bases to choose it
   })
 
   it('runs base after base', () => {

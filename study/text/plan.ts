@@ -55,6 +55,24 @@ export const arms: Readonly<Record<string, Arm>> = {
     ...{ label: 'LoopRPT, exits alone', trainer: 'looprpt', options: { representationCoefficient: 0 }, steps: settings.steps },
   },
   stage2: { label: 'Stage II', trainer: 'pretrain', options: { stage: 2 }, steps: equalCompute },
+  // Other rates than `settings.learningRate`
+  'looprpt-3e-4': { label: 'LoopRPT, 3e-4', trainer: 'looprpt', options: { learningRate: 3e-4 }, steps: settings.steps },
+  'looprpt-1e-4': { label: 'LoopRPT, 1e-4', trainer: 'looprpt', options: { learningRate: 1e-4 }, steps: settings.steps },
+  'stage1-3e-4': {
+    ...{ label: 'Stage I (compute), 3e-4', trainer: 'pretrain', steps: equalCompute },
+    options: { entropyCoefficient, learningRate: 3e-4 },
+  },
+  'stage1-equal-data-3e-4': {
+    ...{ label: 'Stage I (data), 3e-4', trainer: 'pretrain', steps: settings.steps },
+    options: { entropyCoefficient, learningRate: 3e-4 },
+  },
+}
+
+/** Arms that differ in their learning rate alone. They are compared at the best of their rates. */
+export const rates: Readonly<Record<string, readonly string[]>> = {
+  looprpt: ['looprpt', 'looprpt-3e-4', 'looprpt-1e-4'],
+  stage1: ['stage1', 'stage1-3e-4'],
+  'stage1-equal-data': ['stage1-equal-data', 'stage1-equal-data-3e-4'],
 }
 
 /** One run: a base that is made, or a base that an arm trains further. */

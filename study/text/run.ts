@@ -55,7 +55,7 @@ async function makeBase(spec: RunSpec, path: string, text: Text): Promise<Result
 /** Trains a base further, in place, and measures it. */
 export async function train(spec: RunSpec, model: LoopLM, text: Text, steps = arms[spec.arm]!.steps): Promise<Result> {
   const { trainer: kind, options } = arms[spec.arm]!
-  const shared = { ...constantRate, ...options, weightDecay: 0, learningRate: settings.learningRate, seed: spec.base }
+  const shared = { ...constantRate, learningRate: settings.learningRate, ...options, weightDecay: 0, seed: spec.base }
   using trainer = kind === 'looprpt' ? new LoopRPTTrainer(model, shared) : new PretrainTrainer(model, shared)
   let seconds = 0
   for (let step = 1; step <= steps; step++) {

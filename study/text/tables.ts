@@ -1,8 +1,8 @@
 // LoopRPT on text in docs/study-2.md.
 import { comparisonCells, comparisonHead, estimate, percent, signedRange, table } from '../cells.js'
 import { atEqualLoops } from '../gates.js'
-import { corrected, type Outcome } from '../statistics.js'
-import { arms, runId, settings } from './plan.js'
+import { corrected, mean, type Outcome } from '../statistics.js'
+import { arms, rates, runId, settings } from './plan.js'
 import type { Measurement, Result } from './results.js'
 
 export type Results = ReadonlyMap<string, Result>
@@ -17,29 +17,40 @@ function runsOf(results: Results, arm: string): Result[] {
 }
 
 interface Comparison extends Outcome {
+  own: string
   reference: string
   exits: 'gate' | 'entropy'
 }
 
-/** LoopRPT against every other arm at equal mean loops, on the bases that both have been trained from. */
+/** An arm at the best of its rates: the highest accuracy, as a mean over loop counts and bases. */
+function atBestRate(results: Results, arm: string): string {
+  const score = (name: string) => mean(runsOf(results, name).map(({ final }) => mean(final.accuracy)))
+  const tried = (rates[arm] ?? [arm]).filter((name) => runsOf(results, name).length >= fewestBases)
+  return tried.reduce((best, name) => (score(name) > score(best) ? name : best), tried[0] ?? arm)
+}
+
+/** LoopRPT against other arms at equal mean loops, on the bases that both have been trained from; its parts at its own rate. */
 function comparisons(results: Results): Comparison[] {
   const [least, most] = settings.range
-  const asked = all
-    .filter((arm) => arm !== 'looprpt')
-    .flatMap((reference) =>
+  const best = (arm: string) => atBestRate(results, arm)
+  const asked = [
+    ...['base', 'stage1', 'stage1-equal-data', 'stage2'].map((reference) => [best('looprpt'), best(reference)] as const),
+    ...['representation', 'policy'].map((reference) => ['looprpt', reference] as const),
+  ]
+    .flatMap(([own, reference]) =>
       (['gate', 'entropy'] as const).map((exits) => {
-        const pairs = runsOf(results, 'looprpt').flatMap((own) => {
-          const other = results.get(runId(reference, own.base))
-          if (other === undefined || other.text !== own.text) return []
-          const both = atEqualLoops(own.final[exits], other.final[exits], most, least)
+        const pairs = runsOf(results, own).flatMap((run) => {
+          const other = results.get(runId(reference, run.base))
+          if (other === undefined || other.text !== run.text) return []
+          const both = atEqualLoops(run.final[exits], other.final[exits], most, least)
           return both === undefined ? [] : [both]
         })
-        return { reference, exits, own: pairs.map(([own]) => own), others: pairs.map(([, other]) => other) }
+        return { arm: own, reference, exits, own: pairs.map(([first]) => first), others: pairs.map(([, other]) => other) }
       }),
     )
     .filter(({ own }) => own.length >= fewestBases)
   const outcomes = corrected(asked)
-  return asked.map(({ reference, exits }, i) => ({ reference, exits, ...outcomes[i]! }))
+  return asked.map(({ arm, reference, exits }, i) => ({ ...outcomes[i]!, own: arm, reference, exits }))
 }
 
 /** The tables by name. */
@@ -54,11 +65,14 @@ export function tables(results: Results): Record<string, string> {
   const bases = runsOf(results, 'base').map(({ base, steps, seconds, fell, final }) => [
     ...[`${base}`, `${steps}`, `${Math.round(seconds)}`, final.loss.at(-1)!.toFixed(3), percent(fell!)],
   ])
-  const tests = comparisons(results).map((each) => [label(each.reference), each.exits, ...comparisonCells(each)])
+  const tests = comparisons(results).map((each) => [
+    ...[label(each.own), label(each.reference), each.exits],
+    ...comparisonCells(each),
+  ])
   return {
     'text-bases': table(['base', 'steps', 'CPU s', 'held-out loss, nats', 'fell over the last quarter, %'], bases),
     text: table(['next bytes', 'bases', ...loops], rows),
-    'text-tests': table(['LoopRPT at equal mean loops against', 'exits by', ...comparisonHead], tests),
+    'text-tests': table(['at equal mean loops', 'against', 'exits by', ...comparisonHead], tests),
   }
 }
 
@@ -76,5 +90,5 @@ export function claim(results: Results): string {
   const open = list(({ adjusted }) => adjusted >= significance)
   const parts = [ahead && `ahead of ${ahead}`, behind && `behind ${behind}`, open && `not decided against ${open}`]
   const verdict = behind ? 'does not hold' : open ? 'not decided' : 'holds'
-  return `${verdict}: ${parts.filter(Boolean).join('; ')}`
+  return `${verdict}: ${label(asked[0]!.own)} is ${parts.filter(Boolean).join('; ')}`
 }
