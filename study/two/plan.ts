@@ -143,11 +143,11 @@ export const arms: Readonly<Record<string, Arm>> = {
     ...{ label: 'GRPO as released', tasks: ['addition', 'chain'] },
   },
   'grpo-minibatches': {
-    ...{ trainer: 'grpo', options: { surrogate: 'reinforce', minibatches: 4 }, label: 'GRPO, 4 minibatches without a ratio' },
+    ...{ trainer: 'grpo', options: { surrogate: 'reinforce', minibatches: 4 }, label: 'GRPO, 4 minibatches, no ratio' },
     ...{ tasks: ['addition'], ratesOf: 'grpo' },
   },
   'rltt-minibatches': {
-    ...{ trainer: 'rltt', options: { weights: 'exit-pdf', minibatches: 4 }, label: 'RLTT, 4 minibatches without a ratio' },
+    ...{ trainer: 'rltt', options: { weights: 'exit-pdf', minibatches: 4 }, label: 'RLTT, 4 minibatches, no ratio' },
     ...{ tasks: ['addition'], ratesOf: 'rltt' },
   },
   'rltt-attached': {
