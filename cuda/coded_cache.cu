@@ -1,5 +1,5 @@
-// A cache in few bits: rows become records and rows again (backend.h, LoopCacheCodes). Attention over records is in
-// decode_attention.cu.
+// The quantized KV cache: encodes rows into records and decodes them (backend.h, LoopCacheCodes). Attention over records is
+// in decode_attention.cu.
 #include "coded_cache.h"
 
 namespace looplm::cuda {
@@ -7,7 +7,7 @@ namespace {
 
 constexpr int coder_warps = 4, coder_threads = 32 * coder_warps;
 
-// The bfloat16 next to x that is not below its magnitude.
+// x rounded away from zero to a bfloat16.
 __device__ __forceinline__ uint32_t away_from_zero(float x) {
   const uint32_t bits = __float_as_uint(x);
   return (bits >> 16) + ((bits & 0xFFFF) != 0);
@@ -47,12 +47,12 @@ __device__ __forceinline__ void encode_group(const Records& r, int g, uint32_t* 
   }
 }
 
-// The same with `kept`. sorted: room for a group of floats; codes: for `kept` codes.
+// The same with `kept`. sorted: room for `group` floats. codes: room for `kept` codes.
 template <class Numbers>
 __device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uint32_t* record, Numbers x, Shared<float> sorted,
                                                     Shared<uint32_t> codes) {
   const int lane = lane_id(), pruned = r.group - r.kept;
-  // The place of number i in ascending order, equal numbers by i.
+  // The rank of number i in ascending order; equal numbers are ordered by index.
   const auto rank = [&](int i) {
     const float y = x(i);
     int before = 0;
@@ -74,7 +74,7 @@ __device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uin
   int first = 0;
   float from = 0, inverse = 0;
   if (finite) {
-    // The first of the shortest intervals.
+    // The first shortest interval.
     float least = INFINITY;
     for (int i = lane; i <= r.kept; i += 32) {
       const float length = float(sorted[i + pruned - 1]) - float(sorted[i]);
@@ -89,7 +89,7 @@ __device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uin
     const float middle = float(sorted[first]) / 2 + float(sorted[first + pruned - 1]) / 2;
     if (scale) restored = uint32_t(fminf(rintf(__fmul_rn(middle - from, inverse)), 14));
   }
-  int count = 0;  // of kept numbers before the places of this turn
+  int count = 0;  // number of kept numbers at the places before this iteration
   for (int m = 0; m < r.mask_words; ++m) {
     const int place = 32 * m + lane, i = r.at_place(place);
     bool kept = scale && place < 8 * r.words && i < r.group;
@@ -121,7 +121,7 @@ __device__ __forceinline__ void encode_pruned_group(const Records& r, int g, uin
   __syncwarp();
 }
 
-// A block per row: the record of its keys or values, which begin at column `first`.
+// One block per row encodes its keys or values, which start at column `first`.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
     encode_kernel(const Records r, int64_t row_width, int64_t first, const int32_t* slots, const T* qkv, uint32_t* records,
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(coder_threads)
   }
   const T* row = qkv + int64_t(blockIdx.x) * row_width + first;
   uint32_t* record = records + int64_t(slot) * r.size;
-  const size_t room = size_t(r.group) * 4;  // bytes of a warp for each of two arrays
+  const size_t room = size_t(r.group) * 4;  // bytes per warp for each of its two arrays
   for (int g = warp_id(); g < r.groups; g += coder_warps) {
     const auto number = [&](int i) { return to_float(row[g * r.group + i]); };
     if (r.kept == 0) encode_group(r, g, record, number);
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(coder_threads)
   }
 }
 
-// A block per token, for its keys or values: the anchor, then each earlier loop's difference to the numbers that the anchor
-// stands for.
+// One block per token encodes its keys or values: first the anchor, then for each earlier loop the difference from the
+// anchor's decoded numbers.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
     encode_residuals_kernel(const Records anchor, const Records residual, int64_t width, int64_t exact_slots, int64_t slots,
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(coder_threads)
   }
 }
 
-// Block per record: its numbers, plus those of a second record where there is one.
+// One block per record decodes its numbers and, if there is a residual record, adds those of the residual.
 template <class T>
 __global__ void __launch_bounds__(coder_threads)
     decode_records_kernel(const Records r, const uint32_t* records, const Records residual, const uint32_t* residuals,

@@ -1,4 +1,4 @@
-// Records of a cache in few bits (backend.h, LoopCacheCodes), as kernels read them.
+// Records of a quantized KV cache (backend.h, LoopCacheCodes), as kernels read them.
 #pragma once
 #include "context.h"
 
@@ -6,9 +6,9 @@ namespace looplm::cuda {
 
 struct Records {
   int bits, group, kept;
-  int words, groups;           // words of a group whose codes are all there; groups of a record
-  int kept_words, mask_words;  // of a group with `kept`
-  int size;                    // words of a record
+  int words, groups;           // words per group without `kept`; groups per record
+  int kept_words, mask_words;  // words per group with `kept`
+  int size;                    // words per record
 
   Records(LoopCacheCodes codes, int64_t width)
       : bits(codes.bits),
@@ -20,14 +20,15 @@ struct Records {
         mask_words(int(loop_mask_words(codes))),
         size(int(loop_record_bytes(codes, width) / 4)) {}
 
-  // With `kept`: where the masks, the scales with minimums, and the codes of pruned numbers begin.
+  // Offsets in a record, in words: the masks (with `kept`), the pairs of scale and minimum, the codes of pruned numbers (with
+  // `kept`).
   __device__ __forceinline__ int masks_at() const { return groups * kept_words; }
   __device__ __forceinline__ int pairs_at() const { return groups * (kept > 0 ? kept_words + mask_words : words); }
   __device__ __forceinline__ int restored_at() const { return pairs_at() + groups; }
-  // The number of a group at a place; `group` or more: there is none.
+  // Index in a group of the number at a place (8 places per word). If it is `group` or more, the place is empty.
   __device__ __forceinline__ int at_place(int place) const { return place / 8 + place % 8 * words; }
 
-  // With `kept`: the code of number i of group g.
+  // The code of number i of group g, in a record with `kept`.
   __device__ __forceinline__ uint32_t pruned_code(const uint32_t* record, int g, int i) const {
     const uint32_t *mask = record + masks_at() + g * mask_words, *codes = record + g * kept_words;
     const int place = i % words * 8 + i / words;
@@ -41,7 +42,7 @@ struct Records {
     return 2 * (code & 7);
   }
 
-  // Calls f(e, x) for e in [0, count), count at most W: number first + e of the record stands for x.
+  // Calls f(e, x) for each e in [0, count), where x is the decoded number first + e of the record. count is at most W.
   template <int W, class F>
   __device__ __forceinline__ void numbers(const uint32_t* record, int first, int count, F f) const {
     int g = first / group, place = first % group, word = place % words, shift = place / words * bits;

@@ -1,5 +1,5 @@
-// Attention of one new token per row over a cache plane (math.md §7): rows in act, or records (backend.h, LoopCacheCodes). The
-// arithmetic is in decode_attention.h.
+// Attention of one new token per row over a cache plane (math.md §7), of rows in act or of records (backend.h,
+// LoopCacheCodes). The arithmetic is in decode_attention.h.
 #include <algorithm>
 #include <type_traits>
 
@@ -9,7 +9,7 @@
 namespace looplm::cuda {
 namespace {
 
-// Keys and values of all rows: keys_of(a, row) is what decode_parts reads.
+// An unquantized KV cache. keys_of(a, row) returns the keys and values of a row in the form that decode_parts reads.
 struct PlainCache {
   const LoopCacheContext* contexts;
   template <class T>
@@ -18,13 +18,13 @@ struct PlainCache {
   }
 };
 
-// In few bits: the records of a row's earlier tokens, plus, with residuals, a second record of each; then its recent keys and
-// values, which are those of Decode.
+// A quantized KV cache. A row first reads the records of its earlier tokens, with residuals the sum of two records per token.
+// Then it reads its recent keys and values, which are those of Decode.
 struct CodedCache {
   Records of_keys, of_values, residuals;
   const uint32_t *keys, *values, *residual_keys, *residual_values;
   const LoopCacheContext *contexts, *recent;
-  const int32_t* residual_at;  // NULL: without residuals
+  const int32_t* residual_at;  // [rows]; NULL: no residuals
 
   template <class T>
   struct Keys {
@@ -63,7 +63,7 @@ struct CodedCache {
   }
 };
 
-// Groups that a multiprocessor holds at once, by the registers that they need.
+// Groups per multiprocessor that can run at once, given the registers that they need.
 template <class Cache, int R>
 constexpr int resident_groups = R < 4 && std::is_same_v<Cache, PlainCache> ? 3 : 2;
 
@@ -114,7 +114,7 @@ int run(Context& c, const char* operation, Decode<T> a, const Cache& cache, int6
                operation);
 }
 
-// keys, values: of the slots that hold rows in act.
+// keys, values: the slots that hold rows in act; of a quantized cache, the recent slots.
 template <class Cache>
 int attend(void* ctx, const char* operation, LoopDType dt, const LoopDecodeAttention& d, const void* keys, const void* values,
            const Cache& cache) {

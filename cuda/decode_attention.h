@@ -9,7 +9,7 @@
 
 namespace looplm::cuda {
 
-constexpr int decode_threads = 128 /* of a group */, part_keys = 64, most_parts = 64;
+constexpr int decode_threads = 128 /* per group */, part_keys = 64, most_parts = 64;
 
 // Number of lanes that hold a head together, with `width` elements each.
 inline int lanes_of(int head_dim, int width) {
@@ -23,7 +23,7 @@ struct Decode {
   int heads, kv_heads, head_dim, ratio;
   float scale;
   int lanes;                     // per team
-  const T *qkv, *keys, *values;  // keys and values: of the slots that hold rows in act
+  const T *qkv, *keys, *values;  // keys and values: the slots that hold rows in act
   T* out;
   float* partial;  // [rows, heads, most_parts, head_dim + 2]: Σ exp(s - m) v, then m and Σ exp(s - m). NULL if one group does
                    // all parts of a row
@@ -90,8 +90,9 @@ __device__ __forceinline__ int length_of(const LoopCacheContext& context) {
   return length;
 }
 
-// The keys and values of a row, as decode_parts reads them: how many there are, and W elements of a key and its value from
-// element `from` of the key head `kv_head`. `inside` false: nothing is read, and the elements are 0.
+// The keys and values of a row, in the form that decode_parts reads. length(): how many there are. read(): W elements of a
+// key and its value, from element `from` of the key head `kv_head`. If `inside` is false, it reads nothing and the elements
+// are 0.
 template <class T>
 struct PlainKeys {
   const Decode<T>& a;
@@ -120,9 +121,11 @@ __device__ __forceinline__ void prefetch_part(const Decode<T>& a, const LoopCach
 }
 
 // Computes the parts first_part, first_part + part_step, … of `row`, for R heads that share a key head, with the
-// decode_threads threads of a group. keys: as PlainKeys. thread: index in the group; meet(): its barrier. sums: R × (head_dim +
-// 2) floats per team. put(n, r, e, part, largest, sum, value) receives element e of head + r, which is this thread's n-th, and
-// the part's largest score and Σ exp(s - largest).
+// decode_threads threads of a group.
+// keys: has the interface of PlainKeys. thread: index in the group. meet(): barrier of the group. sums: R × (head_dim + 2)
+// floats per team.
+// put(n, r, e, part, largest, sum, value) receives element e of head + r, which is this thread's n-th element. largest and
+// sum are the part's largest score and its Σ exp(s - largest).
 template <int W, int R, bool wide, class T, class Keys, class Meet, class Put>
 __device__ __forceinline__ void decode_parts(const Decode<T>& a, const Keys& keys, int row, int head, int first_part,
                                              int part_step, int thread, Shared<float> sums, Meet meet, Put put) {

@@ -1,20 +1,23 @@
-// Causal attention over packed segments (math.md §1), whose first tokens may see each other both ways, forward and backward,
-// float32 and bfloat16. The scale is positive.
+// Causal attention over packed segments (math.md §1), forward and backward, in float32 and bfloat16. The first tokens of a
+// segment may attend to each other in both directions. The scale is positive.
 //
-// Everything is computed transposed: a vector lane is a query, so scores are [keys][lanes] tiles (Sᵀ = K Qᵀ, Oᵀ = Vᵀ Pᵀ). Row
-// maxima and sums are then plain vector operations, Pᵀ is already the right operand of the next product, and K and V are read by
-// broadcast, which needs no packing beyond one contiguous copy. A block is LANES queries of one key/value head: rows ascending,
-// the query heads that share the key/value head side by side. It meets its context (prefix, then own tokens) in blocks of KEYS
-// keys cut at absolute positions. What lies above the diagonal is skipped by strips of M keys and vectors of W lanes; where a
-// strip is computed all the same, masked keys add exact zeros. So a lane's operations do not depend on the lanes beside it: a
-// forward row has the same bits alone, in a batch, and behind a shared prefix.
+// Everything is computed transposed: a vector lane is a query, so scores are [keys][lanes] tiles (Sᵀ = K Qᵀ, Oᵀ = Vᵀ Pᵀ).
+// This has three advantages. Row maxima and sums are plain vector operations. Pᵀ is already the right operand of the next
+// product. K and V are read by broadcast, so they need no packing beyond one contiguous copy.
 //
-// Backward: P from the stored log-sum-exp; then, with δ = Σ dO∘O and c = scale,
+// A block is LANES queries of one key/value head, in ascending order of rows. The query heads that share the key/value head
+// are next to each other. A block attends to its context (prefix, then own tokens) in blocks of KEYS keys, cut at absolute
+// positions. Above the diagonal, work is skipped in units of M keys (a strip) by W lanes. In a strip that is computed anyway,
+// masked keys add exact zeros. So a lane's operations do not depend on the other lanes: a forward row has the same bits
+// alone, in a batch, and after a shared prefix.
+//
+// Backward: P comes from the stored log-sum-exp. With δ = Σ dO∘O and c = scale:
 //   dV += Pᵀ dO    dSᵀ = Pᵀ∘(V dOᵀ - δ)    dQᵀ += c Kᵀ dSᵀ    dK += c dSᵀ Q
-// A task owns a (group, key/value head): dK and dV of its keys are summed in float32 over its blocks in order and rounded once.
-// Long groups too few to share among threads are cut into parts, as the shapes alone say, whose sums are added in order.
+// A task handles one (group, key/value head). It sums dK and dV of its keys in float32 over its blocks, in order, and rounds
+// once. If there are only a few long groups, they are cut into parts that threads can share. The cut depends only on the
+// shapes, and the sums of the parts are added in order.
 //
-// Operands are made of units: a float, or, where the processor multiplies bfloat16, a pair along the summed dimension.
+// Operands consist of units. A unit is a float or, if the processor multiplies bfloat16, a pair along the summed dimension.
 #include <type_traits>  // defines: conditional_t
 
 #include "gemm.h"  // defines: KS, the elements in a unit
@@ -25,15 +28,15 @@ namespace looplm::cpu::LOOPLM_ISA {
 namespace {
 
 #if defined(__aarch64__)
-constexpr int M = 8;  // rows of the register tile of M x 2 vectors
+constexpr int M = 8;  // rows of the register tile, which is M x 2 vectors
 #else
 constexpr int M = W == 16 ? 8 : 4;
 #endif
-constexpr int WHOLE = W > M ? W : M;  // what rows are padded to: whole vectors, and whole strips where they are columns
+constexpr int WHOLE = W > M ? W : M;  // padding of rows: whole vectors, and whole strips when rows act as columns
 constexpr int VECTORS = 4;
 constexpr int LANES = VECTORS * W;  // queries in a block
 constexpr int KEYS = 64;            // keys in a block: a tile of scores is 16 KiB and stays in L1
-constexpr float MASKED = -1e30f;    // a score whose exponential is exactly 0, finite so that no difference of two is a NaN
+constexpr float MASKED = -1e30f;    // its exponential is exactly 0; finite, so that a difference of two is never NaN
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
 
 template <class E>
@@ -57,7 +60,7 @@ inline vf multiply_add(vf a, vf b, vf acc) {
   return a * b + acc;
 }
 
-// Two rows of floats as one row of units along the rows: a pair of bfloat16, or just the first row.
+// Combines two rows of floats into one row of units along the rows: a pair of bfloat16, or only the first row.
 template <class U>
 inline vf unite(vf first, [[maybe_unused]] vf second) {
 #if defined(__AVX512BF16__)
@@ -70,7 +73,7 @@ inline vf unite(vf first, [[maybe_unused]] vf second) {
   return first;
 }
 
-// acc += A B over units, acc [M][V vectors]. A(i, s) lies at a[i·a_stride + s], with Columns at a[s·a_stride + i].
+// acc += A B over units, acc [M][V vectors]. A(i, s) is a[i·a_stride + s], or with Columns a[s·a_stride + i].
 template <bool Columns, class U, int V>
 inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride,
                                                     vf (&acc)[M][V]) {
@@ -79,7 +82,7 @@ inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, i
   else add_rows(steps, a, a_stride, b, b_stride, acc);
 #else
   constexpr int groups = (M + 2) / 3;
-  const U* p[groups];  // a base per three rows: x86 addresses reach base, base + stride and base + 2·stride
+  const U* p[groups];  // one base per three rows: x86 can address base, base + stride and base + 2·stride
   for (int g = 0; g < groups; g++) p[g] = a + 3 * g * a_stride;
   for (int64_t s = 0; s < steps; s++) {
     vf x[V];
@@ -98,7 +101,8 @@ inline __attribute__((always_inline)) void multiply(int64_t steps, const U* a, i
 #endif
 }
 
-// out += A B as in multiply. What was there counts as 0 when `fresh`, and first shrinks by `factor` per column if given.
+// out += A B, as in multiply. fresh: the old contents count as 0. factor (may be NULL): first multiplies the old contents,
+// per column.
 template <bool Columns, int V, class U>
 inline void accumulate(int64_t steps, const U* a, int64_t a_stride, const U* b, int64_t b_stride, float* out, int64_t out_stride,
                        bool fresh, const float* factor) {
@@ -116,7 +120,7 @@ inline void accumulate(int64_t steps, const U* a, int64_t a_stride, const U* b, 
 
 // ---- Layout ----
 
-// W elements of a row from `at` on; those past the end read as 0.
+// W elements of a row from `at` on; elements beyond the end are 0.
 template <class E>
 inline vf elements(const E* row, int64_t at, int64_t size) {
   if (M > W && at >= size) return vf{};
@@ -134,15 +138,16 @@ template <class E>
 struct Shape {
   const LoopAttention& a;
   int64_t head_dim = a.head_dim, ratio = a.heads / a.kv_heads;  // ratio: query heads per key/value head
-  int64_t units = head_dim / KS<E>;                             // of a row of head_dim elements
-  int64_t row = round_up(units, WHOLE);                         // units of a row, zeros at the end
-  int64_t wide = round_up(head_dim, WHOLE);                     // elements of a row, zeros at the end
+  int64_t units = head_dim / KS<E>;                             // units per row of head_dim elements
+  int64_t row = round_up(units, WHOLE);                         // units per row, padded with zeros
+  int64_t wide = round_up(head_dim, WHOLE);                     // elements per row, padded with zeros
   int64_t stride = (a.heads + 2 * a.kv_heads) * head_dim;       // elements between tokens of qkv
   int64_t out_stride = a.heads * head_dim;                      // elements between tokens of out
-  int64_t context = round_up(a.max_context, M);                 // keys, in whole strips
+  int64_t context = round_up(a.max_context, M);                 // keys, rounded up to whole strips
 };
 
-// Rows [from, to) as units along the row: out [to][row], with rows of zeros up to a whole strip. row(i) is where row i begins.
+// Packs rows [from, to) as units along the row: out [to][row], with zero rows up to a whole strip. row(i) returns the start
+// of row i.
 template <class E, class Row>
 void pack_rows(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row row) {
   for (int64_t i = from; i < to; i++) {
@@ -152,7 +157,7 @@ void pack_rows(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row row) 
   memset(out + to * shape.row, 0, size_t((round_up(to, M) - to) * shape.row) * 4);
 }
 
-// Rows [from, to) as units along the rows: out [to / KS][wide], padded like pack_rows.
+// Packs rows [from, to) as units along the rows: out [to / KS][wide], padded like pack_rows.
 template <class E, class Row>
 void pack_columns(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row row) {
   for (int64_t i = from / KS<E> * KS<E>; i < to; i += KS<E>) {
@@ -167,20 +172,21 @@ void pack_columns(Shape<E> shape, int64_t from, int64_t to, Unit<E>* out, Row ro
   memset(out + packed * shape.wide, 0, size_t((round_up(to, M) / KS<E> - packed) * shape.wide) * 4);
 }
 
-// A block of queries of one key/value head. Lanes past `count` fill the last vector: copies of the last query, without effect.
+// A block of queries of one key/value head. The lanes from `count` on fill the last vector with copies of the last query;
+// they have no effect.
 struct Block {
   int count, vectors;
-  alignas(64) int32_t limit[LANES] = {};         // the last key that a lane sees, ascending
-  int64_t query[LANES], out[LANES], lse[LANES];  // where a lane's rows begin in qkv and in out, and its place in lse
+  alignas(64) int32_t limit[LANES] = {};         // the last key that each lane attends to, ascending
+  int64_t query[LANES], out[LANES], lse[LANES];  // per lane: start of its row in qkv and in out, index in lse
 
-  // Queries from `first` on, numbered row by row of the segment, and in a row by query head.
+  // Queries from `first` on. They are numbered by row of the segment, then by query head.
   template <class E>
   Block(const LoopAttention& a, Shape<E> shape, const LoopSegment& s, int64_t first, int kv_head) {
     int64_t sharer = first % shape.ratio, row = first / shape.ratio;
     const int64_t head = kv_head * shape.ratio + sharer, token = s.begin + row, back = shape.ratio * shape.head_dim;
     int64_t in_query = token * shape.stride + head * shape.head_dim, in_out = token * shape.out_stride + head * shape.head_dim;
     int64_t in_lse = head * a.tokens + token;
-    const int64_t prefix = s.prefix_end - s.prefix_begin, two_way = prefix + s.two_way;  // the last that sees as far
+    const int64_t prefix = s.prefix_end - s.prefix_begin, two_way = prefix + s.two_way;  // end of the two-way keys
     row += prefix;
     count = int(least(LANES, (s.end - s.begin) * shape.ratio - first));
     vectors = (count + W - 1) / W;
@@ -193,11 +199,11 @@ struct Block {
       in_query += shape.stride - back, in_out += shape.out_stride - back, in_lse += 1 - shape.ratio * a.tokens;
     }
   }
-  // How many keys of the block from `key` on the vector v meets, in whole strips.
+  // Number of keys that vector v attends to in the block that starts at `key`, in whole strips.
   int64_t keys(int v, int64_t key) const { return least(KEYS, round_up(limit[v * W + W - 1] + 1 - key, M)); }
 };
 
-// The rows that begin at `rows` from base as units, transposed: out [units][LANES].
+// Packs the rows base + rows[i] as units, transposed: out [units][LANES].
 template <class E>
 void pack_lanes(Shape<E> shape, int vectors, const E* base, const int64_t* rows, Unit<E>* out) {
   for (int v = 0; v < vectors; v++, rows += W, out += W)
@@ -209,7 +215,7 @@ void pack_lanes(Shape<E> shape, int vectors, const E* base, const int64_t* rows,
     }
 }
 
-// `count` rows that begin at `rows` from base, from in [wide][LANES] times a factor per lane.
+// Writes `count` rows base + rows[i] from the transposed in [wide][LANES], times a factor per lane.
 template <class E>
 void unpack_lanes(Shape<E> shape, int count, const float* in, const float* factor, E* base, const int64_t* rows) {
   for (; count > 0; count -= W, in += W, factor += W, rows += W)
@@ -225,14 +231,14 @@ void unpack_lanes(Shape<E> shape, int count, const float* in, const float* facto
     }
 }
 
-// A function that tells where the row of a key of a segment's context begins. first: the row of token 0.
+// Returns a function from a key of a segment's context to the start of its row. first: the row of token 0.
 template <class E>
 auto context_row(const E* first, int64_t stride, const LoopSegment& s) {
   const int64_t prefix = s.prefix_end - s.prefix_begin, prefix_begin = s.prefix_begin, own_begin = s.begin - prefix;
   return [=](int64_t key) { return first + ((key < prefix ? prefix_begin : own_begin) + key) * stride; };
 }
 
-// Hands out pieces of a block of scratch; without a block it only measures.
+// Hands out pieces of a block of scratch memory. Without a block it only adds up the sizes.
 struct Arena {
   uintptr_t base = 0;
   size_t used = 0;
@@ -244,9 +250,10 @@ struct Arena {
   }
 };
 
-// ---- Steps that forward and backward share ----
+// ---- Steps shared by forward and backward ----
 
-// Calls f<V>(v, from, to) to cover the keys of the block at `key` that each vector meets: two vectors at once where both do.
+// Calls f<V>(v, from, to) for the keys that each vector attends to in the block at `key`. Where two neighbouring vectors
+// attend to the same keys, it handles both at once (V = 2).
 template <class F>
 inline void over_pairs(const Block& block, int64_t key, F f) {
   for (int v = 0; v < block.vectors; v += 2) {
@@ -257,7 +264,7 @@ inline void over_pairs(const Block& block, int64_t key, F f) {
   }
 }
 
-// acc[i][j] becomes MASKED where key + i is beyond the lane's limit.
+// Sets acc[i][j] to MASKED if key + i is beyond the lane's limit.
 template <int V>
 inline void mask(const Block& block, int64_t key, int v, vf (&acc)[M][V]) {
   if (key + M - 1 <= block.limit[v * W]) return;
@@ -267,8 +274,8 @@ inline void mask(const Block& block, int64_t key, int v, vf (&acc)[M][V]) {
   }
 }
 
-// sums [wide][LANES] += columnsᵀ [context / KS][wide] · tile [KEYS / KS][LANES] over keys [from, to) of the block at `key`, for V
-// vectors. The call that begins the block lets what was there decay first.
+// sums [wide][LANES] += columnsᵀ [context / KS][wide] · tile [KEYS / KS][LANES] over keys [from, to) of the block at `key`,
+// for V vectors. The call with the first keys of a block multiplies the old sums by `decay` first.
 template <class E, int V>
 void gather(Shape<E> shape, const Unit<E>* columns, const Unit<E>* tile, float* sums, const float* decay, int64_t key, int v,
             int64_t from, int64_t to) {
@@ -295,11 +302,11 @@ struct Forward {
   float* scores = arena.take<float>(KEYS * LANES);                // [KEYS][LANES]
   U* probs = arena.take<U>(KEYS / KS<E> * LANES);                 // [KEYS / KS][LANES]
   float* sums = arena.take<float>(shape.wide * LANES);            // [wide][LANES]: Oᵀ before the division
-  float* top = arena.take<float>(LANES);                          // the largest scaled score so far, in bits
-  float* total = arena.take<float>(LANES);                        // Σ exp relative to it
-  float* decay = arena.take<float>(LANES);                        // what the sums before this block shrink by
+  float* top = arena.take<float>(LANES);                          // largest scaled score so far, as an exponent of 2
+  float* total = arena.take<float>(LANES);                        // Σ exp relative to `top`
+  float* decay = arena.take<float>(LANES);                        // factor for the sums of earlier blocks
 
-  // Keys [from, length) of a segment's context; those before are in place.
+  // Packs keys [from, length) of a segment's context; the earlier keys are already packed.
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
     pack_rows(shape, from, length, keys, context_row(base, shape.stride, s));
@@ -339,7 +346,8 @@ struct Forward {
     for (int j = 0; j < V; j++) largest[j] = best[j];
   }
 
-  // Scores become probabilities relative to the largest so far. A block that a lane does not see leaves it exactly as it was.
+  // Turns scores into probabilities relative to the largest score so far. If a lane attends to no key of a block, its state
+  // stays exactly the same.
   void exponentiate(int v, int64_t count, vf largest) {
     if (count <= 0) return;
     const float factor = float(a.scale * LOG2E);
@@ -379,7 +387,7 @@ struct Backward {
   const LoopAttention& a;
   Arena arena;
   int kv_head = 0;
-  float* partial = nullptr;  // [tokens][2][wide]: where a part leaves dK and dV; NULL when the task is not one of several
+  float* partial = nullptr;  // [tokens][2][wide]: dK and dV of this part; NULL if the group is not cut into parts
   const Shape<E> shape{a};
   const E *qkv = static_cast<const E*>(a.qkv), *dout = static_cast<const E*>(a.dout);
   U* keys = arena.take<U>(shape.context * shape.row);                                      // [context][row]
@@ -394,9 +402,9 @@ struct Backward {
   U* dscore_columns = KS<E> == 2 ? arena.take<U>(KEYS / KS<E> * LANES) : dscores;          // [KEYS / KS][LANES]
   float* dqueries = arena.take<float>(shape.wide * LANES);                                 // [wide][LANES]
   float* dcontext = arena.take<float>(shape.context * 2 * shape.wide);                     // [context][2][wide]: dK, dV
-  float* lse = arena.take<float>(LANES);                                                   // the log-sum-exp in bits
+  float* lse = arena.take<float>(LANES);                                                   // log-sum-exp, base 2
   float* delta = arena.take<float>(LANES);                                                 // δ
-  float* scale = arena.take<float>(LANES);                                                 // of dQ
+  float* scale = arena.take<float>(LANES);                                                 // factor of dQ
 
   void open(const LoopSegment& s, int64_t from, int64_t length) {
     const E* base = qkv + (a.heads + kv_head) * shape.head_dim;
@@ -407,7 +415,7 @@ struct Backward {
     memset(dcontext + from * 2 * shape.wide, 0, size_t((round_up(length, M) - from) * 2 * shape.wide) * 4);
   }
 
-  // Writes dK and dV of keys [from, to), which are the tokens from `token` on.
+  // Writes dK and dV of keys [from, to), which belong to the tokens from `token` on.
   void close(int64_t from, int64_t to, int64_t token) {
     for (int64_t key = from; key < to; key++, token++) {
       const float* sum = dcontext + key * 2 * shape.wide;
@@ -441,7 +449,7 @@ struct Backward {
   }
 
   void prepare(const Block& block) {
-    pack_lanes(shape, block.vectors, static_cast<const E*>(a.out), block.out, queries);  // only for δ
+    pack_lanes(shape, block.vectors, static_cast<const E*>(a.out), block.out, queries);  // needed only for δ
     pack_lanes(shape, block.vectors, dout, block.out, douts);
     for (int v = 0; v < block.vectors; v++) {
       vf sum{};
@@ -455,7 +463,7 @@ struct Backward {
     for (int lane = 0; lane < block.vectors * W; lane++) lse[lane] = static_cast<const float*>(a.lse)[block.lse[lane]] * LOG2E;
   }
 
-  // P and dS of keys [from, to) of the block, unscaled.
+  // Computes P and dS of keys [from, to) of the block, unscaled.
   template <int V>
   void differentiate(const Block& block, int64_t key, int v, int64_t from, int64_t to) {
     const float c = float(a.scale * LOG2E);
@@ -479,13 +487,14 @@ struct Backward {
         }
     }
   }
-  // One vector of a [KEYS][LANES] tile, as units along the block.
+  // Stores one vector of a [KEYS][LANES] tile as units along the block.
   static void store_lanes(U* tile, int64_t k, int v, vf x) {
     if constexpr (KS<E> == 2) store(reinterpret_cast<bf16*>(tile) + k * LANES + v * W, x);
     else store(tile + k * LANES + v * W, x);
   }
 
-  // out [context][2][wide] += tile [KEYS][LANES] · rows [LANES][wide], from the first lane on that sees a strip's keys.
+  // out [context][2][wide] += tile [KEYS][LANES] · rows [LANES][wide]. Each strip starts at the first lane that attends to
+  // its keys.
   void spread(const Block& block, int64_t key, const U* tile, const U* rows, float* out) const {
     int first = 0;
     for (int64_t k = 0; k < block.keys(block.vectors - 1, key); k += M) {
@@ -505,7 +514,7 @@ struct Backward {
 
 // ---- Tasks ----
 
-// The first segment of every group, and the number of segments after the last.
+// The first segment of every group, then the total number of segments.
 struct Groups {
   int32_t count = 0, *first;
   Groups(Context& ctx, const LoopAttention& a) {
@@ -516,7 +525,8 @@ struct Groups {
   }
 };
 
-// Every parts-th block of a group, beginning with block number `part`. The segments that read a prefix find it packed already.
+// Runs every parts-th block of a group, starting with block number `part`. For the segments that read a prefix, the prefix is
+// already packed.
 template <class Kernel>
 void run_group(const LoopAttention& a, const Groups& groups, int32_t group, int64_t part, int64_t parts, Kernel& kernel) {
   const int32_t begin = groups.first[group], end = groups.first[group + 1];
@@ -533,8 +543,8 @@ void run_group(const LoopAttention& a, const Groups& groups, int32_t group, int6
   if (end > begin + 1) kernel.close(0, shared.end - shared.begin, shared.begin);
 }
 
-// Calls body(group, kernel, part) for all groups, heads and parts. A task takes several heads, which share cache lines, if it
-// can.
+// Calls body(group, kernel, part) for all groups, heads and parts. If possible, a task takes several heads, because they
+// share cache lines.
 template <class Kernel, class Body>
 void run_tasks(Context& ctx, const LoopAttention& a, const Groups& groups, int64_t parts, Body body) {
   const size_t bytes = Kernel{a, {}}.arena.used;
@@ -555,7 +565,7 @@ int forward(Context& ctx, const LoopAttention& a) {
   if (a.segment_count <= 0) return 0;
   const Groups groups(ctx, a);
   const int64_t units = int64_t(groups.count) * a.kv_heads;
-  // Rows do not depend on the cut, so it may follow the number of threads.
+  // A row does not depend on the cut, so the number of parts may depend on the number of threads.
   const int64_t parts = ctx.pool.threads() > 1 ? (4 * ctx.pool.threads() + units - 1) / units : 1;
   run_tasks<Forward<E>>(ctx, a, groups, parts, [&](int32_t group, Forward<E>& kernel, int64_t part) {
     run_group(a, groups, group, part, parts, kernel);
@@ -568,7 +578,7 @@ int backward(Context& ctx, const LoopAttention& a) {
   if (a.segment_count <= 0) return 0;
   const Groups groups(ctx, a);
   const Shape<E> shape{a};
-  // Up to 16 tasks if each keeps some 8 blocks: by the shapes alone, for the sums depend on the cut.
+  // Up to 16 tasks, if each has about 8 blocks. The cut depends only on the shapes, because the sums depend on it.
   const int64_t units = int64_t(groups.count) * a.kv_heads, fair = a.tokens * shape.ratio / groups.count / (8 * LANES);
   const int64_t parts = least((15 + units) / units, fair > 1 ? fair : 1), partial = a.tokens * 2 * shape.wide;
   const Aligned owner(parts > 1 ? size_t(parts * a.kv_heads * partial) * 4 : 0);

@@ -1,10 +1,12 @@
-// A cache in few bits (backend.h, LoopCacheCodes): rows become records, and attention reads the records as they lie.
+// The quantized KV cache (backend.h, LoopCacheCodes): encodes rows into records, and computes attention directly on the
+// records.
 //
-// A vector of words holds the codes of as many lanes at each place of a word. Masked where it stands, the code at place n is
-// code · 2^(bits n) as an integer and, exactly, as a float: the query and the sums take the power of two, and a code costs an
-// `and`, a conversion and a multiply-add. Scores of queries in bfloat16 are sums of whole numbers where the processor multiplies
-// bytes (ByteScores): a code costs a quarter of that. Records of pruned keys are expanded, some at a time, to records of all
-// codes.
+// A vector of words holds, at each place of a word, the codes of as many lanes. The codes are masked but not shifted: the
+// code at place n is code · 2^(bits n) as an integer, and exactly so as a float. The query and the sums take in the power of
+// two. So a code costs one `and`, one conversion and one multiply-add.
+//
+// If the processor multiplies bytes, scores of bfloat16 queries are sums of integers (ByteScores). A code then costs a
+// quarter of that. Records of pruned keys are first expanded, a few at a time, to records with all codes.
 #include <math.h>
 
 #include <tuple>
@@ -19,14 +21,14 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace {
 
-constexpr int LANES = W < 8 ? W : 8;  // of a group of 64 numbers in 4 bits the words are one vector
+constexpr int LANES = W < 8 ? W : 8;  // a group of 64 numbers of 4 bits is one vector of words
 
 template <int L>
 struct Lane {
   typedef float real __attribute__((vector_size(L * 4)));
   typedef int32_t word __attribute__((vector_size(L * 4)));
 };
-// Wherever they lie.
+// Loads a vector from any address; it need not be aligned.
 template <class V>
 inline V load_lanes(const void* p) {
   V x;
@@ -36,18 +38,18 @@ inline V load_lanes(const void* p) {
 
 struct Format {
   LoopCacheCodes codes;
-  int64_t words, width;  // of a group with all codes; numbers of a record
+  int64_t words, width;  // words: of a group with all codes; width: numbers per record
   Format(LoopCacheCodes of, int64_t numbers) : codes(of), words(loop_code_words(of)), width(numbers) {}
   int64_t groups() const { return width / codes.group; }
-  int64_t record() const { return loop_record_bytes(codes, width) / 4; }  // in words
+  int64_t record() const { return loop_record_bytes(codes, width) / 4; }  // words per record
   bool pruned() const { return codes.kept > 0; }
-  // Where a pruned record's masks, its scales and minimums, and the codes of the pruned numbers begin, in words.
+  // Offsets in a pruned record, in words: the masks, the scales and minimums, the codes of the pruned numbers.
   int64_t masks() const { return groups() * loop_kept_words(codes); }
   int64_t pairs() const { return masks() + groups() * loop_mask_words(codes); }
   int64_t restored() const { return pairs() + groups(); }
 };
 
-// Scale and minimum of a group.
+// Scale (lower half) and minimum (upper half) of a group, both bfloat16.
 inline float scale_of(uint32_t pair) { return bf16_to_float(uint16_t(pair)); }
 inline float minimum_of(uint32_t pair) { return bf16_to_float(uint16_t(pair >> 16)); }
 
@@ -56,14 +58,14 @@ inline uint32_t bits_of(float x) {
   memcpy(&u, &x, 4);
   return u;
 }
-// x >= 0, rounded up to bfloat16.
+// Rounds x >= 0 up to bfloat16.
 inline uint16_t up(float x) {
   const uint32_t u = bits_of(x);
   return uint16_t((u >> 16) + ((u & 0xffff) != 0));
 }
 inline uint16_t down(float x) {
   const uint32_t u = bits_of(x);
-  return u >> 31 ? up(x) : uint16_t(u >> 16);  // a negative number's magnitude grows
+  return u >> 31 ? up(x) : uint16_t(u >> 16);  // for a negative number, down means a larger magnitude
 }
 
 // ---- Records
@@ -74,7 +76,7 @@ void encode(const Format& f, const E* x, uint32_t* record) {
   const float most = float((1 << f.codes.bits) - 1);
   uint32_t* pairs = record + f.groups() * f.words;
   for (int64_t g = 0; g < f.groups(); g++, x += group, record += f.words) {
-    vf low = splat(__builtin_inff()), high = -low, zero = {};  // zero: NaN where a number is not finite
+    vf low = splat(__builtin_inff()), high = -low, zero = {};  // zero: becomes NaN if a number is not finite
     for_vectors(
         group, LOOPLM_VECTORS(j, part, chain) {
           const vf y = load(x + j, part);
@@ -98,7 +100,8 @@ void encode(const Format& f, const E* x, uint32_t* record) {
   }
 }
 
-// The first of the `count` neighbours among `size` ascending numbers that are the least apart.
+// Start of the first shortest interval: of all runs of `count` neighbours among `size` ascending numbers, the first with the
+// smallest last - first.
 inline int64_t shortest_interval(const float* ascending, int64_t size, int64_t count) {
   int64_t first = 0;
   for (int64_t i = 1; i + count <= size; i++)
@@ -106,7 +109,7 @@ inline int64_t shortest_interval(const float* ascending, int64_t size, int64_t c
   return first;
 }
 
-// scratch: 3 numbers for each of a group.
+// scratch: three floats per number of a group.
 template <class E>
 void encode_pruned(const Format& f, const E* x, uint32_t* record, float* scratch) {
   const int64_t group = f.codes.group, pruned = group - f.codes.kept, words = f.words;
@@ -116,7 +119,7 @@ void encode_pruned(const Format& f, const E* x, uint32_t* record, float* scratch
   uint32_t* pairs = record + f.pairs();
   auto* restored = reinterpret_cast<uint8_t*>(record + f.restored());
   for (int64_t g = 0; g < f.groups(); g++, x += group) {
-    float zero = 0;  // NaN where a number is not finite
+    float zero = 0;  // becomes NaN if a number is not finite
     for (int64_t i = 0; i < group; i++) y[i] = to_float(x[i]), zero += y[i] * 0.0f;
     pairs[g] = 0x7fc00000;
     if (zero != 0) continue;
@@ -138,7 +141,7 @@ void encode_pruned(const Format& f, const E* x, uint32_t* record, float* scratch
     restored[g] = uint8_t(code((middle - from) * inverse, 14));
     uint32_t* kept = record + g * loop_kept_words(f.codes);
     auto* mask = reinterpret_cast<uint8_t*>(record + f.masks() + g * loop_mask_words(f.codes));
-    uint64_t open = 0;  // codes of which the word is not there yet, and their bits
+    uint64_t open = 0;  // codes not yet written as a word, and how many bits they have
     int bits = 0;
     for (int64_t w = 0; w < words; w++)
       for (int64_t i = w, place = 0; i < group; i += words, place++) {
@@ -152,7 +155,7 @@ void encode_pruned(const Format& f, const E* x, uint32_t* record, float* scratch
   }
 }
 
-// Groups [begin, end) of a pruned record, into a record of all codes. L words at a time, a lane each.
+// Expands groups [begin, end) of a pruned record into a record with all codes. Takes L words at a time, one per lane.
 template <int L>
 void expand_groups(const Format& f, const uint32_t* record, int64_t begin, int64_t end, uint32_t* to) {
   typedef uint32_t word __attribute__((vector_size(L * 4)));
@@ -160,11 +163,12 @@ void expand_groups(const Format& f, const uint32_t* record, int64_t begin, int64
   for (int64_t g = begin; g < end; g++) {
     const auto* kept = reinterpret_cast<const char*>(record + g * loop_kept_words(f.codes));
     const auto* mask = reinterpret_cast<const uint8_t*>(record + f.masks() + g * loop_mask_words(f.codes));
-    for (int64_t w = 0, at = 0; w < f.words; w += L) {  // at: the bit where the next codes begin
+    for (int64_t w = 0, at = 0; w < f.words; w += L) {  // at: the bit at which the next codes start
       uint32_t masks[L], codes[L];
       for (int k = 0; k < L; k++) {
         masks[k] = mask[w + k];
-        codes[k] = load_lanes<uint32_t>(kept + at / 8) >> at % 8;  // 24 bits at most; masks and scales follow the last codes
+        // At most 24 bits. Reading past the last codes is safe, because masks and scales follow.
+        codes[k] = load_lanes<uint32_t>(kept + at / 8) >> at % 8;
         at += 3 * __builtin_popcount(masks[k]);
       }
       const word places = load_lanes<word>(masks);
@@ -180,8 +184,8 @@ void expand_groups(const Format& f, const uint32_t* record, int64_t begin, int64
 }
 
 #if defined(__AVX2__)
-// The same of two words at a time, with an instruction that scatters bits. On family 17h (Zen, Zen 2) it takes hundreds of
-// cycles.
+// The same with two words at a time, using an instruction that scatters bits (pdep). On family 17h (Zen, Zen 2) that
+// instruction takes hundreds of cycles.
 inline bool scatters_bits() { return __builtin_cpu_supports("bmi2") && !__builtin_cpu_is("amdfam17h"); }
 __attribute__((target("bmi2,popcnt"))) void expand_pairs(const Format& f, const uint32_t* record, int64_t begin, int64_t end,
                                                          uint32_t* to) {
@@ -192,7 +196,7 @@ __attribute__((target("bmi2,popcnt"))) void expand_pairs(const Format& f, const 
   for (int64_t g = begin; g < end; g++)
     for (int64_t w = 0, at = g * kept_bytes * 8; w < f.words; w += 2) {
       const uint64_t places = load_lanes<uint16_t>(masks + g * mask_bytes + w), is_kept = _pdep_u64(places, ones),
-                     codes = load_lanes<uint64_t>(kept + at / 8) >> at % 8,  // 48 bits at most
+                     codes = load_lanes<uint64_t>(kept + at / 8) >> at % 8,  // at most 48 bits
           out = _pdep_u64(codes, is_kept * 7) << 1 | (restored[g] * ones & ~(is_kept * 15));
       memcpy(to + g * f.words + w, &out, sizeof out);
       at += 3 * __builtin_popcountll(places);
@@ -209,7 +213,7 @@ void expand(const Format& f, const uint32_t* record, int64_t begin, int64_t end,
   expand_groups<L>(f, record, begin, end, to);
 }
 
-// f(i, x): number i is x.
+// Decodes a record with all codes: calls number(i, x) for each i, where x is the decoded number i.
 template <class F>
 void for_numbers(const Format& f, const uint32_t* record, F number) {
   const int64_t group = f.codes.group;
@@ -223,7 +227,7 @@ void for_numbers(const Format& f, const uint32_t* record, F number) {
   }
 }
 
-// The records of a token in all its loops; scratch: 2 · width numbers.
+// Writes the records of a token: the anchor, and one residual for each earlier loop. scratch: 2 · width floats.
 template <class E>
 void encode_residuals(const LoopResidualEncode& e, const LoopResidualToken& token, const E* exact, uint32_t* anchors,
                       uint32_t* residuals, float* scratch) {
@@ -242,19 +246,19 @@ void encode_residuals(const LoopResidualEncode& e, const LoopResidualToken& toke
 // ---- Attention
 
 #if defined(__AVX2__)
-// Products of a query and the codes of a group of 32 or 64 numbers in whole numbers. The query is rounded to 15 bits with its
-// sign, of the group's largest number: unit · (128 · high + low). Codes are bytes without a sign, and a vector has 32 of them.
+// Dot products of a query with the codes of a group of 32 or 64 numbers, in integers. The query is rounded to 15 bits with
+// sign, relative to the largest magnitude in the group: unit · (128 · high + low). Codes are unsigned bytes, 32 per vector.
 template <int B, int WORDS>
 struct ByteScores {
-  static constexpr int KEYS = 8, VECTORS = WORDS / B, COPIES = 8 / WORDS;  // COPIES: of a group's words in a vector
+  static constexpr int KEYS = 8, VECTORS = WORDS / B, COPIES = 8 / WORDS;  // COPIES: how often a group's words are in a vector
   using real = typename Lane<8>::real;
   using word = typename Lane<8>::word;
-  struct Query {  // of a group
+  struct Query {  // one group of a query
     int8_t high[VECTORS][32], low[VECTORS][32];
     float unit, total;
   };
 
-  // Of byte `at` of vector v.
+  // The channel of byte `at` of vector v.
   static constexpr int64_t channel(int v, int at) {
     const int part = at / (4 * WORDS) + COPIES * v, word = at % (4 * WORDS) / 4, byte = at % 4;
     return WORDS * (byte * (8 / B) + part) + word;
@@ -276,7 +280,7 @@ struct ByteScores {
       for (int at = 0; at < 32; at++) {
         const float x = rintf(to_float(q[channel(v, at)]) * inverse);
         const int32_t code = x >= -most && x <= most ? int32_t(x) : 0,
-                      high = (code + 64) >> 7;  // else not finite, as is the total
+                      high = (code + 64) >> 7;  // out of range only if not finite, as is the total then
         out.high[v][at] = int8_t(high), out.low[v][at] = int8_t(code - 128 * high);
       }
     return out;
@@ -294,7 +298,7 @@ struct ByteScores {
     }
     for (int v = 0; v < VECTORS; v++) out[v] = _mm256_and_si256(v ? _mm256_srli_epi16(x, B * COPIES * v) : x, mask);
   }
-  // Lanes whose sum is Σ code · (128 · high + low).
+  // Returns lanes whose sum is Σ code · (128 · high + low).
   static inline __attribute__((always_inline)) word products(const uint32_t* code, const Query& q) {
     __m256i x[VECTORS], high = {}, low = {};
     unpack(code, x);
@@ -304,7 +308,7 @@ struct ByteScores {
       high = _mm256_dpbusd_epi32(high, x[v], a), low = _mm256_dpbusd_epi32(low, x[v], b);
 #elif defined(__AVXVNNI__)
       high = _mm256_dpbusd_avx_epi32(high, x[v], a), low = _mm256_dpbusd_avx_epi32(low, x[v], b);
-#else  // four products of 15 · 127 fit in 16 bits
+#else  // four products of at most 15 · 127 fit in 16 bits
       high = _mm256_add_epi16(high, _mm256_maddubs_epi16(x[v], a)), low = _mm256_add_epi16(low, _mm256_maddubs_epi16(x[v], b));
 #endif
     }
@@ -314,7 +318,8 @@ struct ByteScores {
     return (word)_mm256_madd_epi16(high, _mm256_set1_epi16(128)) + (word)_mm256_madd_epi16(low, _mm256_set1_epi16(1));
 #endif
   }
-  // query · key of KEYS keys. record: each key's; next: of later ones; codes, pairs: where those of the head begin in it.
+  // Returns query · key for KEYS keys. record: the keys' records. next: records of later keys, to prefetch. codes, pairs:
+  // where the head's codes and its pairs of scale and minimum start in a record.
   static inline real score(const uint32_t* const* record, const uint32_t* const* next, int64_t codes, int64_t pairs,
                            const Query* q, int64_t groups) {
     real total = {};
@@ -331,8 +336,8 @@ struct ByteScores {
 };
 #endif
 
-// The records of one row's context for some key heads; see DecodedRow, which does the same for rows in act. Codes of B bits in
-// vectors of L lanes.
+// Attention of one row over the records of its context, for some key heads. DecodedRow does the same for rows in act. Codes
+// of B bits, in vectors of L lanes.
 template <int B, int L>
 struct CodedRow {
   using real = typename Lane<L>::real;
@@ -342,18 +347,18 @@ struct CodedRow {
   const Format& format;
   int64_t head_dim, context;
   int32_t first, kv_heads, group;
-  const int64_t *key_offsets, *offsets;  // [context] words before a slot's record of keys, and of values
+  const int64_t *key_offsets, *offsets;  // [context] offset of each slot's record, in words: keys, values
   const uint32_t *keys, *values;
   float scale;
-  float*
-      query;  // [kv_heads, group, query_size]: of each group [vectors, PLACES, L] channels in the order of the codes; their sums
+  // [kv_heads, group, query_size]: per group [vectors, PLACES, L] channels in the order of the codes; then the sums.
+  float* query;
   float* scores;
   int64_t stride;
   float* sums;
-  bool adds = false;  // to the scores, instead of writing them
+  bool adds = false;  // add to the scores instead of overwriting them
 
   int64_t vectors() const { return format.words / L; }
-  int64_t groups() const { return head_dim / format.codes.group; }  // of a head
+  int64_t groups() const { return head_dim / format.codes.group; }  // per head
   int64_t first_group(int32_t head) const { return (first + head) * groups(); }
   int64_t query_size() const { return groups() * (format.words * PLACES + 1); }
   static constexpr float power(int place) { return place == PLACES - 1 ? 1.0f : 1.0f / float(1u << (B * place)); }
@@ -387,12 +392,13 @@ struct CodedRow {
     }
   }
 
-  // Records are read in pieces, with so much work between two of a row that the processor does not look ahead to the next. The
-  // offset of the record `keys` further on, whose same piece comes into the cache meanwhile; near the end that of j itself.
+  // Records are read in pieces. Between two pieces of a record there is so much work that the processor does not prefetch the
+  // next one by itself. Returns the offset of the record `keys` further on, to prefetch its same piece. Near the end it
+  // returns the offset of j itself.
   int64_t ahead(const int64_t* at, int64_t j, int64_t keys) const { return at[j + keys < context ? j + keys : j]; }
-  static constexpr int64_t SCORED = 16;  // keys
+  static constexpr int64_t SCORED = 16;  // keys to prefetch ahead, and keys per chunk of expanded records
 
-  // Scores of query head `head`, of the key head h, for keys [j, j + count).
+  // Scores of query head `head`, which belongs to key head h, for keys [j, j + count).
   void score(int32_t h, int32_t head, int64_t j, int64_t count) const {
     const int64_t G = groups(), V = vectors(), codes_at = first_group(h) * format.words,
                   pairs_at = format.groups() * format.words + first_group(h);
@@ -432,7 +438,8 @@ struct CodedRow {
     memcpy(to, &s, size_t(count) * sizeof(float));
   }
 
-  // sums += Σ weight · value, of keys [begin, begin + count). Codes of eight places at a time, so that as many sums run at once.
+  // sums += Σ weight · value over the keys [begin, begin + count). Handles at least eight places at a time, so that as many
+  // sums run in parallel.
   void add(int32_t h, int32_t head, int64_t begin, int64_t count) const {
     constexpr int CHAINS = PLACES < 8 ? 8 / PLACES : 1;
     const int64_t size = format.codes.group, words = format.words;
@@ -461,7 +468,7 @@ struct CodedRow {
           for (int c = 0; c < CHAINS; c++) one(k + c, c);
         for (; k < count; k++) one(k, 0);
         for_places([&](auto place) {
-          const int64_t at = place * words + v * L;  // in the group; a last word may be partly empty, and L is 1 then
+          const int64_t at = place * words + v * L;  // index in the group; if L is 1, the last word may be partly empty
           if (at >= size) return;
           real of = total[0][place];
           if constexpr (CHAINS > 1) of += total[1][place];
@@ -478,7 +485,8 @@ struct CodedRow {
   void score_bytes(const bf16* q) const {
     using Bytes = ByteScores<B, WORDS>;
     const int64_t G = groups(), pairs = format.groups() * format.words;
-    auto* rounded = reinterpret_cast<typename Bytes::Query*>(query);  // [kv_heads, group, G], smaller than what `query` is for
+    // [kv_heads, group, G]; smaller than the usual contents of `query`.
+    auto* rounded = reinterpret_cast<typename Bytes::Query*>(query);
     for (int64_t i = 0; q && i < kv_heads * group * G; i++) rounded[i] = Bytes::round(q + i * format.codes.group);
     for (int64_t j = 0; j < context; j += Bytes::KEYS) {
       const int64_t count = context - j < Bytes::KEYS ? context - j : Bytes::KEYS;
@@ -506,7 +514,7 @@ struct CodedRow {
   }
   bool scores_bytes(const float*) const { return false; }
 
-  // q: NULL where `query` has it already.
+  // q: NULL if `query` is already filled.
   template <class E>
   void score(const E* q) const {
     if (scores_bytes(q)) return;
@@ -515,7 +523,7 @@ struct CodedRow {
       for (int32_t h = 0; h < kv_heads; h++)
         for (int32_t head = h * group; head < (h + 1) * group; head++) score(h, head, j, context - j < L ? context - j : L);
   }
-  // Of pruned keys. expanded: room for SCORED records of all codes.
+  // The same for pruned keys. expanded: room for SCORED records with all codes.
   template <class E>
   void score(const E* q, const Format& pruned, uint32_t* expanded) const {
     int64_t at[SCORED];
@@ -552,14 +560,15 @@ void with_lanes(const Format& f, F run) {
 }
 
 struct Formats {
-  Format keys, records, residuals;  // records: of all codes
+  Format keys, records, residuals;  // records: with all codes
   Formats(const LoopCodedAttention& in)
       : keys(in.codes, width(in)),
         records(loop_whole_codes(in.codes), width(in)),
         residuals(in.residual.bits > 0 ? in.residual : in.codes, width(in)) {}
-  int64_t expanded() const { return keys.pruned() ? CodedRow<4, 1>::SCORED * records.record() : 0; }  // words
+  // Words of the buffer for expanded records.
+  int64_t expanded() const { return keys.pruned() ? CodedRow<4, 1>::SCORED * records.record() : 0; }
   static int64_t width(const LoopCodedAttention& in) { return int64_t(in.rows.kv_heads) * in.rows.head_dim; }
-  int64_t query(int64_t head_dim) const {  // numbers of the larger CodedRow::query of a head
+  int64_t query(int64_t head_dim) const {  // floats of CodedRow::query per head, the larger of the two formats
     const auto of = [=](const Format& f) { return head_dim / f.codes.group * (f.words * (32 / f.codes.bits) + 1); };
     return of(records) > of(residuals) ? of(records) : of(residuals);
   }
@@ -574,7 +583,7 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
   const int32_t heads = int32_t(count * group);
   const bool with_residuals = in.residual.bits > 0 && in.residual_at[row] >= 0;
   auto* offsets = reinterpret_cast<int64_t*>(scratch);
-  auto* residual_offsets = offsets + longest;  // with pruned keys, theirs
+  auto* residual_offsets = offsets + longest;  // if keys are pruned: offsets of their records
   auto* expanded = reinterpret_cast<uint32_t*>(residual_offsets + longest);
   auto* sums = reinterpret_cast<float*>(expanded + formats.expanded());
   float *totals = sums + heads * head_dim, *scores = totals + heads, *query = scores + heads * context;
@@ -589,7 +598,7 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
   }
   const E* q = static_cast<const E*>(a.qkv) + (row * (a.heads + 2 * a.kv_heads) + begin) * head_dim;
   memset(sums, 0, size_t(heads * head_dim) * sizeof(float));
-  // f(records): those of the slots, then those that are added to them.
+  // Calls f with a CodedRow for the records of the slots, then for the residuals that are added to them.
   const auto for_records = [&](auto f) {
     const auto of = [&](const Format& format, const int64_t* at, const void* keys, const void* values, bool adds) {
       with_lanes(format, [&](auto bits, auto lanes) {

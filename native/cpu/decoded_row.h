@@ -1,19 +1,19 @@
-// The attention of one new token over keys and values as they are in act: for decode.cpp and, of the recent tokens of a cache in
-// few bits, for coded_cache.cpp.
+// Attention of one new token over keys and values in act. decode.cpp uses it for the whole context, coded_cache.cpp for the
+// recent tokens of a quantized KV cache.
 #pragma once
 #include "softmax.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-// Vectors V of L lanes in groups: with N groups in each of a and b, group g holding the partial sums of one number, the result
-// has 2N groups of half the lanes, those of a first.
+// Adds the two halves of each group of lanes. a and b are vectors V of L lanes, each in N groups; a group holds the partial
+// sums of one number. The result has 2N groups with half as many lanes: first those of a, then those of b.
 template <int N, class V, size_t... I>
 inline V merge(V a, V b, std::index_sequence<I...>) {
-  constexpr int L = sizeof...(I), lanes = L / (2 * N);  // of a group of the result
+  constexpr int L = sizeof...(I), lanes = L / (2 * N);  // lanes per group of the result
   constexpr auto source = [](int lane) { return lane / lanes / N * L + lane / lanes % N * 2 * lanes + lane % lanes; };
   return __builtin_shufflevector(a, b, source(int(I))...) + __builtin_shufflevector(a, b, (source(int(I)) + lanes)...);
 }
-// Lane i of the result is the sum of the lanes of v[i], i < N (N groups of L / N lanes when N < L).
+// Lane i of the result is the sum of the lanes of v[i], i < N. If N < L, there are N groups of L / N lanes.
 template <int N, class V>
 inline V sums_of(const V* v) {
   using All = std::make_index_sequence<sizeof(V) / sizeof(float)>;
@@ -25,24 +25,25 @@ inline V sums_of(const V* v) {
 inline __m512bh pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
 #endif
 
-constexpr int64_t VALUES = 64;  // keys whose values are added in one go; a multiple of W
+constexpr int64_t VALUES = 64;  // number of keys whose values are added at a time; a multiple of W
 
-// The attention of one row over some key heads, for all query heads that share them. All heads take a block of keys before the
-// next block, so that a slot is read in the order of memory. Keys come in the order of the context in fixed blocks, wherever they
-// lie, so that a row's bits depend on its context alone. C: head_dim / W when that is a whole number known here, else 0.
+// Attention of one row over some key heads, for all query heads that share them. All heads process a block of keys before the
+// next block, so that a slot is read in memory order. Keys come in context order, in fixed blocks that do not depend on their
+// slots. So a row's bits depend only on its context. C: head_dim / W if that is an integer known at compile time, otherwise
+// 0.
 template <class E, int C>
 struct DecodedRow {
   int64_t head_dim, context;
-  int32_t kv_heads, group;  // group: query heads of a key head
-  const int64_t* offsets;   // [context] where in a plane a slot begins
-  const E *keys, *values;   // at the first key head's columns
+  int32_t kv_heads, group;  // group: query heads per key head
+  const int64_t* offsets;   // [context] offset of each slot in its plane
+  const E *keys, *values;   // start at the columns of the first key head
   const E* q;               // [kv_heads, group, head_dim]
   float scale;
-  float* scores;   // [kv_heads, group] rows of `context` numbers
-  int64_t stride;  // between two of them
+  float* scores;   // [kv_heads, group] rows of `context` floats
+  int64_t stride;  // from one row of scores to the next
   float* sums;     // [kv_heads, group, head_dim]
 
-  // Lane k: query · key[k]
+  // Lane k of the result is query · key[k].
   static inline vf dots(const E* query, const E* const* key, int64_t head_dim) {
     vf part[W];
     for (int k = 0; k < W; k += 4) {
@@ -99,7 +100,8 @@ struct DecodedRow {
     }
   }
 
-  // sum += Σ weight[k] values[k] for `count` keys. Short heads take several keys at a time, a chain of additions each.
+  // sum += Σ weight[k] values[k] for `count` keys. With short heads, several keys run in parallel, each with its own chain of
+  // additions.
   static inline void add_values(const float* weight, const E* const* value, int64_t count, int64_t head_dim, float* sum) {
     if constexpr (C > 0) {
       constexpr int chains = C >= 8 ? 1 : 8 / C;
@@ -130,7 +132,7 @@ struct DecodedRow {
     }
   }
 
-  // sums += Σ score · value, of scores that have become weights
+  // sums += Σ score · value. The scores must already be weights (see weigh).
   void add() const {
     for (int64_t j = 0; j < context; j += VALUES) {
       const int64_t count = context - j < VALUES ? context - j : VALUES;
@@ -145,7 +147,7 @@ struct DecodedRow {
   }
 };
 
-// Calls f with DecodedRow's C for a head of so many channels.
+// Calls f with DecodedRow's C for a head of head_dim channels.
 template <class F>
 void with_vectors(int64_t head_dim, F f) {
   switch (head_dim % W ? 0 : head_dim / W) {
@@ -162,7 +164,7 @@ void with_vectors(int64_t head_dim, F f) {
   }
 }
 
-// Rows of `context` scores become the weights e^(score - largest), and totals[row] their sum.
+// Turns each row of `context` scores into the weights e^(score - largest). totals[row] is the sum of its weights.
 static inline void weigh(int32_t heads, int64_t context, float* scores, float* totals) {
   for (int32_t g = 0; g < heads; g++) {
     float* row = scores + g * context;
@@ -181,7 +183,7 @@ void divide(int32_t heads, int64_t head_dim, const float* sums, const float* tot
   }
 }
 
-// Where the slots of a row's context begin in a plane with `width` units per slot.
+// Writes the offset of each slot of a context, in a plane with `width` units per slot.
 static inline void slot_offsets(const LoopCacheContext& c, int64_t width, int64_t* offsets) {
   for (const LoopCacheRun& run : c.runs)
     for (int64_t j = 0; j < run.length; j++) *offsets++ = (run.begin + j) * width;
@@ -192,9 +194,9 @@ static inline int64_t length_of(const LoopCacheContext& c) {
   return length;
 }
 
-// Units of one row and one key head. A task takes those of a row together where that leaves every thread a few tasks, several
-// rows' when contexts are short. Calls f(row, first key head, how many, scratch) with `per_row` + `per_head` · key heads bytes.
-// keys: of all rows' contexts.
+// Splits the work into units of one row and one key head, and calls f(row, first key head, number of key heads, scratch). A
+// task takes several key heads of a row if every thread still gets a few tasks. With short contexts it takes several rows.
+// scratch has `per_row` + `per_head` · key heads bytes. keys: total number of keys in the contexts of all rows.
 template <class F>
 void for_key_heads(Context& ctx, const LoopDecodeAttention& a, int64_t keys, size_t per_row, size_t per_head, F f) {
   const int64_t group = a.heads / a.kv_heads, units = a.rows * a.kv_heads,

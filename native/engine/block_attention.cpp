@@ -102,7 +102,7 @@ void BlockAttention::decode(const BlockMemory& b, const Planes& p) const {
   device_->run(&LoopBackend::coded_attention, "coded attention", dt_, static_cast<const LoopCodedAttention*>(&c));
 }
 
-// Keys or values of earlier tokens, into rows of qkv.
+// Copies (or decodes) the keys or values of earlier tokens into rows of qkv.
 void BlockAttention::read_prefix(const CachedPrefix& prefix, LoopCacheCodes codes, const char* plane, const char* residuals,
                                  char* to) const {
   const int64_t qkv = a_.qkv_width(), kv = a_.kv_width();
@@ -118,7 +118,7 @@ void BlockAttention::read_prefix(const CachedPrefix& prefix, LoopCacheCodes code
   device_->run(&LoopBackend::copy_strided, "cached prefix", dt_, dt_, 2, shape, from, own, out, rows);
 }
 
-// The attention kernel reads packed rows, so the cached keys and values are laid in front of the batch's own.
+// The attention kernel reads packed rows. So this copies the cached keys and values into rows before the batch's own.
 void BlockAttention::behind_prefixes(const BlockMemory& b, const Planes& p) const {
   const int64_t qkv = a_.qkv_width(), kv = a_.kv_width(), width = a_.attention_width();
   const int64_t rows = cache_->prefix_rows + batch_.tokens, own = cache_->prefix_rows;

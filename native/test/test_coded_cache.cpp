@@ -1,4 +1,4 @@
-// A cache in few bits: what records hold, and attention over them.
+// The quantized KV cache: the contents of records, and attention over them.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,8 +18,8 @@ struct Shape {
   }
   int64_t width() const { return int64_t(heads + 2 * kv_heads) * head_dim; }
   int64_t kv() const { return int64_t(kv_heads) * head_dim; }
-  int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }                  // of keys
-  Shape whole() const { return {heads, kv_heads, head_dim, loop_whole_codes(codes)}; }  // as values are
+  int64_t words() const { return loop_record_bytes(codes, kv()) / 4; }                  // per record of keys
+  Shape whole() const { return {heads, kv_heads, head_dim, loop_whole_codes(codes)}; }  // for values: never pruned
 };
 
 const std::vector<Shape> shapes = {{4, 4, 64, {4, 64}},   {4, 2, 64, {8, 64}}, {2, 1, 128, {4, 64}}, {2, 1, 128, {8, 64}},
@@ -36,7 +36,7 @@ std::vector<Shape> all_shapes() {
   return all;
 }
 
-// Records of slots [0, slots), from rows of keys and values [slots, kv].
+// Encodes rows of keys and values [slots, kv] into the records of slots [0, slots), in reverse order.
 struct Records {
   Buffer keys, values;
 };
@@ -48,7 +48,7 @@ Records records(const Device& d, const Shape& s, const Values& keys, const Value
     qkv.insert(qkv.end(), size_t(s.width()) - 2 * kv, 0.0);
     for (const Values* from : {&keys, &values})
       qkv.insert(qkv.end(), from->begin() + ptrdiff_t(i * kv), from->begin() + ptrdiff_t((i + 1) * kv));
-    slots.push_back(int32_t(rows - 1 - i));  // from the last to the first
+    slots.push_back(int32_t(rows - 1 - i));  // reversed: row 0 goes to the last slot
   }
   Records out{{d, LOOP_I32, rows * size_t(s.words())}, {d, LOOP_I32, rows * size_t(s.whole().words())}};
   Buffer at(d, slots), in = act(d, qkv);
@@ -78,7 +78,7 @@ KERNEL_TEST(encode, "cache_encode") {
     for (double& x : keys) x = rounded(t.device.dt, x + 2);
     std::fill_n(values.begin(), s.codes.group, rounded(t.device.dt, -0.7));  // a group of equal numbers
     std::fill_n(keys.begin() + s.kv(), s.codes.group, rounded(t.device.dt, 0.3));
-    for (int64_t i = 0; i < s.codes.group; ++i)  // with equal ones side by side and apart
+    for (int64_t i = 0; i < s.codes.group; ++i)  // equal numbers, next to each other and apart
       if (i % 4 != 3) keys[size_t(s.kv() + i)] = rounded(t.device.dt, double(i / 2 % 3) - 1);
     const Records own = records(t.device, s, keys, values), truth = records(t.reference, s, keys, values);
     t.same_bits(s.name() + " keys", own.keys.values(), truth.keys.values());
@@ -89,7 +89,7 @@ KERNEL_TEST(encode, "cache_encode") {
     t.close(s.name() + " decoded", decoded(t.device, s, own.keys, rows), decoded(t.reference, s, truth.keys, rows),
             rounded(t.device.dt, decoded(t.reference, s, truth.keys, rows)));
     if (s.codes.kept) continue;
-    // What a code stands for is at most half a scale away. The scale is that of the range, rounded up.
+    // A decoded number is at most half a scale from the original. The scale is that of the range, rounded up.
     const Values back = reversed_rows(decoded(t.reference, s, truth.keys, rows), s.kv());
     bool near = true;
     for (size_t g = 0; g < keys.size(); g += size_t(s.codes.group)) {
@@ -103,10 +103,10 @@ KERNEL_TEST(encode, "cache_encode") {
   }
 }
 
-// Of ascending numbers, all different and in one group, the first and the last that are pruned.
+// One group whose eight nearest numbers, from 0.25 to 1, are pruned. They share a code, that of their middle.
 KERNEL_TEST(encode_pruned, "cache_encode: pruned keys are the nearest ones, and stand for their middle") {
   const Shape s{1, 1, 16, {4, 16, 8}};
-  Values keys = {-7, 0.5, 7, 0.25, -6, 1, 3, 0.75, -4, 0.5, 5, 1, -2, 0.5, 6, 0.5};  // eight of them from 0.25 to 1
+  Values keys = {-7, 0.5, 7, 0.25, -6, 1, 3, 0.75, -4, 0.5, 5, 1, -2, 0.5, 6, 0.5};  // eight of them are from 0.25 to 1
   const Values back = decoded(t.device, s, records(t.device, s, keys, keys).keys, 1);
   Values expected;  // the scale is 1
   for (double x : keys) expected.push_back(x >= 0.25 && x <= 1 ? 1 : -7 + 2 * std::nearbyint((x + 7) / 2));
@@ -137,7 +137,7 @@ Decode inputs(Test& t, const Shape& s, const std::vector<std::pair<int32_t, int3
   Decode in{s, {}, {}, {}, {}, {}, {}, {}};
   int32_t slots = 0, recent = 0;
   for (const auto& [coded, own] : lengths) {
-    const int32_t first = coded / 3;  // in two runs, with a hole between them
+    const int32_t first = coded / 3;  // two runs with a gap between them
     in.contexts.push_back({{{slots, first}, {slots + first + 2, coded - first}}});
     slots += coded + 2;
     in.recent.push_back({{{recent, own}}});
@@ -169,7 +169,7 @@ Values run(const Device& d, const Decode& in) {
   return out.values();
 }
 
-// Attention over keys and values in act.
+// Attention over unquantized keys and values.
 Values attention(const Device& d, const Shape& s, const std::vector<LoopCacheContext>& contexts, const Buffer& qkv,
                  const Buffer& keys, const Buffer& values) {
   const Buffer at = structs(d, contexts);
@@ -181,7 +181,7 @@ Values attention(const Device& d, const Shape& s, const std::vector<LoopCacheCon
   return out.values();
 }
 
-// Attention in act over what the records stand for.
+// Decodes the records to act, then computes plain attention.
 Values plain(const Device& d, const Decode& in) {
   const Shape& s = in.shape;
   const Records r = records(d, s, reversed_rows(in.keys, s.kv()), reversed_rows(in.values, s.kv()));
@@ -232,7 +232,7 @@ KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the
 // ---- Residuals
 
 struct Residuals {
-  Shape shape;  // codes: of the anchor
+  Shape shape;  // its codes are those of the anchor
   LoopCacheCodes residual;
   std::string name() const {
     return shape.name() + ", residuals of int" + std::to_string(residual.bits) + " in groups of " +
@@ -245,7 +245,7 @@ const std::vector<Residuals> residuals = {{{4, 2, 64, {4, 64}}, {2, 64}}, {{2, 1
                                           {{2, 2, 96, {8, 32}}, {2, 32}}, {{16, 16, 64, {4, 64}}, {2, 64}}};
 constexpr int LOOPS = 3;
 
-// Numbers of all loops [LOOPS, slots, kv]: the last, and near them those of the earlier ones.
+// Numbers of all loops [LOOPS, slots, kv]. The earlier loops are near the last one.
 Values loops_of(Test& t, const Shape& s, size_t slots) {
   const Values last = t.act_normal(slots * size_t(s.kv()), 2);
   Values out;
@@ -259,7 +259,7 @@ Values loops_of(Test& t, const Shape& s, size_t slots) {
 struct ResidualRecords {
   Records anchor, residual;
 };
-// Slot i has the numbers of row `slots - 1 - i`, of fewer loops where that is a multiple of 5.
+// Slot i gets the numbers of row `slots - 1 - i`. Tokens in slots that are a multiple of 5 run one loop fewer.
 int32_t loops_at(int64_t slot) { return slot % 5 ? LOOPS : LOOPS - 1; }
 ResidualRecords encoded(const Device& d, const Residuals& r, const Values& keys, const Values& values) {
   const Shape& s = r.shape;
@@ -276,7 +276,7 @@ ResidualRecords encoded(const Device& d, const Residuals& r, const Values& keys,
   return out;
 }
 
-// What the records of a loop stand for, [slots, kv]; the last loop is that of the anchor.
+// Decodes the records of one loop, [slots, kv]. The last loop is the anchor alone.
 Values decoded(const Device& d, const Residuals& r, const Buffer& anchor, const Buffer& residual, int loop, int64_t slots) {
   const Shape& s = r.shape;
   Buffer out = act(d, size_t(slots * s.kv()));
@@ -300,7 +300,7 @@ KERNEL_TEST(residual_encode, "cache_encode_residuals") {
       const std::string name = r.name() + ", loop " + std::to_string(loop);
       t.close(name + " decoded", decoded(t.device, r, own.anchor.keys, own.residual.keys, loop, slots), back,
               rounded(t.device.dt, back));
-      double error = 0, changes = 0;  // squared, of the codes and of the anchor's numbers
+      double error = 0, changes = 0;  // squared distance of the original from its decoded number and from the last loop
       for (int64_t i = 0; i < slots; ++i) {
         if (loop + 1 >= loops_at(i)) continue;
         for (int64_t j = 0; j < s.kv(); ++j) {
@@ -317,7 +317,7 @@ KERNEL_TEST(residual_encode, "cache_encode_residuals") {
 struct ResidualDecode {
   Residuals of;
   Decode rows;
-  Ints loops;  // of the rows
+  Ints loops;  // current loop of each row
 };
 
 Values run(const Device& d, const ResidualDecode& in) {
@@ -344,7 +344,7 @@ Values run(const Device& d, const ResidualDecode& in) {
   return out.values();
 }
 
-// Attention in act over what the records stand for: planes of all loops, and the recent rows behind them.
+// Decodes the records of all loops to act planes, with the recent rows after them, then computes plain attention.
 Values plain(const Device& d, const ResidualDecode& in) {
   const Shape& s = in.of.shape;
   const int32_t slots = int32_t(in.rows.keys.size()) / int32_t(s.kv()) / LOOPS;

@@ -4,7 +4,8 @@
 
 namespace looplm {
 
-// Neighbours that share a scale: 64 or 32 where a head has a multiple of them, else its largest divisor from 16 to 64, else all.
+// Number of neighbours that share a scale: 64 or 32 if it divides head_dim, otherwise the largest divisor from 16 to 63,
+// otherwise the whole head.
 int32_t Cache::group_of(int32_t head_dim) {
   for (int32_t group : {64, 32})
     if (head_dim % group == 0) return group;
@@ -14,7 +15,7 @@ int32_t Cache::group_of(int32_t head_dim) {
 }
 
 int64_t Cache::allocate(int64_t slots) {
-  if (used() == 0 && parts_.size() != parts().size()) clear();  // an adapter has come or gone
+  if (used() == 0 && parts_.size() != parts().size()) clear();  // an adapter was added or removed
   return slots_.allocate(slots);
 }
 
@@ -40,19 +41,19 @@ void Cache::clear() noexcept {
 }
 
 int64_t Cache::room() const {
-  const size_t free = model_.device->memory().free, usable = free - free / 10;  // a tenth is for activations
-  int64_t held = 0;  // of the host's memory what was written, of a device's all
+  const size_t free = model_.device->memory().free, usable = free - free / 10;  // a tenth is left for activations
+  int64_t held = 0;  // slots that occupy memory: in host memory the written ones, on a device all of them
   if (!model_.device->host_visible()) held = slots();
   else
     for (const auto& run : written_()) held += run.second;
   const int64_t more = int64_t(usable / slot_bytes()), addressed = INT32_MAX / planes_;
-  const int64_t fitting = held <= more ? held + more : slots();  // a larger cache begins with a copy of this one
+  const int64_t fitting = held <= more ? held + more : slots();  // growing copies this cache, so both need memory at once
   return std::min({fitting, addressed, limit_ > 0 ? limit_ : addressed});
 }
 
 bool Cache::grow_for(int64_t slots, int64_t preferred) {
-  if (used() == 0) clear();  // nothing to copy: the two need not be there at once
-  // What lies free at the end grows with the cache.
+  if (used() == 0) clear();  // nothing to copy, so the old and the new cache need not exist at once
+  // Slots that are free at the end count as part of the new room.
   const int64_t before = this->slots(), tail = slots_.free_at_end(), least = before - tail + slots, most = room();
   if (least > most) return false;
   const int64_t roomy = thrifty ? least : std::min(most, std::max({least, before - tail + preferred, before + before / 2}));
@@ -85,7 +86,7 @@ size_t Cache::slot_bytes() const {
   return bytes;
 }
 
-// A cache of another size with the same contents. False when there is no memory for it.
+// Replaces the cache by one of another size with the same contents. Returns false if there is no memory for it.
 bool Cache::replace(int64_t slots) {
   const int64_t before = this->slots();
   if (!replace(parts_, parts(), before, slots, written_())) return false;
@@ -161,7 +162,7 @@ void Cache::copy_up(Part& part, int64_t slots, int64_t slot, int t, int loops) {
                      part.buffer.at(part.bytes(t * slots + slot)), from, part.buffer.at(part.bytes((t + 1) * slots + slot)), to);
 }
 
-// Records that come when a token has left the loops are made of its recent slot.
+// With residuals, no records are copied here: they are made from the recent slot when the token has left the loops.
 void Cache::copy_up(int64_t slot, int64_t recent, int t, int loops) {
   if (shared() || t + 1 >= loops) return;
   for (Part& part : parts_)

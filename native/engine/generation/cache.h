@@ -1,12 +1,14 @@
-// The keys and values of all sequences under way. Planes (block.h): one per loop of every block of the loop, or one that the
-// loops share, then one of every block that runs once; all of the same slots. A sequence holds runs of neighbouring slots.
+// The KV cache of all active sequences. Planes (block.h): first one per loop of every looped block, or one that the loops
+// share. Then one for every block that runs once. All planes have the same slots. A sequence owns runs of consecutive slots.
 //
-// In few bits, slots hold records (backend.h, LoopCacheCodes), and a sequence is cut into blocks of BLOCK tokens: a token sees
-// the earlier ones of its block as they were, and those of the blocks before by their records. So what it sees depends on
-// positions alone, whatever ran when and beside what. The newest block of a sequence lies in separate slots, the recent ones.
+// If the cache is quantized, slots hold records (backend.h, LoopCacheCodes), and a sequence is cut into blocks of BLOCK
+// tokens. A token reads the earlier tokens of its block unquantized, and those of the blocks before as records. So what it
+// reads depends only on positions, not on what runs when or together. The newest block of a sequence is in separate slots,
+// the recent slots.
 //
-// With residuals a token gets its records when it has left the loops: one of its last loop's numbers, one of each earlier loop's
-// difference to them. The tokens of a block have left the loops before one of the next enters them.
+// With residuals, a token gets its records when it has left the loops: one of its last loop's numbers, and one of each
+// earlier loop's difference from them. All tokens of a block have left the loops before a token of the next block enters
+// them.
 #pragma once
 #include <algorithm>
 #include <functional>
@@ -20,13 +22,13 @@ namespace looplm {
 
 class Cache {
  public:
-  using Runs = std::vector<std::pair<int64_t, int64_t>>;  // first slots and lengths
+  using Runs = std::vector<std::pair<int64_t, int64_t>>;  // (first slot, length)
 
-  // loops: planes of a block of the loop unless they share one. limit: the most slots a plane may have, 0: as many as fit in
-  // memory. written: the slots that hold something; the others are not copied when the cache grows, and in the host's memory cost
-  // nothing until they are written.
-  // bits: 0: rows in act; 4 or 8: records. residual_bits: of the differences between loops, 0: every loop has its records.
-  // pruned: records of keys have codes of half of a group.
+  // loops: planes per looped block, unless the loops share one (`shared`). limit: the most slots per plane; 0: as many as fit
+  // in memory. written: returns the slots that hold something. Only those are copied when the cache grows. In host memory,
+  // the other slots cost nothing until they are written.
+  // bits: 0: rows in act; 4 or 8: records. residual_bits: bits of the differences between loops; 0: every loop has its own
+  // records. pruned: records of keys have codes for only half of each group.
   Cache(Model& model, int loops, bool shared, int64_t limit, std::function<Runs()> written, int bits = 0, int residual_bits = 0,
         bool pruned = false)
       : model_(model),
@@ -41,75 +43,78 @@ class Cache {
 
   int64_t allocate(int64_t slots);  // Slots::allocate
   void release(int64_t first, int64_t slots) { slots_.release(first, slots); }
-  // Makes room for `slots` neighbouring ones and, where that is possible, for `preferred`: of the limit, of what a slot's number
-  // can address, and of the device's memory. False when there is no such room at present; what is held has not changed then.
+  // Makes room for `slots` consecutive slots and, if possible, for `preferred`. The room is bounded by the limit, by the
+  // range of slot numbers and by the memory of the device. Returns false if there is no room at present; the contents are
+  // then unchanged.
   bool grow_for(int64_t slots, int64_t preferred);
-  // The most slots there could be now, if nothing else took memory.
+  // The most slots that the cache could have now, if nothing else took memory.
   int64_t room() const;
-  void clear() noexcept;  // gives the memory back
+  void clear() noexcept;  // frees the memory
 
   size_t slot_bytes() const;
 
-  // ---- Records and recent slots; of a cache in act there are none, and 0 are allocated.
+  // ---- Records and recent slots. An unquantized cache has none; allocating them returns 0.
   static constexpr int64_t BLOCK = 64;
   bool coded() const { return codes_.bits > 0; }
   bool with_residuals() const { return residual_codes_.bits > 0; }
-  // Where a beginning may end that another sequence goes on from: at multiples of so many tokens.
+  // Another sequence can reuse the start of a sequence only up to a multiple of this number of tokens.
   int64_t unit() const { return coded() ? BLOCK : 1; }
-  // The first token of the block of a position; two_way: tokens at the start that see each other, which are in one block.
+  // First position of the block of `position`. two_way: number of tokens at the start that attend in both directions; they
+  // are in one block.
   static int64_t block_start(int64_t position, int64_t two_way) {
     return position < (two_way + BLOCK - 1) / BLOCK * BLOCK ? 0 : position / BLOCK * BLOCK;
   }
-  // Of the next block.
+  // First position of the next block.
   static int64_t block_end(int64_t position, int64_t two_way) {
     return (std::max(position + 1, two_way) + BLOCK - 1) / BLOCK * BLOCK;
   }
-  int64_t allocate_recent(int64_t slots);  // or -1: there is no memory
+  int64_t allocate_recent(int64_t slots);  // the first slot, or -1 if there is no memory
   void release_recent(int64_t first, int64_t slots) { recent_slots_.release(first, slots); }
-  size_t recent_bytes() const { return size_t(2 * all_planes_) * width() * loop_dtype_size(model_.dt); }  // of a slot
+  size_t recent_bytes() const { return size_t(2 * all_planes_) * width() * loop_dtype_size(model_.dt); }  // per slot
   int32_t recent_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * recent_slots_.count() + slot); }
 
-  uint64_t generation() const { return generation_; }  // another number when the planes have moved
+  uint64_t generation() const { return generation_; }  // changes when the planes move in memory
   int64_t used() const { return slots_.used(); }
   int64_t slots() const { return slots_.count(); }
   bool shared() const { return shared_; }
 
-  bool thrifty = false;  // grow by what is asked for and no more
+  bool thrifty = false;  // grow only by what is requested
 
-  // For a pass whose rows are at their own loops: `rows` and the contexts hold slots as `slot_at` gives them.
-  // before: the slots of the rows' predecessors, in the same way; read where an adapter has shifts.
+  // For a pass in which each row is in its own loop. `rows` and the contexts hold slots as `slot_at` returns them. before:
+  // the slots of the rows' previous tokens, in the same form; read only if an adapter has shifts.
   CacheUse decoding(const int32_t* rows, const LoopCacheContext* contexts, const int32_t* before);
-  // For prompts: every loop of the stack writes its own plane (of a shared cache, over the one before).
+  // For prompts. Every loop of the stack writes its own plane; if the loops share one, it overwrites the previous loop.
   CacheUse prompts(const int32_t* rows, const CachedPrefix* prefixes, int32_t prefix_count, int64_t prefix_rows);
-  // The keys and values of the first plane of a block of the loop.
+  // The keys and values of the first plane of a looped block.
   std::pair<void*, void*> planes(int block) {
     const auto at = [&](Part& part) { return part.buffer.at(part.bytes(block * part.of_block * slots())); };
     return {at(parts_[0]), at(parts_[1])};
   }
-  // A slot of loop t's plane, counted from the block's first plane.
+  // A slot in the plane of loop t, counted from the first plane of its block.
   int32_t slot_at(int t, int64_t slot) const { return int32_t((planes_ == 1 ? 0 : t) * slots() + slot); }
 
-  // Copies `count` slots, of the planes of `begin` and of the loop or of those of the readout.
+  // Copies `count` slots, either in the planes of the readout or in all other planes (those of `begin` and of the loop).
   enum class Planes { states, readout };
   void copy_slots(Planes planes, int64_t from, int64_t to, int64_t count);
-  // A token that left after loop t (0-based): its keys and values are copied to the planes of the loops [t + 1, loops), where
-  // later, deeper tokens look for them. recent: its recent slot, where it has one.
+  // For a token that exits after loop t (0-based). Copies its keys and values to the planes of the loops [t + 1, loops),
+  // where later, deeper tokens read them. recent: its recent slot, if it has one.
   void copy_up(int64_t slot, int64_t recent, int t, int loops);
-  // With residuals: the records of tokens that have left the loops, from their recent slots. Room for as many is reserved before.
+  // With residuals: writes the records of tokens that have left the loops, from their recent slots. Call reserve_tokens
+  // first, to reserve room for at least as many tokens.
   void reserve_tokens(size_t count);
   void encode(const std::vector<LoopResidualToken>& tokens);
 
  private:
-  struct Part {  // [loop blocks · of_block + of_others, slots, row]
+  struct Part {  // [looped blocks · of_block + of_others, slots, row]
     LoopDType type = LOOP_F32;
-    int64_t row = 0;                      // numbers of a slot
-    int64_t of_block = 0, of_others = 0;  // planes: of each block of the loop, and of all others
+    int64_t row = 0;                      // elements per slot
+    int64_t of_block = 0, of_others = 0;  // planes: per looped block, and of all other blocks together
     Buffer buffer = {};
     size_t bytes(int64_t slots) const { return size_t(slots * row) * loop_dtype_size(type); }
   };
   static int32_t group_of(int32_t head_dim);
   bool replace(int64_t slots);
-  std::vector<Part> parts() const;  // empty ones
+  std::vector<Part> parts() const;  // without memory
   std::vector<Part> recent_parts() const;
   bool replace(std::vector<Part>& parts, std::vector<Part> larger, int64_t from, int64_t to, const Runs& runs);
   int64_t planes(const Part& part) const { return loop_blocks_ * part.of_block + part.of_others; }
@@ -123,19 +128,19 @@ class Cache {
   size_t shift_at() const { return with_residuals() ? 4 : 2; }
 
   Model& model_;
-  const LoopCacheCodes codes_, residual_codes_;  // codes_: of keys; values keep all
-  const int planes_;                             // of a block of the loop
+  const LoopCacheCodes codes_, residual_codes_;  // codes_: of the keys; values are never pruned
+  const int planes_;                             // per looped block
   const int64_t loop_blocks_, all_planes_;
   const bool shared_;
   const int64_t limit_;
   const std::function<Runs()> written_;
   Slots slots_, recent_slots_;
   uint64_t generation_ = 0;
-  // Keys and values: act of kv_heads · head_dim, or records as int32; with residuals, their records. Where layers have shifts,
-  // the two halves of shift.h's y, act of their rank.
+  // Keys, then values: act of kv_heads · head_dim, or records as int32. With residuals, their records follow. If layers have
+  // shifts, the two halves of y in shift.h follow: act of their rank.
   std::vector<Part> parts_;
-  std::vector<Part> recent_;  // keys and values, act, of the recent slots
-  Buffer tokens_;             // of encode
+  std::vector<Part> recent_;  // keys and values of the recent slots, in act
+  Buffer tokens_;             // for encode()
 };
 
 }  // namespace looplm
