@@ -647,7 +647,7 @@ void coded_rows(Context& ctx, const LoopCodedAttention& in) {
     keys += context;
     if (context > longest) longest = context;
   }
-  for_key_heads(ctx, a, keys, size_t(longest) * 16 + size_t(formats.expanded()) * 4,
+  for_key_heads(ctx, a, keys, 1, size_t(longest) * 16 + size_t(formats.expanded()) * 4,
                 size_t(group * (a.head_dim + 1 + longest + query)) * 4,
                 [&](int64_t row, int32_t first, int32_t count, char* scratch) {
                   attend<E>(in, formats, row, first, count, longest, scratch);

@@ -44,7 +44,7 @@ void decode_rows(Context& ctx, const LoopDecodeAttention& a) {
     keys += context;
     if (context > longest) longest = context;
   }
-  for_key_heads(ctx, a, keys, size_t(longest) * 8, size_t(group * (a.head_dim + 1 + longest)) * 4,
+  for_key_heads(ctx, a, keys, 4, size_t(longest) * 8, size_t(group * (a.head_dim + 1 + longest)) * 4,
                 [&](int64_t row, int32_t first, int32_t count, char* scratch) {
                   auto* offsets = reinterpret_cast<int64_t*>(scratch);
                   slot_offsets(a.contexts[row], int64_t(a.kv_heads) * a.head_dim, offsets);

@@ -195,13 +195,14 @@ static inline int64_t length_of(const LoopCacheContext& c) {
 }
 
 // Splits the work into units of one row and one key head, and calls f(row, first key head, number of key heads, scratch). A
-// task takes several key heads of a row if every thread still gets a few tasks. With short contexts it takes several rows.
+// task takes several key heads of a row if every thread still gets `tasks` tasks. With short contexts it takes several rows.
 // scratch has `per_row` + `per_head` · key heads bytes. keys: total number of keys in the contexts of all rows.
+// tasks: how many a thread gets. More tasks share the work evenly; fewer read more neighbouring heads of a record at once.
 template <class F>
-void for_key_heads(Context& ctx, const LoopDecodeAttention& a, int64_t keys, size_t per_row, size_t per_head, F f) {
+void for_key_heads(Context& ctx, const LoopDecodeAttention& a, int64_t keys, int tasks, size_t per_row, size_t per_head, F f) {
   const int64_t group = a.heads / a.kv_heads, units = a.rows * a.kv_heads,
                 least = rows_per_task(units, 2 * (keys / a.rows + 1) * group * a.head_dim),
-                share = units / (4 * ctx.pool.threads()), together = share < a.kv_heads ? share : a.kv_heads,
+                share = units / (tasks * ctx.pool.threads()), together = share < a.kv_heads ? share : a.kv_heads,
                 block = together > least ? together : least;
   ctx.pool.run((units + block - 1) / block, [&](int64_t task, int thread) {
     char* scratch = static_cast<char*>(ctx.pool.scratch(thread, per_row + size_t(block) * per_head));
