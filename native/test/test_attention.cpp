@@ -307,9 +307,22 @@ KERNEL_TEST(attention_cached_prefix, "attention: prefixes that are no segments")
     const Values qkv = inputs(t, h, whole);
     const std::vector<LoopSegment>& w = whole.segments;
     const Values moved = take(qkv, size_t(h.width()), {w[0], w[2], w[1], w[3]});
+    // A segment in front of those that are passed would show if a kernel read it: it covers the prefixes.
+    std::vector<LoopSegment> guarded = pieces.segments;
+    guarded.insert(guarded.begin(), {0, 190, 0, 0, 0});
     const size_t out_width = size_t(h.out_width());
-    t.same_bits(h.name() + " out", take(run(t.device, h, pieces, moved).out, out_width, pieces.segments),
+    const Device& d = t.device;
+    const Buffer segments = structs(d, guarded), in = act(d, moved), lse = real(d, size_t(pieces.tokens * h.heads));
+    Buffer out = act(d, Values(size_t(pieces.tokens) * out_width, 7.0));
+    LoopAttention a = arguments(h, pieces, segments);
+    a.segments = segments.as<LoopSegment>() + 1;
+    a.segment_count = int32_t(pieces.segments.size());
+    a.qkv = in, a.out = out, a.lse = lse;
+    d.expect(d.table.attention(d.ctx, d.dt, &a), "attention");
+    const Values got = out.values();
+    t.same_bits(h.name() + " out", take(got, out_width, pieces.segments),
                 take(run(t.device, h, whole, qkv).out, out_width, {w[1], w[3]}));
+    t.same_bits(h.name() + " rows of prefixes", slice(got, 0, 190 * out_width), Values(190 * out_width, 7.0));
   }
 }
 
