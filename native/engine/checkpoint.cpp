@@ -237,6 +237,9 @@ Encoding encoding_of(const Source& source, const std::string& name) {
   refuse_tensor(*source.path, name, "dtype " + source.entry->dtype + " cannot be a parameter; F32, BF16, F16 and F64 can");
 }
 
+// A piece of a tensor while it loads. Every thread holds one, in the file's encoding and converted.
+constexpr size_t piece_elements = size_t(1) << 18;
+
 // Calls visit(first, values, count) with the elements [first, first + count) converted to `to`, in pieces of whole rows of
 // `row` elements. Values that need no conversion are passed without a copy. The pages of each piece are released after its
 // visit, so that the file is never in memory as a whole next to the model. The checksum is computed in the same pass, so
@@ -253,7 +256,7 @@ void visit_blocks(Block& block, const Source& tensor, const Encoding& from, cons
   const size_t unit = tensor.head_rows > 0 ? size_t(tensor.head_rows) * columns : row, size = loop_dtype_size(to);
   const bool direct = from.is(to) && tensor.head_rows == 0;
   Xxh64 checksum;
-  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / unit) * unit;
+  const size_t longest = std::max<size_t>(1, piece_elements / unit) * unit;
   if (!direct) block.resize(std::max(block.size(), std::min(total, longest) * size));
   for (size_t first = 0; first < total; first += longest) {
     const size_t count = std::min(longest, total - first), bytes = from.bytes(count);
@@ -310,7 +313,7 @@ bool same_codes(const Quantization& q, const Encoding& from) {
 void load_codes(Model& model, const Parameter& p, const std::string& name, const Source& source, const Encoding& from) {
   const size_t columns = size_t(p.shape[1]), groups = columns / 32, row_bytes = from.bytes(columns);
   const size_t code_bytes = size_t(4 * model.quantization.bits), unit = source.head_rows > 0 ? size_t(source.head_rows) : 1;
-  const size_t longest = std::max<size_t>(1, (size_t(1) << 20) / (unit * columns)) * unit, total = size_t(p.shape[0]);
+  const size_t longest = std::max<size_t>(1, piece_elements / (unit * columns)) * unit, total = size_t(p.shape[0]);
   const auto split = model.quantization.bits == 8 ? split_q8_0 : split_q4_0;
   std::vector<uint8_t> codes(std::min(longest, total) * groups * code_bytes);
   std::vector<float> scales(std::min(longest, total) * groups);
