@@ -15,7 +15,7 @@ const text = {
 }
 
 describe('a run on text', () => {
-  it.each(['looprpt', 'stage1', 'policy', 'stage2'])('of %s repeats its metrics', async (arm) => {
+  it.each(['looprpt', 'stage1', 'stage1-hard', 'policy', 'stage2'])('of %s repeats its metrics', async (arm) => {
     const run = async () => {
       using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
       const { seconds, ...rest } = await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 2)
@@ -25,6 +25,21 @@ describe('a run on text', () => {
     const result = await run()
     expect(await run()).toEqual(result)
     expect(result.final.gate).toHaveLength(thresholds.gate.length)
+    expect(result.noise !== undefined).toBe(arms[arm]!.trainer === 'looprpt')
+  })
+
+  it('trains the hard bytes of a block alone, and measures those of the base', async () => {
+    const run = async (arm: string) => {
+      using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
+      return await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 3)
+    }
+    const [hard, all] = [await run('stage1-hard'), await run('stage1-equal-data')]
+    expect(hard.final.loss).not.toEqual(all.final.loss)
+    expect(hard.hard!.map(({ base }) => base)).toEqual(all.hard!.map(({ base }) => base))
+    for (const { share } of hard.hard!) expect(share).toBe(1) // an untrained model is certain of nothing
+    using base = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
+    expect(hard.hard![0]!.base).toEqual((await measure(base, text)).accuracy)
+    expect(hard.hard![0]!.trained).toEqual(hard.final.accuracy)
   })
 
   it('measures loops and accuracy of exits as the loops alone have them at the ends', async () => {
@@ -45,7 +60,11 @@ describe('report of LoopRPT on text', () => {
     ...{ id: runId(arm, base), kind: arm === 'base' ? 'base' : 'training', processor: 'a processor', arm, base },
     ...{ text: 'a text', steps: 1, seconds: 1, ...(arm === 'base' && { fell: 0.012 }) },
     ...{ final: measurement(accuracy + 0.001 * Math.sin(base + arm.length)) },
+    ...(arm !== 'base' && { hard: settings.hardAbove.map((above) => hardBytes(above, accuracy + 0.001 * Math.sin(base))) }),
   })
+  const hardBytes = (above: number, accuracy: number) => {
+    return { above, share: 0.3, base: [0.1, 0.2, 0.2, 0.2], trained: [0.1, accuracy, accuracy, accuracy] }
+  }
   const gains: Record<string, number> = { base: 0, looprpt: 0.05, stage1: 0.1, 'stage1-equal-data': 0.02 }
   const results = (count: number) =>
     new Map(
@@ -70,6 +89,14 @@ describe('report of LoopRPT on text', () => {
     }
     expect(claim(slower(4))).toMatch(/^holds: LoopRPT, 3e-4 is ahead of base .*Stage I \(compute\)/)
     expect(claim(slower(2))).toMatch(/^does not hold: LoopRPT is /) // too few bases to choose it
+  })
+
+  it('compares hard bytes with the base and with the same bytes in Stage I', () => {
+    const made = tables(results(4))
+    expect(made['text-hard']).toMatch(/\| LoopRPT \| base \| 4 \| \+25\.\d/)
+    expect(made['text-hard']).toMatch(/\| LoopRPT \| Stage I \(data\) \| 2 \| \+3\.0/)
+    expect(made['text-hard-levels']).toMatch(/above 1\.5 nats \(30\.0 % of all\)[\s\S]*\| base \| 20\.0 ± 0\.0/)
+    expect(tables(results(2))['text-hard']).toBe('No runs yet.')
   })
 
   it('runs base after base', () => {

@@ -84,8 +84,8 @@ const byId = (results: Result[]) => new Map(results.map((result) => [result.id, 
 
 describe('report of Study II', () => {
   const whole = byId([
-    ...compared('chain', 6, (number) => 0.1 + seed(number + 3), 1),
-    ...compared('addition', 6, (number) => seed(number + 3) / 10),
+    ...compared('chain', 10, (number) => 0.1 + seed(number + 3), 1),
+    ...compared('addition', 10, (number) => seed(number + 3) / 10),
     ...compared('parity', 2, () => -0.2),
   ])
   const made = tables(whole)
@@ -93,7 +93,7 @@ describe('report of Study II', () => {
 
   it('says what is ahead, what is equal and what is missing, each with its test', () => {
     expect(lines(made.verdicts!)).toMatch(
-      /C, area under full-depth accuracy: RLTT exit-pdf is ahead of GRPO \(.*paired t-test on 6 bases, p \(Holm\)/,
+      /C, area under full-depth accuracy: RLTT exit-pdf is ahead of GRPO \(.*paired t-test on 10 bases, p \(Holm\)/,
     )
     expect(lines(made.verdicts!)).toMatch(
       /A, final accuracy at two loops: RLTT exit-pdf and GRPO are equal within 1.5 points \(.*TOST, p \(Holm\)/,
@@ -102,8 +102,8 @@ describe('report of Study II', () => {
       /C, length of right answers at matched accuracy: RLTT exit-pdf is shorter than GRPO \(−/,
     )
     expect(lines(made.verdicts!)).not.toMatch(/P, /) // two bases have no test
-    expect(lines(made.status!)).toMatch(/C: chain modulo 5: GRPO and RLTT compared on 6 of 6 bases\./)
-    expect(lines(made.status!)).toMatch(/P: parity of 16 bits: GRPO and RLTT compared on 2 of 6 bases, 4 missing\./)
+    expect(lines(made.status!)).toMatch(/C: chain modulo 5: GRPO and RLTT compared on 10 of 10 bases\./)
+    expect(lines(made.status!)).toMatch(/P: parity of 16 bits: GRPO and RLTT compared on 2 of 10 bases, 8 missing\./)
     expect(lines(made.status!)).toMatch(/Without all of their runs: .*exit-sampled \(A, C\)/)
     expect(lines(made.status!)).toMatch(/Processor: a processor\./)
   })

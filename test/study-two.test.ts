@@ -57,7 +57,7 @@ describe('plan of Study II', () => {
   it('begins with what matters, and compares both arms on a base before it makes the next one', () => {
     const results = new Map<string, Result>()
     const order: string[] = []
-    for (let due = dueRuns(results); due.length > 0 && order.length < 40; due = dueRuns(results)) {
+    for (let due = dueRuns(results); due.length > 0 && order.length < 60; due = dueRuns(results)) {
       const run = due[0]!
       order.push(run.id)
       if (run.kind === 'base') results.set(run.id, base(run.task, run.base))

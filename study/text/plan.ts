@@ -31,6 +31,10 @@ export const settings = {
   thresholds: { gate: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], entropy: [0, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6] },
   /** Curves are compared between these mean loops. */
   range: [1.5, 3.5],
+  /** A byte is hard if the base's entropy at full depth is above so many nats. */
+  hardAbove: [0.5, 1, 1.5],
+  /** Share of a block's bytes that `hard` arms and LoopRPT learn: those with the highest entropy. */
+  hardShare: 0.2,
 } as const
 
 /** One way to train a base further; `base` is trained by none of them. */
@@ -39,40 +43,55 @@ export interface Arm {
   trainer: 'looprpt' | 'pretrain'
   options: LoopRPTOptions & PretrainOptions
   steps: number
+  /** Only learns the bytes that are hard for the base. */
+  hard?: true
 }
 
 const equalCompute = Math.round((settings.steps * settings.forwards.looprpt) / settings.forwards.stage1)
 const { entropyCoefficient } = settings.base
 
+/** An arm at a rate other than `settings.learningRate`; its name and label end with the rate. */
+function atRate(name: string, rate: '3e-4' | '1e-4' | '3e-5', { label, options, ...arm }: Arm): Record<string, Arm> {
+  return { [`${name}-${rate}`]: { ...arm, label: `${label}, ${rate}`, options: { ...options, learningRate: Number(rate) } } }
+}
+
+const looprpt: Arm = { label: 'LoopRPT', trainer: 'looprpt', options: {}, steps: settings.steps }
+const stage1: Arm = { label: 'Stage I (compute)', trainer: 'pretrain', options: { entropyCoefficient }, steps: equalCompute }
+const equalData: Arm = { ...stage1, label: 'Stage I (data)', steps: settings.steps }
+const hard: Arm = { ...equalData, label: 'Stage I (hard tokens)', hard: true }
+const tokensAlone: Arm = { ...looprpt, label: 'LoopRPT, tokens alone', options: { policyCoefficient: 0 } }
+const exitsAlone: Arm = { ...looprpt, label: 'LoopRPT, exits alone', options: { representationCoefficient: 0 } }
+
 export const arms: Readonly<Record<string, Arm>> = {
-  looprpt: { label: 'LoopRPT', trainer: 'looprpt', options: {}, steps: settings.steps },
-  stage1: { label: 'Stage I (compute)', trainer: 'pretrain', options: { entropyCoefficient }, steps: equalCompute },
-  'stage1-equal-data': { label: 'Stage I (data)', trainer: 'pretrain', options: { entropyCoefficient }, steps: settings.steps },
-  representation: {
-    ...{ label: 'LoopRPT, tokens alone', trainer: 'looprpt', options: { policyCoefficient: 0 }, steps: settings.steps },
-  },
-  policy: {
-    ...{ label: 'LoopRPT, exits alone', trainer: 'looprpt', options: { representationCoefficient: 0 }, steps: settings.steps },
-  },
+  looprpt,
+  stage1,
+  'stage1-equal-data': equalData,
+  representation: tokensAlone,
+  policy: exitsAlone,
   stage2: { label: 'Stage II', trainer: 'pretrain', options: { stage: 2 }, steps: equalCompute },
-  // Other rates than `settings.learningRate`
-  'looprpt-3e-4': { label: 'LoopRPT, 3e-4', trainer: 'looprpt', options: { learningRate: 3e-4 }, steps: settings.steps },
-  'looprpt-1e-4': { label: 'LoopRPT, 1e-4', trainer: 'looprpt', options: { learningRate: 1e-4 }, steps: settings.steps },
-  'stage1-3e-4': {
-    ...{ label: 'Stage I (compute), 3e-4', trainer: 'pretrain', steps: equalCompute },
-    options: { entropyCoefficient, learningRate: 3e-4 },
-  },
-  'stage1-equal-data-3e-4': {
-    ...{ label: 'Stage I (data), 3e-4', trainer: 'pretrain', steps: settings.steps },
-    options: { entropyCoefficient, learningRate: 3e-4 },
-  },
+  ...atRate('looprpt', '3e-4', looprpt),
+  ...atRate('looprpt', '1e-4', looprpt),
+  ...atRate('stage1', '3e-4', stage1),
+  ...atRate('stage1-equal-data', '3e-4', equalData),
+  // Added when the best rates lay at the edges
+  ...atRate('looprpt', '3e-5', looprpt),
+  ...atRate('stage1', '1e-4', stage1),
+  ...atRate('stage1-equal-data', '1e-4', equalData),
+  'stage1-hard': hard,
+  ...atRate('stage1-hard', '3e-4', hard),
+  ...atRate('stage1-hard', '1e-4', hard),
+  ...atRate('representation', '1e-4', tokensAlone),
+  ...atRate('policy', '1e-4', exitsAlone),
+  ...atRate('looprpt-no-noise', '1e-4', { ...looprpt, label: 'LoopRPT, no noise', options: { sigma: 0 } }),
+  ...atRate('looprpt-more-noise', '1e-4', { ...looprpt, label: 'LoopRPT, σ 0.3', options: { sigma: 0.3 } }),
 }
 
 /** Arms that differ in their learning rate alone. They are compared at the best of their rates. */
 export const rates: Readonly<Record<string, readonly string[]>> = {
-  looprpt: ['looprpt', 'looprpt-3e-4', 'looprpt-1e-4'],
-  stage1: ['stage1', 'stage1-3e-4'],
-  'stage1-equal-data': ['stage1-equal-data', 'stage1-equal-data-3e-4'],
+  looprpt: ['looprpt', 'looprpt-3e-4', 'looprpt-1e-4', 'looprpt-3e-5'],
+  stage1: ['stage1', 'stage1-3e-4', 'stage1-1e-4'],
+  'stage1-equal-data': ['stage1-equal-data', 'stage1-equal-data-3e-4', 'stage1-equal-data-1e-4'],
+  'stage1-hard': ['stage1-hard', 'stage1-hard-3e-4', 'stage1-hard-1e-4'],
 }
 
 /** One run: a base that is made, or a base that an arm trains further. */

@@ -11,6 +11,17 @@ export interface Measurement {
   entropy: GatePoint[]
 }
 
+/** The bytes of the measurement that are hard for the base. */
+export interface HardBytes {
+  /** The base's entropy at full depth is above so many nats. */
+  above: number
+  /** Their share of all bytes. */
+  share: number
+  /** Accuracy by loop count: of the base, and after training. */
+  base: number[]
+  trained: number[]
+}
+
 export interface Result {
   id: string
   kind: 'base' | 'training'
@@ -25,4 +36,8 @@ export interface Result {
   /** Of a base: the share by which its held-out loss fell over the last quarter of its training. */
   fell?: number
   final: Measurement
+  /** Of trained bases, by threshold. */
+  hard?: HardBytes[]
+  /** Of LoopRPT: expected norm of the noise by the mean norm of the base's normed states at the last loop. */
+  noise?: number
 }

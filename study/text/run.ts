@@ -9,7 +9,7 @@ import { processor } from '../processor.js'
 import { cpuSeconds, short } from '../runs.js'
 import { mean } from '../statistics.js'
 import { arms, type RunSpec, runId, settings } from './plan.js'
-import type { Measurement, Result } from './results.js'
+import type { HardBytes, Measurement, Result } from './results.js'
 import { readText, type Text } from './text.js'
 
 const T = settings.model.total_ut_steps
@@ -54,16 +54,56 @@ async function makeBase(spec: RunSpec, path: string, text: Text): Promise<Result
 
 /** Trains a base further, in place, and measures it. */
 export async function train(spec: RunSpec, model: LoopLM, text: Text, steps = arms[spec.arm]!.steps): Promise<Result> {
-  const { trainer: kind, options } = arms[spec.arm]!
+  const { trainer: kind, options, hard } = arms[spec.arm]!
   const shared = { ...constantRate, learningRate: settings.learningRate, ...options, weightDecay: 0, seed: spec.base }
-  using trainer = kind === 'looprpt' ? new LoopRPTTrainer(model, shared) : new PretrainTrainer(model, shared)
+  const before = (await predict(model, text)).bytes
+  const noise = kind === 'looprpt' ? short(await noiseShare(model, text, options.sigma ?? 0.1)) : undefined
+  const batches = Array.from({ length: steps }, (_, step) => ({ sequences: batch(text, 1000 + spec.base, step + 1) }))
   let seconds = 0
-  for (let step = 1; step <= steps; step++) {
-    const start = cpuSeconds()
-    await trainer.update({ sequences: batch(text, 1000 + spec.base, step) })
+  let start = cpuSeconds()
+  const learned: Parameters<PretrainTrainer['update']>[0][] = []
+  for (const each of batches) learned.push(hard ? await hardOnly(model, each) : each)
+  seconds += cpuSeconds() - start
+  using trainer = kind === 'looprpt' ? new LoopRPTTrainer(model, shared) : new PretrainTrainer(model, shared)
+  for (const each of learned) {
+    start = cpuSeconds()
+    await trainer.update(each)
     seconds += cpuSeconds() - start
   }
-  return result(spec, model, text, steps, seconds)
+  const after = (await predict(model, text)).bytes
+  return {
+    ...(await result(spec, model, text, steps, seconds)),
+    hard: settings.hardAbove.map((above) => hardBytes(above, before, after)),
+    ...(noise === undefined ? {} : { noise }),
+  }
+}
+
+/** Masks a batch: of each sequence it keeps the share of bytes with the highest entropy at full depth. */
+async function hardOnly(model: LoopLM, { sequences }: { sequences: number[][] }) {
+  const { entropy } = await model.score(sequences)
+  const mask = sequences.map((sequence, i) => {
+    const width = sequence.length - 1
+    const last = Array.from(entropy[i]!.slice((T - 1) * width))
+    const order = last.map((_, j) => j).sort((a, b) => last[b]! - last[a]! || a - b)
+    const kept = new Set(order.slice(0, Math.ceil(settings.hardShare * width)))
+    return last.map((_, j) => Number(kept.has(j)))
+  })
+  return { sequences, mask }
+}
+
+/** σ √D by the mean norm of the last loop's normed states. The last states of blocks stand for all. */
+async function noiseShare(model: LoopLM, { heldOut }: Text, sigma: number): Promise<number> {
+  const blocks = heldOut.slice(0, settings.blocks)
+  const states = await model.embed(blocks, { promptLengths: blocks.map((block) => block.length - 1) })
+  const norms = states.map((state) => Math.hypot(...state))
+  return (sigma * Math.sqrt(settings.model.hidden_size)) / mean(norms)
+}
+
+function hardBytes(above: number, before: readonly Prediction[], after: readonly Prediction[]): HardBytes {
+  const places = before.flatMap(({ entropy }, i) => (entropy.at(-1)! > above ? [i] : []))
+  const accuracy = (bytes: readonly Prediction[]) =>
+    loopCounts.map((_, t) => short(mean(places.map((i) => Number(bytes[i]!.right[t])))))
+  return { above, share: short(places.length / before.length), base: accuracy(before), trained: accuracy(after) }
 }
 
 async function result(
@@ -110,8 +150,8 @@ function curve(
   })
 }
 
-/** Predicts the bytes of held-out blocks, each after the right ones before it. */
-export async function measure(model: LoopLM, text: Text): Promise<Measurement> {
+/** Predicts the bytes of held-out blocks, each after the right ones before it. `loss` is in nats, by loop count. */
+async function predict(model: LoopLM, text: Text): Promise<{ bytes: Prediction[]; loss: number[] }> {
   const blocks = text.heldOut.slice(0, settings.blocks)
   const { predicted, logprobs, exitPdf, entropy } = await model.score(blocks, { predictions: true })
   const bytes = blocks.flatMap((block, i) =>
@@ -125,9 +165,16 @@ export async function measure(model: LoopLM, text: Text): Promise<Measurement> {
     }),
   )
   const width = blocks[0]!.length - 1
+  const loss = loopCounts.map((_, t) => -mean(logprobs.map((row) => mean(Array.from(row.slice(t * width, (t + 1) * width))))))
+  return { bytes, loss: loss.map(short) }
+}
+
+/** Measures a model on held-out blocks. */
+export async function measure(model: LoopLM, text: Text): Promise<Measurement> {
+  const { bytes, loss } = await predict(model, text)
   return {
     accuracy: loopCounts.map((_, t) => short(mean(bytes.map(({ right }) => Number(right[t]))))),
-    loss: loopCounts.map((_, t) => short(-mean(logprobs.map((row) => mean(Array.from(row.slice(t * width, (t + 1) * width))))))),
+    loss,
     gate: curve(bytes, settings.thresholds.gate, gateExit),
     entropy: curve(bytes, settings.thresholds.entropy, entropyExit),
   }

@@ -29,13 +29,19 @@ function atBestRate(results: Results, arm: string): string {
   return tried.reduce((best, name) => (score(name) > score(best) ? name : best), tried[0] ?? arm)
 }
 
-/** LoopRPT against other arms at equal mean loops, on the bases that both have been trained from; its parts at its own rate. */
+/** The arms that LoopRPT is compared with at the best of their rates. */
+const references = ['base', 'stage1', 'stage1-equal-data', 'stage1-hard', 'stage2']
+
+/** LoopRPT against other arms at equal mean loops, on the bases that both have been trained from; its parts at their own rate. */
 function comparisons(results: Results): Comparison[] {
   const [least, most] = settings.range
   const best = (arm: string) => atBestRate(results, arm)
   const asked = [
-    ...['base', 'stage1', 'stage1-equal-data', 'stage2'].map((reference) => [best('looprpt'), best(reference)] as const),
+    ...references.map((reference) => [best('looprpt'), best(reference)] as const),
     ...['representation', 'policy'].map((reference) => ['looprpt', reference] as const),
+    ...['representation', 'policy', 'looprpt-no-noise', 'looprpt-more-noise'].map(
+      (reference) => ['looprpt-1e-4', `${reference}-1e-4`] as const,
+    ),
   ]
     .flatMap(([own, reference]) =>
       (['gate', 'entropy'] as const).map((exits) => {
@@ -51,6 +57,38 @@ function comparisons(results: Results): Comparison[] {
     .filter(({ own }) => own.length >= fewestBases)
   const outcomes = corrected(asked)
   return asked.map(({ arm, reference, exits }, i) => ({ ...outcomes[i]!, own: arm, reference, exits }))
+}
+
+/** LoopRPT and the arms beside it at the best of their rates, all of which are trained on tokens. */
+const onTokens = (results: Results) =>
+  ['looprpt', ...references.filter((arm) => arm !== 'stage2')].map((arm) => atBestRate(results, arm))
+
+/** Accuracy of the bytes that are hard by the k-th threshold, with some loops, per base. The base stands in every run from it. */
+function hardAccuracy(results: Results, arm: string, k: number, loops: number): ReadonlyMap<number, number> {
+  const runs = runsOf(results, arm === 'base' ? atBestRate(results, 'looprpt') : arm)
+  return new Map(
+    runs.flatMap(({ base, hard }) => {
+      const value = hard?.[k]?.[arm === 'base' ? 'base' : 'trained'][loops - 1]
+      return value === undefined ? [] : [[base, value] as const]
+    }),
+  )
+}
+
+/** LoopRPT against other arms on bytes with an entropy above 1 nat, at two loops and at full depth. */
+function hardComparisons(results: Results) {
+  const [own, ...others] = onTokens(results)
+  const asked = others
+    .flatMap((reference) =>
+      [2, settings.model.total_ut_steps].map((loops) => {
+        const of = (arm: string) => hardAccuracy(results, arm, settings.hardAbove.indexOf(1), loops)
+        const bases = [...of(own!).keys()].filter((base) => of(reference).has(base))
+        const values = (arm: string) => bases.map((base) => of(arm).get(base)!)
+        return { reference, loops, own: values(own!), others: values(reference) }
+      }),
+    )
+    .filter((each) => each.own.length >= fewestBases)
+  const outcomes = corrected(asked)
+  return asked.map(({ reference, loops }, i) => ({ ...outcomes[i]!, own: own!, reference, loops }))
 }
 
 /** The tables by name. */
@@ -69,7 +107,27 @@ export function tables(results: Results): Record<string, string> {
     ...[label(each.own), label(each.reference), each.exits],
     ...comparisonCells(each),
   ])
+  const hardTests = hardComparisons(results).map((each) => [
+    ...[label(each.own), label(each.reference), `${each.loops}`],
+    ...comparisonCells(each),
+  ])
+  const levels = onTokens(results).flatMap((arm) => {
+    const cells = settings.hardAbove.map((_, k) => [...hardAccuracy(results, arm, k, settings.model.total_ut_steps).values()])
+    return cells.some((values) => values.length === 0) ? [] : [[label(arm), ...cells.map(estimate)]]
+  })
+  const share = (k: number) =>
+    percent(mean(Object.keys(arms).flatMap((arm) => runsOf(results, arm).flatMap(({ hard }) => hard?.[k]?.share ?? []))))
+  const noise = Object.keys(arms).flatMap((arm) => {
+    const stored = runsOf(results, arm).flatMap((run) => run.noise ?? [])
+    return stored.length === 0 ? [] : [[label(arm), `${arms[arm]!.options.sigma ?? 0.1}`, mean(stored).toFixed(3)]]
+  })
   return {
+    'text-hard': table(['on bytes above 1 nat', 'against', 'loops', ...comparisonHead], hardTests),
+    'text-hard-levels': table(
+      ['at full depth', ...settings.hardAbove.map((above, k) => `above ${above} nats (${share(k)} % of all)`)],
+      levels,
+    ),
+    'text-noise': table(['arm', 'σ', 'noise by state, norms'], noise),
     'text-bases': table(['base', 'steps', 'CPU s', 'held-out loss, nats', 'fell over the last quarter, %'], bases),
     text: table(['next bytes', 'bases', ...loops], rows),
     'text-tests': table(['at equal mean loops', 'against', 'exits by', ...comparisonHead], tests),

@@ -5,8 +5,8 @@ import type { Result, TrainingResult } from './results.js'
 
 export const settings = {
   loops: 4,
-  /** Bases of the comparisons, and those for choosing learning rates. */
-  bases: [0, 1, 2, 3, 4, 5],
+  /** Bases of the comparisons, and those for choosing learning rates. The first six were read before the others ran. */
+  bases: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
   /** How many of them are used for arms other than GRPO, RLTT and the exit-sampled gradient. */
   secondaryBases: 4,
   tuningBases: [101, 102],
