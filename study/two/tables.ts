@@ -363,10 +363,11 @@ function courseTable(results: Results): string {
   const rows = ran(results).map(([task, arm]) => {
     const runs = seeds(runsOf(results, task, arm))
     const end = (of: (point: Point) => number) => mean(runs.map(({ course }) => of(course.at(-1)!)))
-    const cells = [end((p) => p.reward), end((p) => p.length), end((p) => p.entropy), end((p) => p.flat), end((p) => p.gradNorm)]
+    const entropy = end((p) => p.entropy) // 0 stands for none: a function as objective reports no entropy
+    const cells = [end((p) => p.reward), end((p) => p.length), entropy || undefined, end((p) => p.flat), end((p) => p.gradNorm)]
     const pass = percent(mean(runs.map(({ final }) => final.passAt8)))
     const seconds = end((p) => p.seconds).toFixed(0)
-    return [short(task), label(arm), ...cells.map((value) => value.toFixed(2)), pass, seconds]
+    return [short(task), label(arm), ...cells.map((value) => value?.toFixed(2) ?? '–'), pass, seconds]
   })
   return table(
     ['task', 'arm', 'reward', 'tokens', 'entropy, nats', 'flat groups', 'gradient norm', 'pass@8', 'CPU s of training'],
