@@ -115,6 +115,8 @@ export interface Arm {
   ratesOf?: string
   /** Compare gradients of single loops at the start, in the middle and at the end. */
   gradients?: true
+  /** Run on all bases, not only on `secondaryBases`. */
+  allBases?: true
 }
 
 const main: readonly TaskName[] = ['addition', 'chain', 'parity']
@@ -154,6 +156,8 @@ export const arms: Readonly<Record<string, Arm>> = {
     ...{ trainer: 'rltt', options: { weights: 'exit-pdf', detachWeights: false }, label: 'RLTT, gate attached' },
     ...{ tasks: ['addition'], ratesOf: 'rltt' },
   },
+  // Added after the results of the arms above: does the chosen rate explain what happens on P?
+  'grpo-rate-of-rltt': { ...grpo, label: 'GRPO at the rate of RLTT', tasks: ['parity'], ratesOf: 'rltt', allBases: true },
   // How responses are averaged
   ...Object.fromEntries(
     (['token-mean', 'constant'] as const).flatMap((normalizer) =>
@@ -209,7 +213,7 @@ export const trainingId = (task: TaskName, arm: string, base: number, learningRa
 /** The bases on which an arm is compared. */
 export function basesOf(task: TaskName, arm: string): readonly number[] {
   const primary = tunes(task) && first.some(([, names]) => names.includes(arm))
-  return primary ? settings.bases : settings.bases.slice(0, settings.secondaryBases)
+  return primary || arms[arm]!.allBases ? settings.bases : settings.bases.slice(0, settings.secondaryBases)
 }
 
 type Results = ReadonlyMap<string, Result>
