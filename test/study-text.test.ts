@@ -82,6 +82,13 @@ describe('report of LoopRPT on text', () => {
     expect(tables(new Map()).text).toBe('No runs yet.')
   })
 
+  it('calls arms equal only by the test of equivalence', () => {
+    const same = settings.bases.map((base) => result('stage1-hard', base, 0.45))
+    const made = new Map([...results(4), ...same.map((run) => [run.id, run] as const)])
+    expect(claim(made)).toMatch(/^does not hold: .*; equal to Stage I \(hard tokens\) \(/)
+    expect(tables(made)['text-tests']).toMatch(/\| LoopRPT \| Stage I \(hard tokens\) \| gate \| .* \| 1\.0000 \| \.0\d+ \|\n/)
+  })
+
   it('compares an arm at the best of its rates', () => {
     const slower = (count: number) => {
       const runs = settings.bases.slice(0, count).map((base) => result('looprpt-3e-4', base, 0.55))

@@ -31,6 +31,8 @@ export const settings = {
   thresholds: { gate: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1], entropy: [0, 0.25, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6] },
   /** Curves are compared between these mean loops. */
   range: [1.5, 3.5],
+  /** Arms whose accuracies differ by less than this count as equal (TOST). */
+  margin: 0.015,
   /** A byte is hard if the base's entropy at full depth is above so many nats. */
   hardAbove: [0.5, 1, 1.5],
   /** Share of a block's bytes that `hard` arms and LoopRPT learn: those with the highest entropy. */

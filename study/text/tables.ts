@@ -1,7 +1,7 @@
 // LoopRPT on text in docs/study-2.md.
-import { comparisonCells, comparisonHead, estimate, percent, signedRange, table } from '../cells.js'
+import { comparisonCells, comparisonHead, estimate, percent, pValue, signedRange, table } from '../cells.js'
 import { atEqualLoops } from '../gates.js'
-import { corrected, mean, type Outcome } from '../statistics.js'
+import { corrected, equivalent, holm, mean, type Outcome } from '../statistics.js'
 import { arms, rates, runId, settings } from './plan.js'
 import type { Measurement, Result } from './results.js'
 
@@ -20,6 +20,8 @@ interface Comparison extends Outcome {
   own: string
   reference: string
   exits: 'gate' | 'entropy'
+  /** p of both one-sided tests, after Holm's correction. */
+  equal: number
 }
 
 /** An arm at the best of its rates: the highest accuracy, as a mean over loop counts and bases. */
@@ -56,7 +58,8 @@ function comparisons(results: Results): Comparison[] {
     )
     .filter(({ own }) => own.length >= fewestBases)
   const outcomes = corrected(asked)
-  return asked.map(({ arm, reference, exits }, i) => ({ ...outcomes[i]!, own: arm, reference, exits }))
+  const equal = holm(asked.map(({ own, others }) => equivalent(own, others, settings.margin).p))
+  return asked.map(({ arm, reference, exits }, i) => ({ ...outcomes[i]!, own: arm, reference, exits, equal: equal[i]! }))
 }
 
 /** LoopRPT and the arms beside it at the best of their rates, all of which are trained on tokens. */
@@ -106,6 +109,7 @@ export function tables(results: Results): Record<string, string> {
   const tests = comparisons(results).map((each) => [
     ...[label(each.own), label(each.reference), each.exits],
     ...comparisonCells(each),
+    pValue(each.equal),
   ])
   const hardTests = hardComparisons(results).map((each) => [
     ...[label(each.own), label(each.reference), `${each.loops}`],
@@ -130,7 +134,7 @@ export function tables(results: Results): Record<string, string> {
     'text-noise': table(['arm', 'σ', 'noise by state, norms'], noise),
     'text-bases': table(['base', 'steps', 'CPU s', 'held-out loss, nats', 'fell over the last quarter, %'], bases),
     text: table(['next bytes', 'bases', ...loops], rows),
-    'text-tests': table(['at equal mean loops', 'against', 'exits by', ...comparisonHead], tests),
+    'text-tests': table(['at equal mean loops', 'against', 'exits by', ...comparisonHead, 'TOST p (Holm)'], tests),
   }
 }
 
@@ -145,8 +149,14 @@ export function claim(results: Results): string {
       .join(', ')
   const ahead = list(({ adjusted, test }) => adjusted < significance && test.mean > 0)
   const behind = list(({ adjusted, test }) => adjusted < significance && test.mean < 0)
-  const open = list(({ adjusted }) => adjusted >= significance)
-  const parts = [ahead && `ahead of ${ahead}`, behind && `behind ${behind}`, open && `not decided against ${open}`]
-  const verdict = behind ? 'does not hold' : open ? 'not decided' : 'holds'
+  const same = list(({ adjusted, equal }) => adjusted >= significance && equal < significance)
+  const open = list(({ adjusted, equal }) => adjusted >= significance && equal >= significance)
+  const parts = [
+    ahead && `ahead of ${ahead}`,
+    behind && `behind ${behind}`,
+    same && `equal to ${same}`,
+    open && `not decided against ${open}`,
+  ]
+  const verdict = behind || same ? 'does not hold' : open ? 'not decided' : 'holds'
   return `${verdict}: ${label(asked[0]!.own)} is ${parts.filter(Boolean).join('; ')}`
 }
