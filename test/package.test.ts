@@ -158,6 +158,32 @@ describe('the tarball', () => {
   })
 })
 
+it('the release names its repository, and links README there absolutely', () => {
+  const folder = join(root, 'released')
+  mkdirSync(folder)
+  for (const name of ['README.md', 'package.json']) cpSync(join(checkout, name), join(folder, name))
+  const tool = join(checkout, 'tools', 'link-repository.mjs')
+  const address = 'https://example.com/owner/name'
+  succeed(process.execPath, [tool, address, 'v1.2.3', folder])
+  const { repository, bugs, homepage, ...rest } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
+  expect(repository).toEqual({ type: 'git', url: `git+${address}.git` })
+  expect([bugs, homepage]).toEqual([`${address}/issues`, `${address}#readme`])
+  expect(rest).toEqual(manifest)
+  const before = readFileSync(join(checkout, 'README.md'), 'utf8')
+  const after = readFileSync(join(folder, 'README.md'), 'utf8')
+  const targets = [...after.matchAll(/\]\(([^)]*)\)/g)].map(([, target]) => target!)
+  expect(targets.length).toBeGreaterThan(30)
+  for (const target of targets) {
+    expect(target).toMatch(/^https:/)
+    const path = /^https:\/\/example.com\/owner\/name\/(?:blob|raw)\/v1.2.3\/([^#]*)/.exec(target)?.[1]
+    if (path !== undefined) expect(existsSync(join(checkout, path)), path).toBe(true)
+  }
+  expect(after).toContain(`](${address}/raw/v1.2.3/docs/demo.svg)`)
+  const code = (text: string) => text.match(/^```[\s\S]*?^```/gm)
+  expect(code(after)).toEqual(code(before))
+  expect(run(process.execPath, [tool, 'owner/name', 'v1.2.3', folder])).toMatchObject({ status: 2 })
+})
+
 it('npm run prebuild packs the engine, npm run build, before which npm runs it too, does not', () => {
   const folder = join(root, 'hook')
   mkdirSync(folder)
