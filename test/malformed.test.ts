@@ -614,7 +614,7 @@ describe('a corpus', () => {
 
 describe('a byte order mark', () => {
   const marked = (file: string) => raw(file, (bytes) => Buffer.concat([Buffer.from('\ufeff'), bytes]))
-  it('before the JSON of a checkpoint is passed over', async () => {
+  it('before the JSON of a checkpoint is ignored', async () => {
     const folder = await spoilt(async (folder) => {
       for (const file of ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', state])
         await marked(file)(folder)
@@ -638,7 +638,7 @@ describe('a run folder', () => {
     },
   )
 
-  it('whose metrics.jsonl is a pipe is refused before the first step', async () => {
+  it('whose metrics.jsonl is a pipe is rejected before the first step', async () => {
     const folder = await mkdtemp(join(root, 'piped-'))
     await pipe('metrics.jsonl')(folder)
     using student = await LoopLM.create(tinyConfig, { seed: 5, threads: 1 })

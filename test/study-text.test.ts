@@ -15,7 +15,7 @@ const text = {
 }
 
 describe('a run on text', () => {
-  it.each(['looprpt', 'stage1', 'policy', 'stage2'])('of %s repeats its metrics', async (arm) => {
+  it.each(['looprpt', 'stage1', 'policy', 'stage2'])('of %s gives the same metrics twice', async (arm) => {
     const run = async () => {
       using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
       const { seconds, ...rest } = await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 2)
@@ -27,7 +27,7 @@ describe('a run on text', () => {
     expect(result.final.gate).toHaveLength(thresholds.gate.length)
   })
 
-  it('measures loops and accuracy of exits as the loops alone have them at the ends', async () => {
+  it('measures the extreme exit thresholds like fixed loops', async () => {
     using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
     const { accuracy, gate, entropy } = await measure(model, text)
     expect(gate.at(-1)).toEqual({ accuracy: accuracy.at(-1), loops: 4 }) // threshold 1
@@ -63,7 +63,7 @@ describe('report of LoopRPT on text', () => {
     expect(tables(new Map()).text).toBe('No runs yet.')
   })
 
-  it('compares an arm at the best of its rates', () => {
+  it('compares an arm at its best learning rate', () => {
     const slower = (count: number) => {
       const runs = settings.bases.slice(0, count).map((base) => result('looprpt-3e-4', base, 0.55))
       return new Map([...results(4), ...runs.map((run) => [run.id, run] as const)])
@@ -72,7 +72,7 @@ describe('report of LoopRPT on text', () => {
     expect(claim(slower(2))).toMatch(/^does not hold: LoopRPT is /) // too few bases to choose it
   })
 
-  it('runs base after base', () => {
+  it('lists due runs: first bases, then the arms of a finished base', () => {
     expect(dueRuns(new Map())).toHaveLength(settings.bases.length)
     expect(dueRuns(results(1)).map(({ id }) => id)).toContain(runId('policy', 0))
     expect(Object.keys(arms)).not.toContain('base')

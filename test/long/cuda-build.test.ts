@@ -78,7 +78,7 @@ describe.skipIf(nvcc === undefined)('the CUDA library', () => {
     }
   })
 
-  it('shows one symbol and needs nothing but the C library', () => {
+  it('exports one symbol and needs only the C library', () => {
     const library = join(root, 'build', 'Release', 'looplm_cuda.so')
     const said = (...args: string[]) => spawnSync('readelf', [...args, '-W', library], { encoding: 'utf8' }).stdout
     const exported = [...said('--dyn-syms').matchAll(/(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +\d+ (\S+)/g)].map((match) => match[1])

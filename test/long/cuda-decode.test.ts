@@ -6,7 +6,7 @@ import { buildEmulated } from '../emulated.js'
 beforeAll(buildEmulated, 900_000)
 
 describe.each(['float32', 'bfloat16'])('decoding in %s', (dtype) => {
-  it('gives the same bits by launches, by graph and by one kernel', { timeout: 3_600_000 }, () => {
+  it('gives the same bits by separate launches, a graph, or one kernel', { timeout: 3_600_000 }, () => {
     const [launches, graph, token] = ways.map((way) => generateBy(way, 'cuda-emulated', dtype, 'long'))
     for (const [i, { from, rows, options, made }] of launches!.entries())
       for (const other of [graph!, token!])
@@ -16,7 +16,7 @@ describe.each(['float32', 'bfloat16'])('decoding in %s', (dtype) => {
   })
 })
 
-it('greedy tokens and their loops are those of the reference', { timeout: 3_600_000 }, () => {
+it('greedy tokens and their loops match the reference', { timeout: 3_600_000 }, () => {
   const [cuda, reference] = [
     generateBy('token', 'cuda-emulated', 'float32', 'long'),
     generateBy('token', 'reference', 'float64', 'long'),

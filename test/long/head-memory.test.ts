@@ -12,7 +12,7 @@ const device = 'cuda-emulated' as 'cuda'
 const config = { vocab_size: 49_152, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1 }
 const mib = 2 ** 20
 
-it.each([1, 4, 8])('stays below 512 MiB with %i loops: a score and a training step', async (loops) => {
+it.each([1, 4, 8])('a score and a training step stay below 512 MiB with %i loops', async (loops) => {
   using model = await LoopLM.create({ ...config, total_ut_steps: loops }, { device, seed: 3 })
   const sequences = [Array.from({ length: 513 }, (_, i) => (i * 97) % 49_152)] // 512 rows of a loop; a chunk has 2048
   const extra = async (run: () => Promise<unknown>) => {

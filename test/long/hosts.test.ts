@@ -101,13 +101,13 @@ describe.runIf(reason === undefined)('two hosts with 5 ms and 1 % of losses betw
     return places.map(written)
   }
 
-  it('a training loop ends with the bits of one host, also with gradients that travel during the backward pass', async () => {
+  it('a training loop gives the bits of one host, also with gradients sent during backward', async () => {
     const [near, far] = await both(join(import.meta.dirname, '..', 'parallel-rank.mjs'), 'train')
     expect(near!.length).toBe(2)
     expect(far).toEqual(near)
   })
 
-  it('a run of trainers ends with the bits of one host', async () => {
+  it('a run of trainers gives the bits of one host', async () => {
     const [near, far] = await both(join(import.meta.dirname, '..', 'trainer-rank.mjs'), 'pretrain,lora', { LOOPLM_STEPS: '3' })
     expect(near!.length).toBe(2)
     for (const [rank, found] of far!.entries())

@@ -15,7 +15,7 @@ const kills = 25
 const steps = 300
 
 it.each(Object.entries(configurations))(
-  '%s: 25 kills, and what is left equals the run that nobody disturbed',
+  '%s: a run that is killed 25 times ends with the results of an undisturbed one',
   async (name, config) => {
     await runStraight(root, `${name}-whole`, config, steps)
     const report = await killAndResume(root, `${name}-killed`, config, { kills, steps, seed: 11 })

@@ -10,7 +10,7 @@ const scenarios = ['pretrain', 'stage2', 'lora', 'looprpt', 'objective', 'update
 const sizes = [1, 2, 3, 4]
 
 describe.each(installed)('under %s', (mpi) => {
-  it('first rollouts are those of one process, ranks agree, runs repeat, parameters are those of one process within 1e-5', async () => {
+  it('ranks agree, repeat, and match one process within 1e-5', async () => {
     const alone = await runRanks(undefined, 1, scenarios)
     for (const size of sizes) {
       const first = await runRanks(mpi, size, scenarios)
@@ -31,7 +31,7 @@ describe.each(installed)('under %s', (mpi) => {
     }
   })
 
-  it('checkpoints of four ranks go on with one to four, those of one with three; the same number bit for bit', async () => {
+  it('checkpoints resume on other numbers of ranks, and bit for bit on the same number', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-resumed-'))
     const at = (name: string) => ({ LOOPLM_RUN_DIR: join(folder, name) })
     for (const [from, others] of [
@@ -59,7 +59,7 @@ describe.each(installed)('under %s', (mpi) => {
     rmSync(folder, { recursive: true })
   })
 
-  it('a step sends (N-1)/N of gradients and parameters within 1 %, with an adapter those of the adapter', async () => {
+  it('a step sends (N-1)/N of the trained gradients and parameters within 1 %', async () => {
     const names = ['pretrain', 'lora']
     const wide = { LOOPLM_WIDTH: '256', LOOPLM_STEPS: '3' }
     for (const size of sizes.slice(1)) {

@@ -42,7 +42,7 @@ function numericalTests(env: Record<string, string>): Promise<{ numPassedTests: 
 
 beforeAll(buildEmulated)
 
-it('there is at least one of them', () => {
+it('the machine runs at least the baseline instruction set', () => {
   expect(sets.at(-1)).toBe('baseline')
 })
 

@@ -43,7 +43,7 @@ describe('an estimate of memory', () => {
     (['float32', 'bfloat16'] as const).flatMap((dtype) =>
       (['none', 'loop', 'layer'] as const).map((recompute) => [dtype, recompute] as const),
     ),
-  )('of a model in %s, recompute %s, is within 5 % of what the engine holds', async (dtype, recompute) => {
+  )('is within 5 % of the allocated memory: %s, recompute %s', async (dtype, recompute) => {
     const before = memory().bytes
     using model = await LoopLM.create(sizes, { dtype })
     const estimate = estimateMemory(model.config, { dtype, recompute })
@@ -58,7 +58,7 @@ describe('an estimate of memory', () => {
     readdirSync(families).flatMap((name) =>
       (['none', 'loop', 'layer'] as Recompute[]).map((recompute) => [name, recompute] as const),
     ),
-  )('of %s, recompute %s, is within 5 % too', async (name, recompute) => {
+  )('is within 5 % of the allocated memory: family %s, recompute %s', async (name, recompute) => {
     const before = memory().bytes
     using model = await LoopLM.fromPretrained(join(families, name))
     const estimate = estimateMemory(model.config, { dtype: 'float32', recompute })
@@ -89,7 +89,7 @@ describe('an estimate of memory', () => {
     expect(estimateMemory(model.config, { loops: 2 }).cachePerToken).toBe(cachePerToken / 2)
   })
 
-  it('refuses what it does not know', async () => {
+  it('rejects an unknown dtype and zero loops', async () => {
     using model = await LoopLM.create(sizes)
     expect((await refusal(() => estimateMemory(model.config, { dtype: 'int8' as never }))).message).toMatch(
       /dtype must be one of/,
@@ -128,7 +128,7 @@ describe('on the command line', () => {
     expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
   })
 
-  it('large models have the micro-batches that a trainer takes, whose activations are bounded', async () => {
+  it('looplm estimate and plan bound the activations of large models', async () => {
     await writeFile(join(root, 'large.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...ouro }))
     await writeFile(join(root, 'large.yaml'), stringify({ trainer: 'rltt', model: ouro, task: 'addition', dtype: 'bfloat16' }))
     const most = 3 * 2 ** 30 // an update keeps 2 GiB, the rest is worked on
