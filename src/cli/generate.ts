@@ -21,11 +21,12 @@ import {
   positiveInteger,
 } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
+import { type GrammarFlags, grammarOf, grammarOptions } from './grammar-flags.js'
 import { interruptible, print, printJson } from './output.js'
 import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
 
 /** The flags of {@link samplingOptions}. */
-export interface SamplingFlags extends CacheFlags {
+export interface SamplingFlags extends CacheFlags, GrammarFlags {
   maxNewTokens: number
   temperature: number
   topK?: number
@@ -104,7 +105,7 @@ export function samplingOptions(command: Command, longest: number): Command {
       positiveInteger,
     )
     .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
-  return cacheOptions(command)
+  return cacheOptions(grammarOptions(command))
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
@@ -170,7 +171,8 @@ export function generationOptions(flags: SamplingFlags): GenerateOptions {
   const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
   const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
   const sampling = { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, seed }
-  return definedOnly({ maxNewTokens, ...sampling, loops, kv, cacheType, speculate, stop, exit }) as GenerateOptions
+  const grammar = grammarOf(flags)
+  return definedOnly({ maxNewTokens, ...sampling, loops, kv, cacheType, speculate, stop, exit, grammar }) as GenerateOptions
 }
 
 function definedOnly(fields: object): object {

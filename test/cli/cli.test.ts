@@ -303,6 +303,24 @@ describe('looplm', () => {
     expect(code).toBe(130)
   })
 
+  it('generates only what a schema, a regular expression or a grammar allows', async () => {
+    await writeOuroFolder(join(root, 'constrained'))
+    await writeFile(join(root, 'schema.json'), '{"type":"boolean"}')
+    await writeFile(join(root, 'rules.ebnf'), 'root ::= "yes" | "no"')
+    const schema = '{"type":"object","properties":{"a":{"enum":[1,2]}},"required":["a"],"additionalProperties":false}'
+    const grammars: [string[], RegExp][] = [
+      [['--json-schema', schema], /^\{"a": ?[12]\}$/],
+      [['--json-schema', 'schema.json'], /^(true|false)$/],
+      [['--regex', '[a-c]{3}x'], /^[a-c]{3}x$/],
+      [['--grammar-file', 'rules.ebnf'], /^(yes|no)$/],
+    ]
+    const generate = ['generate', 'constrained', '--prompt', 'the', '--max-new-tokens', '40', '--seed', '1', '--json']
+    for (const [i, { code, stdout, stderr }] of inOneProcess(grammars.map(([args]) => [...generate, ...args])).entries()) {
+      expect(code, stderr).toBe(0)
+      expect(JSON.parse(stdout).text).toMatch(grammars[i]![1])
+    }
+  })
+
   it('shows progress on standard error and the outcome on standard output', async () => {
     const { code, stdout, stderr } = await looplm(['train', await writeConfig('plain.yaml')])
     expect(code).toBe(0)
@@ -622,6 +640,14 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [['eval', 'nowhere', '--chat-template', '5'], /--chat-template <settings>.*enable_thinking/],
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
+    [
+      ['generate', 'ouro', '--prompt', 'a', '--regex', 'a', '--json-schema', 'true'],
+      /--json-schema .*cannot be used with .*--regex/,
+    ],
+    [['generate', 'ouro', '--prompt', 'a', '--regex', '('], /the regular expression "\(" has/],
+    [['generate', 'ouro', '--prompt', 'a', '--json-schema', '{'], /--json-schema <schema>.*must be JSON such as/],
+    [['generate', 'ouro', '--prompt', 'a', '--json-schema', '5'], /--json-schema <schema>.*object or true/],
+    [['chat', 'ouro', '--grammar-file', 'nowhere.ebnf'], /--grammar-file <file>.*cannot be read \(ENOENT/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [
       ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
