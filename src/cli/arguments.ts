@@ -103,7 +103,7 @@ export function modelOptions(command: Command): Command {
       .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4', 'int4-asymmetric']))
       .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
       .addOption(
-        new Option('--activations <type>', 'what products of a quantized model take: 8 bits, or as they are').choices([
+        new Option('--activations <type>', 'activations in products of a quantized model: 8 bits, or as they are').choices([
           'float',
           'int8',
         ]),
@@ -124,9 +124,10 @@ export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate
 export function cacheOptions(command: Command): Command {
   return command
     .addOption(
-      new Option('--kv <policy>', 'keys and values of every loop, or one plane that all loops share (default: per-loop)').choices(
-        ['per-loop', 'shared'],
-      ),
+      new Option(
+        '--kv <policy>',
+        'cache the keys and values of every loop, or one plane that all loops share (default: per-loop)',
+      ).choices(['per-loop', 'shared']),
     )
     .addOption(cacheTypeOption())
     .addOption(

@@ -35,10 +35,7 @@ export function addChat(program: Command): void {
   const command = program
     .command('chat')
     .description('chat with a checkpoint in the terminal; the colour of a token shows the loop that it was read from')
-    .argument(
-      '<model>',
-      'Hugging Face checkpoint folder or GGUF file with a tokenizer and a chat template, or the name of a downloaded model',
-    )
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer and a chat template')
     .addOption(
       new Option('--mode <mode>', 'whether answers begin with thoughts (default: the template decides)').choices(chatModes),
     )

@@ -37,7 +37,11 @@ export function addEstimate(program: Command): void {
       'tokens per forward and backward pass in training (default: what trainers choose on cpu)',
       positiveInteger,
     )
-    .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
+    .addOption(
+      new Option('--recompute <what>', 'activations that training computes again instead of keeping them')
+        .choices(['none', 'loop', 'layer'])
+        .default('none'),
+    )
     .option('--time', "measure matrix products of the model's sizes on this machine, and estimate tokens per second")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showEstimate)

@@ -58,7 +58,7 @@ export function addGenerate(program: Command): void {
   const command = program
     .command('generate')
     .description('generate text from prompts with a checkpoint')
-    .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer')
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer')
     .option('--prompt <text>', 'prompt; may be repeated', collect)
     .option(
       '--messages <list>',

@@ -40,7 +40,7 @@ export function addPlan(program: Command): void {
     .argument('<config>', 'YAML file, as for looplm train')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .option('--prompt-tokens <count>', 'tokens per prompt', positiveInteger, 256)
-    .option('--answer-tokens <count>', 'tokens per answer (default: maxNewTokens)', positiveInteger, 256)
+    .option('--answer-tokens <count>', 'tokens per answer, unless the run sets maxNewTokens', positiveInteger, 256)
     .option('--no-time', "do not measure matrix products of the model's sizes on this machine")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showPlan)

@@ -36,7 +36,10 @@ export function addTrain(program: Command): void {
     .description('train a model as described in a YAML file; Ctrl-C saves a checkpoint if there is a run folder')
     .argument('[config]', 'YAML file with trainer, model, task or dataset, and options; optional with --resume <run>')
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
-    .option('--resume [run]', 'continue from the newest checkpoint of --run-dir or of this run folder, or from this checkpoint')
+    .option(
+      '--resume [run]',
+      'continue from the newest checkpoint of --run-dir or of this run folder, or start a new run if there is none; or continue from this checkpoint',
+    )
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per event to standard output and nothing else')

@@ -1,4 +1,5 @@
-// nvcc compiles every kernel for every chip without a warning, none of them spills, kernels that must round alike do, and the library loads where there is no driver.
+// nvcc compiles every kernel for every chip without a warning, and none of them spills. Kernels that must round alike do. The library loads
+// where there is no driver.
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,5 +1,6 @@
-// Two hosts on one machine: network namespaces joined by a pair of virtual interfaces with the delay and the losses of a bad network (netem, or
-// native/test/slow_link.cpp where the kernel has none). Training by two processes, one on each, ends with the bits of two processes on one host.
+// Two hosts on one machine: network namespaces joined by a pair of virtual interfaces with the delay and the losses of a bad network
+// (netem, or native/test/slow_link.cpp where the kernel has none). Training by two processes, one on each host, gives the bits of two
+// processes on one host.
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

@@ -1,4 +1,5 @@
-// Every trainer on 1 to 4 ranks under every MPI, resumed by other numbers of ranks, and what it sends.
+// Every trainer on 1 to 4 ranks under every MPI: the difference from one process, resuming with other numbers of ranks, and the bytes that
+// are sent.
 import { cpSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -27,7 +28,8 @@ describe.each(installed)('under %s', (mpi) => {
         farthest = Math.max(farthest, far)
         expect(far, `${name} on ${size}`).toBeLessThan(size === 1 ? 1e-30 : 1e-5)
       }
-      console.log(`${mpi}, ${size} ranks: at most ${farthest.toExponential(1)} from one process after ten steps`)
+      const word = size === 1 ? 'rank' : 'ranks'
+      console.log(`${mpi}, ${size} ${word}: at most ${farthest.toExponential(1)} from one process after ten steps`)
     }
   })
 
@@ -52,7 +54,7 @@ describe.each(installed)('under %s', (mpi) => {
           expect(far, `${name} ${from} on ${size}`).toBeLessThan(1e-5)
         }
         console.log(
-          `${mpi}: ${from} ranks resumed by ${size} are at most ${farthest.toExponential(1)} from ${from} undisturbed ones`,
+          `${mpi}: a run of ${from} resumed by ${size} is at most ${farthest.toExponential(1)} from an undisturbed one of ${from}`,
         )
       }
     }

@@ -1,4 +1,4 @@
-// Ten minutes of everything a server meets at once; its memory at the end is that of the beginning. LOOPLM_SOAK_SECONDS shortens it.
+// Ten minutes of everything a server meets at once. Its memory at the end is that of the beginning. LOOPLM_SOAK_SECONDS shortens it.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { connect } from 'node:net'

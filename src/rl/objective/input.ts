@@ -222,7 +222,7 @@ export interface LoopRewardsInput {
   cost?: number | undefined
   /** Base `teacher`: how much more a loop costs where the reference is certain. Default `0`. */
   costScale?: number | undefined
-  /** Base `teacher`: the reference loop is the first one where the exit CDF reaches this. Default `0.5`. */
+  /** Base `teacher`: the reference loop is the first one where the cumulative exit probability reaches this. Default `0.5`. */
   threshold?: number | undefined
   /**
    * How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: max(G_t, 0). `group`: z-score over the

@@ -93,7 +93,9 @@ export const beliefReward = z.strictObject({
     .default(0)
     .describe('Cost of a loop: r_t falls by cost · (t - 1), or with base `teacher` by cost · (t - its reference loop).'),
   costScale: nonNegative.default(0).describe('Base `teacher`: how much more a loop costs where the reference is certain.'),
-  threshold: share.default(0.5).describe('Base `teacher`: the reference loop is the first one where the exit CDF reaches this.'),
+  threshold: share
+    .default(0.5)
+    .describe('Base `teacher`: the reference loop is the first one where the cumulative exit probability reaches this.'),
   normalize: z
     .enum(['none', 'loops', 'gain', 'group'])
     .default('none')
