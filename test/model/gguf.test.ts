@@ -423,6 +423,12 @@ describe('the command line', () => {
     expect([missing.status, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
   })
 
+  it('estimates the memory of a model from its file', () => {
+    const { model } = JSON.parse(looplm('info', gguf, '--json').stdout)
+    const estimate = JSON.parse(looplm('estimate', gguf, '--json').stdout)
+    expect(estimate).toMatchObject({ parameters: model.parameters, weights: 2 * model.parameters })
+  })
+
   it('needs a tokenizer to generate from a file, and quantizes it', async () => {
     const { stdout, stderr } = looplm('generate', gguf, '--prompt', 'x')
     expect(stdout).toBe('')
