@@ -340,6 +340,12 @@ describe('the documents', () => {
     }
   })
 
+  it('are all listed in docs/README.md, each once', () => {
+    const index = readFileSync(join(root, 'docs/README.md'), 'utf8')
+    const listed = [...index.matchAll(/\]\(([\w-]+\.md)\)/g)].map((match) => join('docs', match[1]!))
+    expect(listed.sort()).toEqual(guides.filter((name) => name !== 'docs/README.md').sort())
+  })
+
   it('configuration.md, metrics.md and command-line.md are up to date', () => {
     const { status, stderr } = spawnSync(process.execPath, [join(root, 'tools', 'reference.mjs'), '--check'], {
       encoding: 'utf8',
