@@ -38,7 +38,7 @@ export async function commandLine(folder) {
     '```',
     '',
     wrapText(
-      '`looplm COMMAND --help` prints what this page says of a command. Commands that print results take `--json`: they then write JSON to standard output and nothing else. Messages go to standard error. The exit status is 0 on success, 1 on an error, 2 for a wrong command line, and 130 after Ctrl-C.',
+      '`looplm COMMAND --help` prints what this page says of a command. Commands that print results take `--json`: they then write JSON to standard output and nothing else. Messages go to standard error. The exit status is 0 on success. It is 2 for what you can correct: the command line, a configuration, a file or a name. Other errors give 1. Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129. `serve` and `watch` end with 0 when one of these stops them.',
     ),
     ...sorted.flatMap((command) => [
       '',

@@ -99,7 +99,10 @@ export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 
 export function modelOptions(command: Command): Command {
   return deviceOptions(
     command
-      .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
+      .option(
+        '--adapter <folder>',
+        'LoRA adapter to merge into the model (adapter_config.json, adapter_model.safetensors); not perLoop or shiftRank',
+      )
       .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4', 'int4-asymmetric']))
       .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
       .addOption(
@@ -113,9 +116,10 @@ export function modelOptions(command: Command): Command {
 
 /** --cache-type. */
 export const cacheTypeOption = () =>
-  new Option('--cache-type <type>', 'keys and values in the cache: all but model take less memory (default: model)').choices(
-    cacheTypes,
-  )
+  new Option(
+    '--cache-type <type>',
+    'how the cache keeps keys and values: model is the dtype of the model, the others take less memory (default: model)',
+  ).choices(cacheTypes)
 
 /** The flags of {@link cacheOptions}. */
 export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }

@@ -21,11 +21,11 @@ interface ChatFlags extends ModelFlags, SamplingFlags, TemplateFlags {
 
 const operation = 'looplm chat'
 
-const help = `/reset           forget the conversation
+const help = `/reset           forget the conversation, but not the system message
 /system TEXT     set the system message and forget the conversation; without a text, none
 /mode MODE       think, no-think, auto (from what the model shows at the end of the prompt) or default (the template decides)
 /loops N         loops per token at most
-/threshold P     leave the loops when the exit probability reaches P; 1 is full depth
+/threshold P     exit when the cumulative exit probability reaches P; 1 is full depth
 /save FILE       write the conversation, for --load
 /exit            leave; Ctrl-C stops an answer, a second Ctrl-C leaves
 `
@@ -42,7 +42,7 @@ export function addChat(program: Command): void {
     .option('--load <file>', 'continue a conversation that /save wrote')
     .option('--no-color', 'plain text')
   templateOptions(command)
-  samplingOptions(command, 1024)
+  samplingOptions(command, 1024, 'string that ends an answer, in addition to the end tokens; may be repeated')
   modelOptions(command)
     .addHelpText('after', `\nIn the chat:\n${help}`)
     .action(async (folder: string, flags: ChatFlags) => {
@@ -143,7 +143,7 @@ class Talk {
     }
     const { finishReason, mode, signals } = await this.#answering.result()
     const seconds = (performance.now() - start) / 1000
-    const end = { length: ', cut off at the longest answer', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
+    const end = { length: ', cut off at --max-new-tokens', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
     const shown = Object.entries(signals ?? {}).map(([name, value]) => `${name} ${value.toFixed(2)}`)
     const chosen = signals === undefined ? '' : `, ${mode} (${shown.join(', ')})`
     process.stdout.write(`\n${summary(counts, seconds, this.#paint)}${chosen}${end}\n`)

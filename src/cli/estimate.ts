@@ -89,8 +89,7 @@ export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate,
 }
 
 /** The configuration of a model, or of a config.json. Weights are not read. */
-export async function readConfig(model: string): Promise<LoopLMConfig> {
-  const operation = 'looplm estimate'
+export async function readConfig(model: string, operation = 'looplm estimate'): Promise<LoopLMConfig> {
   if (!model.endsWith('.json')) return (await readModelFiles(model, operation)).config
   const text = await readFile(model, 'utf8').catch((cause) => {
     throw fileError(cause, 'read', model, operation)

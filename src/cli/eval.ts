@@ -57,7 +57,11 @@ export function addEval(program: Command): void {
     .command('eval')
     .description('evaluate a checkpoint on held-out problems or on text, with several loop counts')
     .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model')
-    .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
+    .option(
+      '--task <task>',
+      'addition, mano, sorting, pointerChasing, parity or chain, or YAML such as "{ name: addition, digits: 3 }"',
+      task,
+    )
     .option('--dataset <path>', 'file or folder of rows with prompt and answer, or hub:org/name, instead of a task')
     .option('--split <name>', 'split of the dataset (default: train)')
     .option('--config <name>', 'configuration of the dataset')
@@ -103,6 +107,8 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   if (flags.cacheType !== undefined)
     throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: --cache-type goes with --text alone; omit it')
   const { dataset: path, split, config, columns } = flags
+  if ((flags.task === undefined) === (path === undefined))
+    throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: pass one of --task, --dataset and --text')
   const dataset = path === undefined ? undefined : { path, split, config, columns }
   // fails before a large model is loaded
   if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1)

@@ -65,16 +65,16 @@ export function addGenerate(program: Command): void {
       'a conversation to answer, such as "[{ role: user, content: Hi }]"; may be repeated',
       conversation,
     )
-    .option('--prompts <file>', 'file with one prompt per line, or a dataset with prompts (.jsonl, .json, .csv, .parquet)')
+    .option('--prompts <file>', '.txt file with one prompt per line, or a dataset with prompts (.jsonl, .json, .csv, .parquet)')
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
-  samplingOptions(command, 64)
+  samplingOptions(command, 64, "string that ends an answer, instead of the model's end tokens; may be repeated")
   chatOptions(command)
   modelOptions(command).action(generate)
 }
 
 /** Adds the options for sampling. */
-export function samplingOptions(command: Command, longest: number): Command {
+export function samplingOptions(command: Command, longest: number, stop: string): Command {
   command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
@@ -97,14 +97,18 @@ export function samplingOptions(command: Command, longest: number): Command {
     .addOption(
       new Option('--exit <rule>', 'rule that decides after which loop a token exits (default: gate)').choices(exitRuleNames),
     )
-    .option('--exit-threshold <number>', 'threshold of the exit rule; for gate an exit probability, 1 is full depth', nonNegative)
+    .option(
+      '--exit-threshold <number>',
+      'threshold of the exit rule; for gate a cumulative exit probability, 1 is full depth',
+      nonNegative,
+    )
     .option('--min-loops <count>', 'fewest loops of a token', positiveInteger)
     .option(
       '--patience <count>',
       'rule argmax-stable: how often in a row the most likely token must stay the same',
       positiveInteger,
     )
-    .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
+  command.option('--stop <text>', stop, collect)
   return cacheOptions(grammarOptions(command))
 }
 

@@ -18,7 +18,10 @@ export function addInfo(program: Command): void {
     .description(
       'show what works on this machine: devices, instruction sets, threads, versions, MPI, and why CUDA is or is not used',
     )
-    .argument('[model]', 'also describe a model without loading it: a checkpoint folder or a GGUF file')
+    .argument(
+      '[model]',
+      'also describe a model without loading it: a checkpoint folder, GGUF file, or name of a downloaded model',
+    )
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(async (path: string | undefined, { json }: { json?: boolean }) => {
       const model = path === undefined ? undefined : await modelFacts(path)

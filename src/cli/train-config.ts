@@ -187,7 +187,7 @@ function configProblems(given: Record<string, unknown>): string[] {
   const { options = {} } = given
   if (trainer !== undefined && typeof options === 'object') check(trainers[trainer].schema, options, 'options')
   const sources = [given.task, given.dataset, given.corpus].filter((source) => source !== undefined)
-  if (sources.length !== 1) lines.push('needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)')
+  if (sources.length !== 1) lines.push('needs exactly one of task, dataset and corpus (a corpus only for pretrain and looprpt)')
   return lines
 }
 

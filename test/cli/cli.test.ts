@@ -648,6 +648,7 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [['generate', 'ouro', '--prompt', 'a', '--json-schema', '{'], /--json-schema <schema>.*must be JSON such as/],
     [['generate', 'ouro', '--prompt', 'a', '--json-schema', '5'], /--json-schema <schema>.*object or true/],
     [['chat', 'ouro', '--grammar-file', 'nowhere.ebnf'], /--grammar-file <file>.*cannot be read \(ENOENT/],
+    [['eval', 'nowhere'], /looplm eval: pass one of --task, --dataset and --text/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [
       ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
@@ -676,7 +677,7 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
     [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],
-    [{ task: undefined }, [], /needs a task or a dataset, one of them/],
+    [{ task: undefined }, [], /needs exactly one of task, dataset and corpus/],
     [{ model: { hidden_size: 16 } }, [], /intermediate_size/],
     [{}, ['--device', 'tpu'], /device must be one of 'cpu', 'reference', 'cuda'/],
     [{}, ['--resume'], /--resume needs a run folder/],
@@ -689,7 +690,7 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [
       { trainer: 'rltt', task: undefined, modle: 'x', steps: 3, options: { groupSize: 1, learning_rate: 1 } },
       ['--set', 'seed=-1'],
-      /wrong\.yaml: 6 things are wrong\n {2}steps: an option of the trainer; write it below "options:"\n {2}modle: unknown option; did you mean model\?\n {2}options\.seed: .*got -1\n {2}options\.groupSize: .*got 1\n {2}options\.learning_rate: .*did you mean learningRate\?\n {2}needs a task or a dataset/,
+      /wrong\.yaml: 6 things are wrong\n {2}steps: an option of the trainer; write it below "options:"\n {2}modle: unknown option; did you mean model\?\n {2}options\.seed: .*got -1\n {2}options\.groupSize: .*got 1\n {2}options\.learning_rate: .*did you mean learningRate\?\n {2}needs exactly one of task/,
     ],
     [{}, ['--set', 'trainer.x=1'], /--set: trainer: is "pretrain", which has no field x/],
     [{}, ['--set', 'steps.x=1'], /--set: options\.steps: is 4, which has no field x/],

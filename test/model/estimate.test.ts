@@ -140,6 +140,25 @@ describe('on the command line', () => {
     }
   })
 
+  it('a plan takes the dtype in which the model is loaded', async () => {
+    using model = await LoopLM.create({ ...sizes, hidden_size: 64, intermediate_size: 128 })
+    await model.save(join(root, 'float32'))
+    await model.save(join(root, 'bfloat16'), { dtype: 'bfloat16' })
+    for (const dtype of ['float32', 'bfloat16'] as const) {
+      using codes = await LoopLM.fromPretrained(join(root, 'float32'), { dtype, quantize: 'int8' })
+      await codes.save(join(root, `codes-${dtype}`))
+    }
+    for (const name of ['float32', 'bfloat16', 'codes-float32', 'codes-bfloat16']) {
+      await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: name, task: 'addition' }))
+      const { stdout, stderr } = await looplm('plan', 'stored.yaml', '--no-time', '--json')
+      expect(stderr).toBe('')
+      using loaded = await LoopLM.fromPretrained(join(root, name))
+      expect(JSON.parse(stdout).dtype, name).toBe(loaded.place.dtype)
+    }
+    await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: 'gone', task: 'addition' }))
+    expect((await looplm('plan', 'stored.yaml')).stderr).toMatch(/looplm plan: no folder gone/)
+  })
+
   it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {
     const plan = async (name: string, ...more: string[]) => {
       const { code, stdout, stderr } = await looplm('plan', name, '--prompt-tokens', '50', '--json', ...more)
