@@ -113,6 +113,7 @@ describe('a grammar', () => {
     [{ jsonSchema: { not: {} } }, /jsonSchema: #\/not: this keyword is not supported in grammars/],
     [{ jsonSchema: { type: 'array', items: { multipleOf: 3 } } }, /#\/items\/multipleOf/],
     [{ jsonSchema: { $ref: '#/$defs/no' } }, /#\/\$ref: #\/\$defs\/no is not there/],
+    [{ jsonSchema: { $ref: '#', type: 'object' } }, /#\/type: cannot be combined with \$ref/],
     [{ jsonSchema: { oneOf: [{ type: 'integer' }, { type: 'number' }] } }, /may allow the same value.*use anyOf/],
     [{ jsonSchema: { type: 'number', minimum: 2, maximum: 1 } }, /no number .* lies between its bounds/],
     [{ jsonSchema: { type: 'text' } }, /#\/type: must be of null, boolean.*got "text"/],
