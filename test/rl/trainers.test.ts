@@ -369,7 +369,7 @@ describe('run', () => {
   })
 
   it.each([
-    [{}, /pass a task or a dataset/],
+    [{}, /pass either a task or a dataset/],
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
