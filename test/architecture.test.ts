@@ -113,17 +113,17 @@ describe.each([
   const rows = readTable()
   const imports = read()
 
-  it('imports are those that docs/architecture.md allows', () => {
+  it('files import only what docs/architecture.md allows', () => {
     expect(imports.size).toBeGreaterThan(100)
     expect(arrows(imports, rows).problems).toEqual([])
   })
 
-  it('files import each other in no circle', () => {
+  it('no files import each other in a cycle', () => {
     expect(circle(imports)).toBeUndefined()
   })
 })
 
-it('test/ has the folders of src/', () => {
+it('every folder of test/ has a counterpart in src/ or is a known exception', () => {
   const folders = (below: string) =>
     readdirSync(below, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : []))
   const known = [...folders('src'), 'fixtures', 'long', 'realms']
@@ -133,13 +133,13 @@ it('test/ has the folders of src/', () => {
 describe('the table of docs/architecture.md', () => {
   const rows = readTable()
 
-  it('allows nothing that is not used', () => {
+  it('allows only imports that some file uses', () => {
     const used = new Set([...arrows(typescriptImports(), rows).used, ...arrows(nativeIncludes(), rows).used])
     const allowed = rows.flatMap(({ members, allowed }) => allowed.map((other) => `${members[0]} -> ${other}`))
     expect(allowed.filter((arrow) => !used.has(arrow))).toEqual([])
   })
 
-  it('points down: a row imports rows below it', () => {
+  it('lets a row import only rows below it', () => {
     const order = rows.map(({ members }) => members[0]!)
     for (const { members, allowed } of rows) {
       const name = members[0]!
@@ -148,7 +148,7 @@ describe('the table of docs/architecture.md', () => {
     }
   })
 
-  it('would notice an arrow that points up, and a circle', () => {
+  it('has checks that find an upward import and an import cycle', () => {
     const upward: Imports = new Map([['src/files/read.ts', ['src/rl/trainer.ts']]])
     expect(arrows(upward, rows).problems).toEqual(['src/files/read.ts imports src/rl/trainer.ts'])
     expect(
@@ -249,7 +249,7 @@ describe('in native/engine', () => {
     expect(classes.filter(({ lines }) => lines > 300)).toEqual([])
   })
 
-  it('would notice what is too long', () => {
+  it('the measured length of a function includes a head of two lines', () => {
     const long = [...Array(101)].map(() => '  x();')
     expect(nativeBlocks(['void Long::run(int a,', '               int b) {', ...long, '}'])).toEqual([
       { head: 'void Long::run(int a,                int b) {', length: 104 },

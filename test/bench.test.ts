@@ -9,7 +9,7 @@ function bench(...args: string[]) {
 }
 
 describe('npm run bench', () => {
-  it('measures kernels beside the roofs of the same run', () => {
+  it('reports kernels together with the roofs measured in the same run', () => {
     const { stdout, stderr, status } = bench('--json', '--kernels', '--dtype', 'float32', '--filter', '^gate$|reduction$')
     expect(stderr).toBe('')
     expect(status).toBe(0)
@@ -24,7 +24,7 @@ describe('npm run bench', () => {
     expect(steps).toEqual([])
   })
 
-  it('measures whole steps, each in a separate process', () => {
+  it('measures whole steps', () => {
     const { stdout, status } = bench('--steps', '--filter', '^sampling 64')
     expect(status).toBe(0)
     expect(stdout).toMatch(/^sampling 64 prompts × 8, 16 \+ 24 tokens +\d+\.\d+ s +\d+ +\d+ *$/m)
@@ -37,7 +37,7 @@ describe('npm run bench', () => {
     [['--seconds', 'ten'], /^--seconds takes a number above 0, got ten/],
     [['--device', 'gpu'], /^bench: unknown device "gpu": there are "cpu", "reference" and "cuda"/],
     [['--step'], /^Unknown option '--step'/],
-  ])('refuses %s by name', (args, message) => {
+  ])('rejects %s with a message that names the cause', (args, message) => {
     const { stderr, status } = bench(...args)
     expect(stderr).toMatch(message)
     expect(status).toBe(2)

@@ -54,7 +54,7 @@ describe.each<[string, string, Bundler]>([
   ['esbuild, CommonJS', 'cjs/out.cjs', withEsbuild('cjs')],
   ['Vite', 'vite/out.mjs', withVite],
 ])('%s', (_, outfile, bundle) => {
-  it('says how looplm is marked as external when it was inlined', async () => {
+  it('explains how to mark looplm as external when it was inlined', async () => {
     await bundle(join(project, outfile), [])
     const { status, stderr } = node(outfile)
     expect(status).toBe(1)
@@ -79,11 +79,11 @@ describe.each<[string, string, Bundler]>([
 describe("Node's permission model", () => {
   const flag = process.allowedNodeEnvironmentFlags.has('--permission') ? '--permission' : '--experimental-permission'
 
-  it('is named when it forbids the addon', () => {
+  it('is named in the error when it blocks the addon', () => {
     expect(node(flag, '--allow-fs-read=*', 'app.js').stdout).toMatch(/^NATIVE_LOAD .*\n.*permission model.*--allow-addons/)
   })
 
-  it('is named when it forbids the folder of the engine', () => {
+  it('is named in the error when it blocks reading the engine folder', () => {
     const folders = [project, ...['dist', 'node_modules'].map((name) => join(checkout, name))].map((name) => join(name, '*'))
     const readable = [...folders, join(checkout, 'package.json')].map((path) => `--allow-fs-read=${path}`)
     const { stdout } = node(flag, '--allow-addons', ...readable, 'app.js')
@@ -91,11 +91,11 @@ describe("Node's permission model", () => {
     expect(stdout).toContain(`--allow-fs-read=${join(checkout, '*')}`)
   })
 
-  it('lets the engine load with both', () => {
+  it('lets the engine load when addons and file reads are allowed', () => {
     expect(node(flag, '--allow-addons', '--allow-fs-read=*', 'app.js').stdout).toBe('values 1 2\n')
   })
 
-  it('is not blamed for --no-addons', () => {
+  it('is not mentioned when --no-addons is the cause', () => {
     const { stdout } = node('--no-addons', 'app.js')
     expect(stdout).toMatch(/^NATIVE_LOAD .*\n.*--no-addons: remove it/)
     expect(stdout).not.toMatch('permission')

@@ -8,8 +8,8 @@ import { complaints, prose, sentences } from '../tools/check-words.mjs'
 
 const words = (count: number) => `${Array.from({ length: count }, (_, i) => `w${i}`).join(' ')}.`
 
-describe('lines', () => {
-  it('of a document have at most 120 bytes, also in tables and code', () => {
+describe('the limit on line length', () => {
+  it('is 120 bytes in documents, also in tables and code blocks', () => {
     const long = `${'é'.repeat(60)}x` // 61 characters, 121 bytes
     for (const text of [long, `| ${long} |`, `\`\`\`ts\n${long}\n\`\`\``])
       expect(complaints('docs/study.md', text).map((line) => line.replace(/^\S+ /, ''))).toEqual([
@@ -18,13 +18,13 @@ describe('lines', () => {
     expect(complaints('docs/study.md', 'é'.repeat(60))).toEqual([])
   })
 
-  it('of code are not limited', () => {
+  it('does not apply to code files', () => {
     expect(complaints('src/a.ts', 'x'.repeat(300))).toEqual([])
   })
 })
 
-describe('sentences', () => {
-  it('of README and the guide have at most 30 words', () => {
+describe('the limit on sentence length', () => {
+  it('is 30 words in README and the guide', () => {
     for (const path of ['README.md', 'CONTRIBUTING.md', 'docs/training.md'])
       expect(complaints(path, `Short.\n\n* ${words(31).replace(/(w1.) /, '$1\n  ')}`)).toEqual([
         expect.stringMatching(/^\S+:3: a sentence of 31 words; at most 30: "w0 w1/),
@@ -32,17 +32,17 @@ describe('sentences', () => {
     expect(complaints('README.md', words(30).replace('w9 ', 'w9\n'))).toEqual([])
   })
 
-  it('of a cell of a table are counted alone', () => {
+  it('counts each table cell separately', () => {
     expect(complaints('README.md', `| ${words(20)} | ${words(20).slice(0, 40)} |`)).toEqual([])
     expect(complaints('README.md', `| a |\n| - |\n| ${words(31)} |`.replaceAll('w1', 'v'))).toHaveLength(1)
   })
 
-  it('of other documents, code and comments have no limit', () => {
+  it('does not apply to other documents and code blocks', () => {
     expect(complaints('docs/study.md', words(31).replace('w9 ', 'w9\n'))).toEqual([])
     expect(complaints('README.md', `\`\`\`text\n${words(31).replace('w9 ', 'w9\n')}\n\`\`\``)).toEqual([])
   })
 
-  it('end at a full stop before a capital, a digit, code, or looplm', () => {
+  it('splits sentences at a full stop before a capital, a digit, code, or looplm', () => {
     expect(sentences('One is e.g. this. Two (three.) 4 four! code five? looplm six.')).toEqual([
       'One is e.g. this.',
       'Two (three.)',
@@ -52,14 +52,14 @@ describe('sentences', () => {
     ])
   })
 
-  it('count code and formulas as one word, and links by their text', () => {
+  it('counts code and formulas as one word each, and a link by its text', () => {
     expect(prose('Use `a b c` and $x + y$ of [the page](https://a.b/c d).')).toEqual([
       { line: 1, text: 'Use code and formula of the page.' },
     ])
   })
 })
 
-describe('phrases', () => {
+describe('discouraged phrases', () => {
   it.each([
     ['leave it away', 'omit'],
     ['say X too', 'set'],
@@ -80,7 +80,7 @@ describe('phrases', () => {
       expect(complaints(path!, text!)).toEqual([expect.stringMatching(new RegExp(`^${path}:[12]: ".*better: .*${instead}`))])
   })
 
-  it('"of its own" before a noun is plain', () => {
+  it('do not include "of its own" before a noun', () => {
     expect(complaints('src/a.ts', 'the gradients of its own sequences, of their own 3 loops')).toEqual([])
     expect(complaints('src/a.ts', 'a state of its own and more')).toHaveLength(1)
   })
@@ -89,7 +89,7 @@ describe('phrases', () => {
 describe('the program', () => {
   const tool = join(import.meta.dirname, '..', 'tools', 'check-words.mjs')
 
-  it('checks the paths that it is given, or every file of the repository, and fails on a complaint', () => {
+  it('checks the given paths, by default the whole repository, and fails on a complaint', () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-words-'))
     try {
       execFileSync('git', ['init', '-q'], { cwd: folder })

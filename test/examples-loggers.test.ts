@@ -72,7 +72,7 @@ describe('Weights & Biases', () => {
   }
   const options = { project: 'looped', entity: 'team', apiKey: 'secret' }
 
-  it('gets the configuration, a line for each record, and the end; the same id goes on behind them', async () => {
+  it('gets configuration, one line per record and the end; the same id appends', async () => {
     const { buckets, url: baseUrl } = await standIn()
     await train(wandb({ ...options, baseUrl, id: 'first' }))
     const bucket = buckets.get('first')!
@@ -88,7 +88,7 @@ describe('Weights & Biases', () => {
     expect(bucket.history.map(({ _step }) => _step)).toEqual([0, 1, 2, 2, 0, 1, 2, 2])
   })
 
-  it('does not end a run when it is down for a while, and misses no line', async () => {
+  it('catches up after an outage, without ending the run or losing a line', async () => {
     const { buckets, url: baseUrl } = await standIn((call) => call === 2 || call === 3)
     const onWarning = vi.fn()
     await train(wandb({ ...options, baseUrl, id: 'patchy' }), onWarning)
@@ -99,7 +99,7 @@ describe('Weights & Biases', () => {
     ])
   })
 
-  it('refuses a wrong key before anything is trained', async () => {
+  it('rejects a wrong or missing API key before training', async () => {
     const { url: baseUrl } = await standIn()
     const error = await refusal(() => train(wandb({ ...options, apiKey: 'wrong', baseUrl })))
     expect(error.message).toMatch(/^logger wandb\.start: 401 .*invalid key/)
@@ -153,7 +153,7 @@ describe('MLflow', () => {
     return { url, runs, bodies }
   }
 
-  it('gets parameters, metrics with their steps, warnings as tags and the status', async () => {
+  it('gets parameters, metrics with their steps, and the status, in batches of limited size', async () => {
     const { url, runs, bodies } = await standIn()
     await train(mlflow({ url, experiment: 'looped & small' }))
     await train({ ...mlflow({ url, experiment: 'looped & small' }), flush() {} })
@@ -169,7 +169,7 @@ describe('MLflow', () => {
       expect([params.length <= 100, metrics.length <= 1000]).toEqual([true, true])
   })
 
-  it('says that a run failed, and does not end one that it cannot record', async () => {
+  it('marks a failed run as FAILED, and only warns when it cannot record', async () => {
     const { url, runs } = await standIn()
     const logger = mlflow({ url, experiment: 'x' })
     using model = await tinyModel('cpu')

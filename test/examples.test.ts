@@ -215,7 +215,7 @@ function checkFlags(source: string, words: string[], wrong: (what: string) => vo
 }
 
 describe('examples', () => {
-  it('of docstrings and of examples/ compile', () => {
+  it('compile in docstrings, documents and examples/', () => {
     const examples = docstringExamples()
     expect(examples.length).toBeGreaterThan(30)
     for (const { name, text } of examples) writeFileSync(join(folder, name), text)
@@ -258,7 +258,7 @@ describe('examples', () => {
   })
 
   for (const { name, code } of documents.filter(({ code }) => code.length > 0))
-    it.each(code.map((text, i) => [i, text] as const))(`of ${name}, block %i, runs`, async (i, text) => {
+    it.each(code.map((text, i) => [i, text] as const))(`block %i of ${name} runs`, async (i, text) => {
       const file = join(folder, moduleName(name, i))
       writeFileSync(file, text)
       const said: unknown[] = []
@@ -286,7 +286,7 @@ describe('examples', () => {
     }
   })
 
-  it('command lines that no test runs are ones that the programs take: commands, flags, scripts and files exist', async () => {
+  it('command lines of documents and workflows name existing commands, flags, scripts and files', async () => {
     const program = await commandLine()
     const { scripts } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
     const problems: string[] = []
@@ -307,7 +307,7 @@ describe('examples', () => {
     expect(checked).toBeGreaterThan(40)
   })
 
-  it('a command line with a flag, a command or a script that does not exist is found', async () => {
+  it('the check finds unknown commands, unknown flags and wrong numbers of arguments', async () => {
     const program = await commandLine()
     const problems: string[] = []
     const wrong = (what: string) => problems.push(what)
@@ -325,14 +325,14 @@ describe('examples', () => {
     ])
   })
 
-  it('every other block of README and docs is a file that these use, or a drawing', () => {
+  it('every other block of README and docs is a named file or plain text', () => {
     const others = documents.flatMap(({ all }) => all.filter(({ language, file }) => !['ts', 'sh'].includes(language) && !file))
     expect(others.filter(({ language }) => language !== 'text')).toEqual([])
   })
 })
 
 describe('the documents', () => {
-  it('link to what is there', () => {
+  it('have no broken relative links', () => {
     for (const { name } of documents) {
       const text = readFileSync(join(root, name), 'utf8').replaceAll(/^```[\s\S]*?^```/gm, '')
       const links = [...text.matchAll(/\]\(([^)#\s]+)/g)].map((match) => match[1]!).filter((link) => !/^https?:/.test(link))
@@ -340,7 +340,13 @@ describe('the documents', () => {
     }
   })
 
-  it('configuration.md, metrics.md and command-line.md are what the program says', () => {
+  it('are all listed in docs/README.md, each once', () => {
+    const index = readFileSync(join(root, 'docs/README.md'), 'utf8')
+    const listed = [...index.matchAll(/\]\(([\w-]+\.md)\)/g)].map((match) => join('docs', match[1]!))
+    expect(listed.sort()).toEqual(guides.filter((name) => name !== 'docs/README.md').sort())
+  })
+
+  it('configuration.md, metrics.md and command-line.md are up to date', () => {
     const { status, stderr } = spawnSync(process.execPath, [join(root, 'tools', 'reference.mjs'), '--check'], {
       encoding: 'utf8',
     })

@@ -69,7 +69,7 @@ async function weightsOf(model: LoopLM, place: Place) {
 }
 
 describe.each(places)('on $device in $dtype', (place) => {
-  it('the looped block and the per-loop log-softmax give what the model scores', async () => {
+  it('looped block and per-loop log-softmax match model.score', async () => {
     using model = await LoopLM.create(config, { ...place, seed: 2 })
     const scores = await model.score(sequences)
     const { hidden, head, block } = await weightsOf(model, place)
@@ -105,7 +105,7 @@ describe.each([
   const make = (values: number[], shape: number[]) => tensor(values, shape, place) as Tensor<'float32'>
   const numbers = (count: number, salt: number) => Array.from({ length: count }, (_, i) => Math.sin(7 * i + salt))
 
-  it('the log-softmax agrees with its formula over more rows than one chunk of logits holds', async () => {
+  it('log-softmax matches its formula over more rows than one chunk of logits', async () => {
     const [t, n, d, v] = [2, 90, 3, 40_000]
     const hidden = numbers(t * n * d, 1)
     const head = numbers(v * d, 2)

@@ -89,9 +89,9 @@ export interface KillReport {
   kills: number
   /** Kills that left a half-written folder behind. */
   whileSaving: number
-  /** Kills before the first step of a life. */
+  /** Kills before the first step after a start. */
   whileStarting: number
-  /** Lives, the last and undisturbed one included, in which at least one step was made. */
+  /** Starts after which at least one step was made, with the last and undisturbed one. */
   lives: number
   /** Seconds from a kill to the end of the program, or of the launcher and all its ranks; the most. */
   slowestEnd: number
@@ -142,7 +142,7 @@ function executableOf(pid: number): string | undefined {
  * Kills a run with a checkpoint at every step at random moments until it has been killed often enough, then lets it end.
  *
  * @param name folder of the run inside `root`
- * @param options.milliseconds longest time between the first step of a life and its end
+ * @param options.milliseconds longest time between the first step after a start and the kill
  * @param options.launcher starts the program as several ranks, of which a random one is killed
  * @param options.limit seconds within which all ranks must have ended once one was killed
  * @throws Error when the run does not resume, or ranks go on

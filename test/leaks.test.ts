@@ -7,7 +7,7 @@ import { measureLeaks } from './leaks.js'
 import { timeless } from './timeless.js'
 import { parametersOf, tinyBatch, tinyConfig } from './tiny.js'
 
-it('cycles of update, generate and dispose keep nothing', async () => {
+it('cycles of update, generate and dispose leak no memory', async () => {
   const { slope, engine } = await measureLeaks(400, 0.4)
   expect(new Set(engine.bytes)).toEqual(new Set([0]))
   expect(new Set(engine.buffers)).toEqual(new Set([0]))
@@ -30,7 +30,7 @@ describe('two models on one device', () => {
     return results
   }
 
-  it('used at the same time give the bits that each gives alone', async () => {
+  it('give the same bits when used together as alone', async () => {
     const make = async () => [
       await LoopLM.create(tinyConfig, { threads: 2, seed: 1 }),
       await LoopLM.create(large, { threads: 2, seed: 2 }),
@@ -46,7 +46,7 @@ describe('two models on one device', () => {
     for (const model of together) model.dispose()
   })
 
-  it('disposing one while both compute leaves the other whole, and gives exactly its memory back', async () => {
+  it('stay independent when one is disposed while both compute, which frees exactly its memory', async () => {
     await collectGarbage()
     const before = memory().bytes
     const kept = await LoopLM.create(large, { threads: 2, seed: 2 })

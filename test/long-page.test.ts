@@ -17,14 +17,14 @@ describe('the page of the long tests', () => {
     for (const line of page.split('\n')) expect(line.length).toBeLessThanOrEqual(120)
   })
 
-  it('keeps the sections of files that did not run, and drops those of files that are gone', () => {
+  it('keeps sections of files that did not run, and drops those of deleted files', () => {
     const before = longPage('', files, [result('a', 'first'), result('b', 'second'), result('c', 'third')])
     const page = longPage(before, files.slice(0, 2), [result('b', 'again')])
     expect(page).toBe(longPage('', files.slice(0, 2), [result('a', 'first'), result('b', 'again')]))
     expect(longPage(page, files.slice(0, 2), [])).toBe(page)
   })
 
-  it('is read as it stands', () => {
+  it('stays unchanged when no file has run', () => {
     const page = readFileSync('docs/long-tests.md', 'utf8')
     const found = [...page.matchAll(/^## (\S+)$/gm)].map(([, file]) => ({ file: file!, purpose: 'lost' }))
     expect(found.length).toBeGreaterThan(10)

@@ -560,8 +560,8 @@ describe('a training configuration', () => {
     ['with an option that is not a number', `${valid}options: { steps: many }\n`, /steps: .*got "many"/],
     ['with an option of another trainer', `${valid}options: { batchSize: 3 }\n`, /batchSize: unknown option/],
     ['with options that are a list', `${valid}options: [1]\n`, /options: /],
-    ['with no task', 'trainer: rltt\nmodel: m\n', /needs a task or a dataset/],
-    ['with two sources', `${valid}dataset: a.jsonl\n`, /needs a task or a dataset/],
+    ['with no task', 'trainer: rltt\nmodel: m\n', /needs exactly one of task, dataset and corpus/],
+    ['with two sources', `${valid}dataset: a.jsonl\n`, /needs exactly one of task, dataset and corpus/],
     ['with threads below one', `${valid}threads: 0\n`, /threads: /],
     ['with a reward without a name', `${valid}reward: [{ weight: 2 }]\n`, /reward/],
     ['with a date as path', `${valid}runDir: 2020-01-01\nresume: 7\n`, /resume: /],
@@ -614,7 +614,7 @@ describe('a corpus', () => {
 
 describe('a byte order mark', () => {
   const marked = (file: string) => raw(file, (bytes) => Buffer.concat([Buffer.from('\ufeff'), bytes]))
-  it('before the JSON of a checkpoint is passed over', async () => {
+  it('before the JSON of a checkpoint is ignored', async () => {
     const folder = await spoilt(async (folder) => {
       for (const file of ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', state])
         await marked(file)(folder)
@@ -638,7 +638,7 @@ describe('a run folder', () => {
     },
   )
 
-  it('whose metrics.jsonl is a pipe is refused before the first step', async () => {
+  it('whose metrics.jsonl is a pipe is rejected before the first step', async () => {
     const folder = await mkdtemp(join(root, 'piped-'))
     await pipe('metrics.jsonl')(folder)
     using student = await LoopLM.create(tinyConfig, { seed: 5, threads: 1 })

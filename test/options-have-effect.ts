@@ -490,7 +490,7 @@ export function optionsHaveEffect({ all }: { all: boolean }): void {
     })
   })
 
-  it('every row belongs to a field', () => {
+  it('every row of the table belongs to an existing option', () => {
     const known = new Set(trainerNames.flatMap((name) => [...fieldsOf(trainers[name].schema)]))
     expect(Object.keys(options).filter((field) => !known.has(field))).toEqual([])
   })
@@ -508,7 +508,7 @@ export function objectiveFieldsHaveEffect(): void {
     expect(after).not.toBe(before)
   })
 
-  it('every row belongs to a field', () => {
+  it('every row of the table belongs to an existing field', () => {
     expect(Object.keys(objectives).filter((field) => !fieldsOf(objectiveSchema).has(field))).toEqual([])
   })
 }

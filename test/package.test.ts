@@ -105,7 +105,7 @@ describe('the tarball', () => {
       .filter((entry) => entry.isFile())
       .map((entry) => join(entry.parentPath, entry.name).slice(checkout.length + 1))
 
-  it('holds src, what was compiled from it, the prebuilt addon and the documents, nothing else', () => {
+  it('holds only src, its compiled files, the prebuilt addon and the documents', () => {
     const sources = below('src').filter((name) => /\.[jt]s$/.test(name))
     const compiled = sources.flatMap((name) =>
       ['.js', '.d.ts', '.d.ts.map'].map((end) => `dist/${name.replace(/\.[jt]s$/, end)}`),
@@ -130,7 +130,7 @@ describe('the tarball', () => {
     ).toEqual(own.sort())
   })
 
-  it('leads an editor from every declaration to its source', () => {
+  it('has the source of every declaration map', () => {
     const maps = readdirSync(join(installed, 'dist'), { recursive: true, encoding: 'utf8' }).filter((name) =>
       name.endsWith('.map'),
     )
@@ -143,7 +143,7 @@ describe('the tarball', () => {
     expect(lost).toEqual([])
   })
 
-  it('asks for versions of Node that can require it, and README names them', () => {
+  it('requires Node versions that can require() an ES module, as README says', () => {
     const ranges = (manifest.engines.node as string).split(' || ')
     expect(ranges).toEqual(['^20.19.0', '>=22.12.0']) // where require of an ES module needs no flag: nodejs.org, Modules: CommonJS
     for (const range of ranges)
@@ -158,7 +158,33 @@ describe('the tarball', () => {
   })
 })
 
-it('npm run prebuild packs the engine, npm run build, before which npm runs it too, does not', () => {
+it('a release names its repository and links README absolutely', () => {
+  const folder = join(root, 'released')
+  mkdirSync(folder)
+  for (const name of ['README.md', 'package.json']) cpSync(join(checkout, name), join(folder, name))
+  const tool = join(checkout, 'tools', 'link-repository.mjs')
+  const address = 'https://example.com/owner/name'
+  succeed(process.execPath, [tool, address, 'v1.2.3', folder])
+  const { repository, bugs, homepage, ...rest } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'))
+  expect(repository).toEqual({ type: 'git', url: `git+${address}.git` })
+  expect([bugs, homepage]).toEqual([`${address}/issues`, `${address}#readme`])
+  expect(rest).toEqual(manifest)
+  const before = readFileSync(join(checkout, 'README.md'), 'utf8')
+  const after = readFileSync(join(folder, 'README.md'), 'utf8')
+  const targets = [...after.matchAll(/\]\(([^)]*)\)/g)].map(([, target]) => target!)
+  expect(targets.length).toBeGreaterThan(30)
+  for (const target of targets) {
+    expect(target).toMatch(/^https:/)
+    const path = /^https:\/\/example.com\/owner\/name\/(?:blob|raw)\/v1.2.3\/([^#]*)/.exec(target)?.[1]
+    if (path !== undefined) expect(existsSync(join(checkout, path)), path).toBe(true)
+  }
+  expect(after).toContain(`](${address}/raw/v1.2.3/docs/demo.svg)`)
+  const code = (text: string) => text.match(/^```[\s\S]*?^```/gm)
+  expect(code(after)).toEqual(code(before))
+  expect(run(process.execPath, [tool, 'owner/name', 'v1.2.3', folder])).toMatchObject({ status: 2 })
+})
+
+it('npm run prebuild is told apart from the pre-script of npm run build', () => {
   const folder = join(root, 'hook')
   mkdirSync(folder)
   const script = `node --input-type=module -e "import { runsAsHook } from '${join(checkout, 'tools', 'npm-hook.mjs')}'; console.log(runsAsHook())"`
@@ -169,7 +195,7 @@ it('npm run prebuild packs the engine, npm run build, before which npm runs it t
 })
 
 describe('npm run prebuild', () => {
-  it('compares versions of glibc as numbers, and holds to the one that README names', async () => {
+  it('compares glibc versions as numbers, and README names the oldest supported one', async () => {
     const { isNewer, oldestGlibc } = await import(join(checkout, 'tools', 'glibc.mjs'))
     const sorted = ['2.2.5', '2.3.4', '2.4', '2.17', '2.34', '2.35']
     for (const [i, a] of sorted.entries()) for (const [j, b] of sorted.entries()) expect(isNewer(a, b)).toBe(i > j)
@@ -177,7 +203,7 @@ describe('npm run prebuild', () => {
   })
 
   it.skipIf(process.platform !== 'linux')(
-    'refuses an addon that needs a newer one, and leaves no piece of it',
+    'rejects an addon that needs a newer glibc, and leaves no files',
     () => {
       const bin = join(root, 'bin')
       mkdirSync(bin)
@@ -199,7 +225,7 @@ describe('npm run prebuild', () => {
   )
 })
 
-describe('why the engine was not loaded', () => {
+describe('the remedy for an engine that does not load:', () => {
   it.each([
     [
       "/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.35' not found (required by looplm.node)",
@@ -215,12 +241,12 @@ describe('why the engine was not loaded', () => {
 })
 
 describe('the installed package', () => {
-  it('has nothing that publint would mend', async () => {
+  it('passes publint', async () => {
     const { messages } = await publint({ pkgDir: installed, pack: false, strict: true })
     expect(messages).toEqual([])
   })
 
-  it('has types that every resolution finds', () => {
+  it('has types that attw finds in every module resolution', () => {
     const attw = join(checkout, 'node_modules', '.bin', 'attw')
     const { stdout } = run(attw, [tarball, '--profile', 'node16', '--format', 'json'], {}, checkout)
     const { analysis } = JSON.parse(stdout)
@@ -232,7 +258,7 @@ describe('the installed package', () => {
     expect(problems).toEqual([['CJSResolvesToESM', 'node16-cjs']])
   })
 
-  it('is imported and required in TypeScript', () => {
+  it('can be imported and required in TypeScript', () => {
     const use = `const made: Promise<looplm.LoopLM> = looplm.LoopLM.create({ vocab_size: 4, hidden_size: 8, intermediate_size: 8,
       num_hidden_layers: 1, num_attention_heads: 1 })
     // @ts-expect-error a number is no configuration
@@ -248,12 +274,12 @@ describe('the installed package', () => {
     expect(status).toBe(0)
   })
 
-  it('does what a release is tried with on every platform', () => {
+  it('passes the smoke test of releases', () => {
     const said = succeed(process.execPath, [join(checkout, 'tools', 'smoke.mjs')])
     expect(said).toMatch(`looplm ${manifest.version} works: ${process.platform}-${process.arch}, Node ${process.version}`)
   })
 
-  it('is imported and required, and both give the same module', () => {
+  it('gives the same module by import and by require', () => {
     const names =
       'console.log(JSON.stringify([Object.keys(looplm).sort(), typeof looplm.LoopLM.create, looplm.devices()[0].name]))'
     const imported = JSON.parse(node(`import * as looplm from 'looplm'; ${names}`, 'module'))
@@ -306,7 +332,7 @@ describe('the installed package', () => {
     expect(facts.devices[0]).toMatchObject({ name: 'cpu', available: true })
   })
 
-  it('downloads nothing without @huggingface/hub and names it', () => {
+  it('cannot download without @huggingface/hub, and says how to install it', () => {
     const said = node(
       `const { download } = await import('looplm')
       await download('org/name').catch(({ code, message }) => console.log(code, message))`,

@@ -27,14 +27,14 @@ beforeAll(() => {
 })
 
 describe('ranks as threads', () => {
-  it('every operation of the communication table in worlds of 1 to 5, ranks that fail and ranks that never come', async () => {
+  it('communication operations work with 1 to 5 ranks, also with failing and missing ranks', async () => {
     const { failures, passed, status } = await runTests(programs[0]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(600)
     expect(status).toBe(0)
   })
 
-  it('the sharded optimizer is the optimizer of one rank, with 1/N of its state and the bytes that it must send', async () => {
+  it('the sharded optimizer matches that of one rank, with 1/N of its state', async () => {
     const { failures, passed, status } = await runTests(programs[1]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(500)
@@ -54,12 +54,12 @@ describe('the launcher of a process', () => {
     // the script of a job, which srun did not start
     [{ SLURM_NTASKS: '8', SLURM_PROCID: '0', SLURM_JOB_ID: '77' }, undefined],
     [{ OMPI_COMM_WORLD_SIZE: '' }, undefined],
-  ])('%j', (environment, expected) => {
+  ])('is detected from the environment %j', (environment, expected) => {
     const found = detectLauncher(environment)
     expect(found && [found.name, found.size, found.rank, found.libraries[0]]).toEqual(expected)
   })
 
-  it('decides which library is used, the next best where the first is missing', () => {
+  it('decides which MPI library is used, or the next best if that is missing', () => {
     const found = (names: string[]) =>
       ['openmpi', 'mpich'].map((name) => ({ name, available: names.includes(name), description: '' }))
     const slurm = detectLauncher({ PMI_SIZE: '2', PMI_RANK: '0' })!
@@ -93,7 +93,7 @@ describe('a process alone', () => {
     )
   })
 
-  it('refuses options by name, and a worker', async () => {
+  it('rejects wrong options by name', async () => {
     expect(await said(() => parallel.init({ backend: 'nccl' as 'mpi' }))).toMatch(/backend must be one of 'auto', 'mpi', 'off'/)
     expect(await said(() => parallel.init({ timeout: 0 }))).toMatch(/timeout must be a finite number more than 0/)
     expect(await said(() => parallel.init({ time: 1 } as object))).toMatch(/unknown option/)
@@ -108,7 +108,7 @@ describe('a process alone', () => {
     expect(await said(() => optimizer.step({ world } as object))).toMatch(/world: unknown option/)
   })
 
-  it.runIf(installed.length > 0)('under no launcher there is nothing for backend mpi', () => {
+  it.runIf(installed.length > 0)('fails with backend mpi when no launcher started it', () => {
     const { status, stderr } = alone('force', {})
     expect(stderr).toMatch(
       "backend 'mpi' needs a launcher, and none started this process: start the program with mpirun, mpiexec or srun",
@@ -116,7 +116,7 @@ describe('a process alone', () => {
     expect(status).toBe(1)
   })
 
-  it('a launcher without library is an error that says what was tried and what helps', () => {
+  it('fails under a launcher without an MPI library, with the cause and a remedy', () => {
     const { status, stderr } = alone('place', { OMPI_COMM_WORLD_SIZE: '2', LOOPLM_MPI_LIBRARY: '/nowhere/libmpi.so' })
     expect(stderr).toMatch(/NATIVE_LOAD/)
     expect(stderr).toMatch('mpirun of Open MPI started this process, but there is no MPI for it')
@@ -125,13 +125,13 @@ describe('a process alone', () => {
     expect(status).toBe(1)
   })
 
-  it.runIf(installed.includes('mpich'))('an MPI that does not know the launcher is an error, not a world of one', () => {
+  it.runIf(installed.includes('mpich'))('fails when MPI sees fewer processes than the launcher started', () => {
     const { status, stderr } = alone('place', { PMI_SIZE: '2', PMI_RANK: '0' })
     expect(stderr).toMatch(/mpiexec of MPICH started 2 processes, but for MPICH [\d.]+ there are 1/)
     expect(status).toBe(1)
   })
 
-  it('a library of another kind is none', () => {
+  it('rejects a library that is not MPI', () => {
     const libc = (process.report.getReport() as { sharedObjects: string[] }).sharedObjects.find((path) =>
       /\/libc\.so\.6$/.test(path),
     )
@@ -143,7 +143,7 @@ describe('a process alone', () => {
     expect(found[0]).toEqual({ name: 'openmpi', available: false, description: `${libc} is no MPI` })
   })
 
-  it('looplm info lists the libraries and what would be used', () => {
+  it('gets the MPI libraries and the one it would use from looplm info', () => {
     const info = (env: Record<string, string>, ...args: string[]) =>
       execFileSync(process.execPath, [join(build, '..', 'dist', 'src', 'cli', 'main.js'), 'info', ...args], {
         env: { ...process.env, ...env },
@@ -165,7 +165,7 @@ describe('a process alone', () => {
   })
 })
 
-it('the simulation of many GPUs is what its program makes', async () => {
+it('docs/parallel-simulation.md matches the output of tools/simulate-parallel.mjs', async () => {
   const { page, parameters, step } = await import(pathToFileURL(join(root, 'tools', 'simulate-parallel.mjs')).href)
   expect(readFileSync(join(root, 'docs', 'parallel-simulation.md'), 'utf8')).toBe(page())
   const alone = step(1, 4096)
@@ -178,7 +178,7 @@ it('the simulation of many GPUs is what its program makes', async () => {
   }
 })
 
-it.runIf(installed.length > 0)('a worker thread joins no world', async () => {
+it.runIf(installed.length > 0)('parallel.init fails in a worker thread', async () => {
   const code = `const { parentPort } = require('node:worker_threads')
     import(${JSON.stringify(join(build, '..', 'dist', 'src', 'index.js'))}).then(({ parallel }) => parallel.init())
       .then(() => 'joined', ({ code, message }) => code + ' ' + message).then((said) => parentPort.postMessage(said))`
@@ -236,7 +236,7 @@ describe('processes', () => {
       return ended
     }
 
-    it.each([2, 3])('every operation of the communication table, %i ranks', async (ranks) => {
+    it.each([2, 3])('every communication operation works on %i ranks', async (ranks) => {
       for (const args of [[mpi], [mpi, '9973']]) {
         // messages in one piece and in many
         const { status, stdout, stderr } = await launch(mpi, ranks, join(build, programs[0]!), args)
@@ -274,7 +274,7 @@ describe('processes', () => {
           })
       })
 
-      it('a model trained together is that of one process', () => {
+      it('a model trained on all ranks matches that of one process', () => {
         for (const { trained } of found) {
           expect(trained).toEqual(found[0]!.trained) // the same bits on every rank
           expect(trained.overlap).toEqual(trained.float32) // and when gradients travel during the backward pass
@@ -290,7 +290,7 @@ describe('processes', () => {
         }
       })
 
-      it.runIf(ranks === 3)('the same bits in every run', async () => {
+      it.runIf(ranks === 3)('training gives the same bits in every run', async () => {
         const again = await succeed(ranks, ['train'], { LOOPLM_RANK_KINDS: 'float32' })
         for (const [i, { trained }] of again.entries()) expect(trained.float32).toEqual(found[i]!.trained.float32)
       })
@@ -314,7 +314,7 @@ describe('processes', () => {
       expect(seconds).toBeLessThan(300) // the limit of the operation that the others wait in is 600
     })
 
-    it('a rank that hangs is an error of the others, with operation, rank and limit', async () => {
+    it('a rank that hangs makes the others fail, naming operation, rank and time limit', async () => {
       const { status, stderr } = await waited[mpi].hang
       expect(stderr).toMatch(
         /looplm: rank 0 of 2 ends all ranks: LoopLMError: World.sum: all_gather_v: rank 0 of 2 waited 10 s for other ranks; .* raise the time limit/,
@@ -322,24 +322,24 @@ describe('processes', () => {
       expect(status).not.toBe(0)
     })
 
-    it('and so is one that has left', async () => {
+    it('a rank that has left makes the others fail after the time limit', async () => {
       const { status, stderr } = await waited[mpi].leave
       expect(stderr).toMatch(/looplm: rank 0 of 2 ends all ranks: LoopLMError: World.barrier: barrier: rank 0 of 2 waited 10 s/)
       expect(status).not.toBe(0)
     })
 
-    it('and one that never comes', async () => {
+    it('a rank that never starts makes the others fail after the time limit', async () => {
       const { status, stderr } = await waited[mpi].absent
       expect(stderr).toMatch(/looplm: parallel.init: rank 0 of 2 waited 2 s for the other processes of mpi/)
       expect(status).not.toBe(0)
     })
 
-    it('ranks that run different things are told which', async () => {
+    it('ranks with different settings fail, naming the setting', async () => {
       const { stderr } = await fail(2, 'disagree')
       expect(stderr).toMatch("test: seed is 'false' on rank 0 and 'true' on rank 1: start every process with the same program")
     })
 
-    it('ranks that have ended wait for one that is still at work, longer than the limit', async () => {
+    it('ranks that have ended wait for a busy one beyond the time limit', async () => {
       const { status, stderr, said } = await waited[mpi].late
       expect(status, stderr).toBe(0)
       expect(said).toEqual([{ rank: 0 }, { rank: 1 }])

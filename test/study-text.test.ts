@@ -15,7 +15,7 @@ const text = {
 }
 
 describe('a run on text', () => {
-  it.each(['looprpt', 'stage1', 'stage1-hard', 'policy', 'stage2'])('of %s repeats its metrics', async (arm) => {
+  it.each(['looprpt', 'stage1', 'stage1-hard', 'policy', 'stage2'])('of %s gives the same metrics twice', async (arm) => {
     const run = async () => {
       using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
       const { seconds, ...rest } = await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 2)
@@ -28,7 +28,7 @@ describe('a run on text', () => {
     expect(result.noise !== undefined).toBe(arms[arm]!.trainer === 'looprpt')
   })
 
-  it('trains the hard bytes of a block alone, and measures those of the base', async () => {
+  it('trains only the hard bytes of a block, and measures those of the base', async () => {
     const run = async (arm: string) => {
       using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
       return await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 3)
@@ -42,7 +42,7 @@ describe('a run on text', () => {
     expect(hard.hard![0]!.trained).toEqual(hard.final.accuracy)
   })
 
-  it('measures loops and accuracy of exits as the loops alone have them at the ends', async () => {
+  it('measures the extreme exit thresholds like fixed loops', async () => {
     using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
     const { accuracy, gate, entropy } = await measure(model, text)
     expect(gate.at(-1)).toEqual({ accuracy: accuracy.at(-1), loops: 4 }) // threshold 1
@@ -89,7 +89,7 @@ describe('report of LoopRPT on text', () => {
     expect(tables(made)['text-tests']).toMatch(/\| LoopRPT \| Stage I \(hard tokens\) \| gate \| .* \| 1\.0000 \| \.0\d+ \|\n/)
   })
 
-  it('compares an arm at the best of its rates', () => {
+  it('compares an arm at its best learning rate', () => {
     const slower = (count: number) => {
       const runs = settings.bases.slice(0, count).map((base) => result('looprpt-3e-4', base, 0.55))
       return new Map([...results(4), ...runs.map((run) => [run.id, run] as const)])
@@ -106,7 +106,7 @@ describe('report of LoopRPT on text', () => {
     expect(tables(results(2))['text-hard']).toBe('No runs yet.')
   })
 
-  it('runs base after base', () => {
+  it('lists due runs: first bases, then the arms of a finished base', () => {
     expect(dueRuns(new Map())).toHaveLength(settings.bases.length)
     expect(dueRuns(results(1)).map(({ id }) => id)).toContain(runId('policy', 0))
     expect(Object.keys(arms)).not.toContain('base')

@@ -124,7 +124,7 @@ describe('report of Study II', () => {
     expect(claims).toMatch(/LoopRPT .*: no run on text yet/)
   })
 
-  it('corrects over the family: what one test alone shows, many do not', () => {
+  it('corrects for multiple tests: what one test alone shows, many do not', () => {
     const question = (difference: number): Question => {
       const others = [0.5, 0.52, 0.48, 0.51, 0.49, 0.5]
       const own = others.map((value, i) => value + difference + 0.03 * Math.sin(5 * i))
@@ -152,7 +152,7 @@ describe('report of Study II', () => {
       expect(existsSync(join(folder, 'bases', task, `${base}`, 'model.safetensors')), id).toBe(true)
   })
 
-  it('fills the page whatever has run: nothing, tuning alone, a part, all', () => {
+  it('fills the page for any state of the runs: none, tuning alone, some, all', () => {
     const part = [...whole.values()]
     for (const results of [[], part.slice(0, 3), part.slice(0, 15), part.slice(0, 20), part]) {
       const content = tables(byId(results))

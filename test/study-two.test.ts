@@ -54,7 +54,7 @@ describe('plan of Study II', () => {
     expect(due(...bases, ...known)).not.toContain(trainingId('addition', 'rltt-minibatches', 0, 4e-4))
   })
 
-  it('begins with what matters, and compares both arms on a base before it makes the next one', () => {
+  it('begins with addition, and compares both arms on a base before the next base', () => {
     const results = new Map<string, Result>()
     const order: string[] = []
     for (let due = dueRuns(results); due.length > 0 && order.length < 60; due = dueRuns(results)) {
@@ -113,7 +113,7 @@ describe('a run of Study II', () => {
     ['grpo-released', 'parity'],
     ['imitation', 'addition'],
     ['rltt-then-last', 'addition'],
-  ] as const)('of %s on %s repeats its metrics', async (arm, task) => {
+  ] as const)('of %s on %s gives the same metrics twice', async (arm, task) => {
     const vocab_size = problems[taskOf(task).name]().task.tokenizer.vocabSize
     const run = async () => {
       using model = await LoopLM.create({ ...config, vocab_size }, { seed: 3, threads: 1 })

@@ -45,7 +45,7 @@ describe('statistics of the study', () => {
     expect(deviation([2, 4, 4, 4, 5, 5, 7, 9])).toBeCloseTo(2.13809, 5)
   })
 
-  it('have an interval without width for one value, and no test of one pair', () => {
+  it('give a zero-width interval for one value, and no test for one pair', () => {
     expect(interval([0.4])).toEqual({ mean: 0.4, low: 0.4, high: 0.4, count: 1 })
     expect(() => pairedTest([1], [0])).toThrow(RangeError)
     expect(pairedTest([1, 2], [1, 2]).p).toBe(1)
@@ -60,7 +60,7 @@ describe('statistics of the study', () => {
 describe('curves of accuracy against mean loops', () => {
   const curve = (...points: [number, number][]) => points.map(([loops, accuracy]) => ({ loops, accuracy }))
 
-  it('compare over what both reach', () => {
+  it('are compared over the range that both cover', () => {
     expect(atEqualLoops(curve([1, 0], [3, 1]), curve([2, 0.5], [4, 0.5]), 4)!.map((value) => value.toFixed(6))).toEqual([
       '0.750000', // the mean of 0.5 to 1 over 2 to 3
       '0.500000',
@@ -68,7 +68,7 @@ describe('curves of accuracy against mean loops', () => {
     expect(atEqualLoops(curve([1, 0.2], [1.5, 0.3]), curve([2, 0.5], [4, 0.5]), 4)).toBeUndefined()
   })
 
-  it('end where rounding says, not behind it', () => {
+  it('are compared up to their ends despite rounding', () => {
     for (let i = 0; i < 1000; i++) {
       const [from, to] = [1 + Math.abs(Math.sin(i)), 3 + Math.abs(Math.cos(i))]
       const [own, other] = atEqualLoops(curve([from, 0.5], [to, 0.5]), curve([1, 0.25], [to, 0.25]), 4)!
@@ -121,7 +121,7 @@ describe('plan of the study', () => {
     expect(due([training('grpo', 0, 2e-4, 0.5)])).not.toContain(trainingId('grpo', 0, 2e-4))
   })
 
-  it('keeps results in files that are replaced as a whole', () => {
+  it('stores one result per id, and ignores a partly written file', () => {
     const results = [base(1), base(0), training('grpo', 0, 1e-4, 0.25)]
     for (const result of results) storeResult(folder, result)
     const again: BaseResult = { ...base(0), steps: 7 }
@@ -155,7 +155,7 @@ describe('report of the study', () => {
     }
   })
 
-  it('refuses a place without a table and a table without a place', () => {
+  it('rejects a placeholder without a table and a table without a placeholder', () => {
     expect(() => fillTables('<!-- table x -->\n<!-- end -->', {})).toThrow(/table x, which does not exist/)
     expect(() => fillTables('', { x: '' })).toThrow(/no place for table x/)
     expect(fillTables('a\n<!-- table x -->\nold\n<!-- end -->\nb', { x: 'new' })).toBe(
@@ -169,7 +169,7 @@ describe('a run of the study', () => {
   const small = { ...settings.model, hidden_size: 16, intermediate_size: 32 }
 
   for (const name of Object.keys(methods)) {
-    it(`of ${name} repeats its metrics`, async () => {
+    it(`of ${name} gives the same metrics twice`, async () => {
       const { options } = methods[name]!
       const firstDigit = (_: string, completion: string, { answer }: Record<string, unknown>) =>
         Number(completion[0] === String(answer)[0]) // an untrained model earns this sometimes

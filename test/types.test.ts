@@ -65,13 +65,13 @@ describe('the interface of the package', () => {
       encoding: 'utf8',
     })
 
-  it('has a text for every declaration and every member, and is the one that api/looplm.api.md lists', () => {
+  it('has a comment for every declaration and member, and matches api/looplm.api.md', () => {
     const { status, stderr } = check(join(folder, 'dist', 'src'))
     expect(stderr).toBe('')
     expect(status).toBe(0)
   })
 
-  it('is told by name where a text is missing, also where a type is mapped or a class inherits', () => {
+  it('has a check that names declarations without a comment, also mapped and inherited ones', () => {
     const declarations = `
       /** Documented. */
       export interface Config {

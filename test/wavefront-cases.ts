@@ -78,7 +78,7 @@ export function decodesAlike(target: CreateOptions, every: number, only?: (typeo
     })
     afterAll(() => model.dispose())
 
-    it('the same tokens, loops and log-probabilities, alone and together', async () => {
+    it('give the same tokens, loops and log-probabilities as plain decoding, alone and batched', async () => {
       using scheduler = model.scheduler({ maxRows: 3, loops: 6 })
       for (const [i, options] of own.entries()) {
         const ahead = { ...options, loops: options.loops ?? 4, speculate: 'wavefront' } as const

@@ -14,12 +14,12 @@ async function program(folder) {
   return all
 }
 
-function optionItem({ flags, description, defaultValue, argChoices }) {
-  const notes = [
-    ...(argChoices ? [`one of ${argChoices.join(', ')}`] : []),
-    ...(defaultValue === undefined || typeof defaultValue === 'function' ? [] : [`default ${JSON.stringify(defaultValue)}`]),
-  ]
-  return wrapText(`* \`${flags}\`: ${description}${notes.length > 0 ? ` (${notes.join('; ')})` : ''}`, { indent: '  ' })
+/** An option or an argument. Its choices and its default stand in one pair of brackets, also a default that the description names. */
+function listItem(name, { description, defaultValue, argChoices }) {
+  const [, text, named] = /^(.*?)(?: \((default: [^()]*)\))?$/s.exec(description)
+  const value = defaultValue === undefined || typeof defaultValue === 'function' ? [] : [`default: ${defaultValue}`]
+  const notes = [...(argChoices ? [`one of ${argChoices.join(', ')}`] : []), ...(named ? [named] : value)]
+  return wrapText(`* \`${name}\`: ${text}${notes.length > 0 ? ` (${notes.join('; ')})` : ''}`, { indent: '  ' })
 }
 
 /** The lines of the page. */
@@ -38,7 +38,7 @@ export async function commandLine(folder) {
     '```',
     '',
     wrapText(
-      '`looplm COMMAND --help` prints what this page says of a command. Commands that print results take `--json`: they then write JSON to standard output and nothing else. Messages go to standard error. The exit status is 0 on success, 1 on an error, 2 for a wrong command line, and 130 after Ctrl-C.',
+      '`looplm COMMAND --help` prints what this page says of a command. Commands that print results take `--json`: they then write JSON to standard output and nothing else. Messages go to standard error. The exit status is 0 on success. It is 2 for what you can correct: the command line, a configuration, a file or a name. Other errors give 1. Ctrl-C gives 130, SIGTERM 143 and SIGHUP 129. `serve` and `watch` end with 0 when one of these stops them.',
     ),
     ...sorted.flatMap((command) => [
       '',
@@ -50,11 +50,9 @@ export async function commandLine(folder) {
       `looplm ${command.name()} ${command.usage()}`,
       '```',
       ...(command.registeredArguments.length > 0 ? [''] : []),
-      ...command.registeredArguments.map((argument) =>
-        wrapText(`* \`${argument.name()}\`: ${argument.description}`, { indent: '  ' }),
-      ),
+      ...command.registeredArguments.map((argument) => listItem(argument.name(), argument)),
       ...(command.options.length > 0 ? [''] : []),
-      ...command.options.map(optionItem),
+      ...command.options.map((option) => listItem(option.flags, option)),
     ]),
   ]
 }

@@ -65,11 +65,11 @@ function rows(sizes, tokensOf, a) {
     const rate = (gpus * tokens) / s.total
     const efficiency = rate / gpus / (tokensOf(1) / one.total)
     const cells = [s.compute, s.gradients, s.hidden, s.gather, s.sums + s.optimizer, s.total].map(seconds)
-    return `| ${[gpus, Math.round(tokens), ...cells, thousands(rate), `${Math.round(100 * efficiency)} %`].join(' | ')} |`
+    return `| ${[gpus, ...cells, thousands(rate), `${Math.round(100 * efficiency)} %`].join(' | ')} |`
   })
 }
-const head = `| GPUs | tokens each | compute | gradients | hidden | parameters | AdamW | step | tokens/s | of ideal |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |`
+const head = `| GPUs | compute | gradients | hidden | parameters | AdamW | step | tokens/s | of ideal |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |`
 const sizes = [1, 8, 64, 512]
 const slow = { ...assumed, network: (0.8 * 12.5e9) / 8 }
 
@@ -94,13 +94,13 @@ bytes that looplm sends, and assumed rates. \`npm run simulate\` writes the page
 | network | 400 Gb/s per GPU (messages reach 80 %), no congestion |
 | a message | ${assumed.message * 1e6} µs of its sender's time, for any size |
 | tokens | the busiest GPU has ${Math.round(100 * (assumed.imbalance - 1))} % more than the mean; a micro-batch has ${assumed.microBatch} |
-| work | 6 operations per token, weight and loop, without attention's own products and recomputation |
+| work | 6 operations per token, weight and loop; the products inside attention and recomputation are not counted |
 | step | one update, without sampling, evaluation and checkpoints |
 | overlap | gradients travel during the backward pass of the first loop in the last micro-batch |
 
-A step takes compute + gradients − hidden gradients + parameters + AdamW, where AdamW includes the sums. Times are in
-seconds. Each GPU sends (N − 1) / N of ${giga(4 * parameters)} GB of gradients and ${giga(2 * parameters)} GB of parameters. Buckets hold at least
-1 Mi elements and 64 Ki per rank. At 512 GPUs a step sends ${Math.ceil(parameters / bucket(512))} · 511 messages, twice.
+A step takes compute + gradients − hidden gradients + parameters + AdamW. "AdamW" includes adding up the gradients.
+Times are in seconds. Each GPU sends (N − 1) / N of ${giga(4 * parameters)} GB of gradients and ${giga(2 * parameters)} GB of parameters. Buckets
+hold at least 1 Mi elements and 64 Ki per rank. At 512 GPUs a step sends ${Math.ceil(parameters / bucket(512))} · 511 messages, twice.
 
 ## The same work per GPU
 
@@ -111,7 +111,7 @@ ${rows(sizes, () => 32768, assumed).join('\n')}
 
 ## The same batch for all
 
-262,144 tokens in all: more GPUs mean less work for each.
+262,144 tokens in all: more GPUs mean less work per GPU.
 
 ${head}
 ${rows(sizes, (gpus) => 262144 / gpus, assumed).join('\n')}

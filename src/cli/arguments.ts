@@ -99,11 +99,14 @@ export interface ModelFlags extends DeviceFlags, Pick<LoadOptions, 'quantize' | 
 export function modelOptions(command: Command): Command {
   return deviceOptions(
     command
-      .option('--adapter <folder>', 'LoRA adapter of the model (adapter_config.json, adapter_model.safetensors)')
+      .option(
+        '--adapter <folder>',
+        'LoRA adapter to merge into the model (adapter_config.json, adapter_model.safetensors); not perLoop or shiftRank',
+      )
       .addOption(new Option('--quantize <type>', 'keep the matrices in 8 or 4 bits').choices(['int8', 'int4', 'int4-asymmetric']))
       .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
       .addOption(
-        new Option('--activations <type>', 'what products of a quantized model take: 8 bits, or as they are').choices([
+        new Option('--activations <type>', 'activations in products of a quantized model: 8 bits, or as they are').choices([
           'float',
           'int8',
         ]),
@@ -113,9 +116,10 @@ export function modelOptions(command: Command): Command {
 
 /** --cache-type. */
 export const cacheTypeOption = () =>
-  new Option('--cache-type <type>', 'keys and values in the cache: all but model take less memory (default: model)').choices(
-    cacheTypes,
-  )
+  new Option(
+    '--cache-type <type>',
+    'how the cache keeps keys and values: model is the dtype of the model, the others take less memory (default: model)',
+  ).choices(cacheTypes)
 
 /** The flags of {@link cacheOptions}. */
 export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate?: 'wavefront' | 'off' }
@@ -124,9 +128,10 @@ export type CacheFlags = Pick<GenerateOptions, 'kv' | 'cacheType'> & { speculate
 export function cacheOptions(command: Command): Command {
   return command
     .addOption(
-      new Option('--kv <policy>', 'keys and values of every loop, or one plane that all loops share (default: per-loop)').choices(
-        ['per-loop', 'shared'],
-      ),
+      new Option(
+        '--kv <policy>',
+        'cache the keys and values of every loop, or one plane that all loops share (default: per-loop)',
+      ).choices(['per-loop', 'shared']),
     )
     .addOption(cacheTypeOption())
     .addOption(

@@ -21,11 +21,11 @@ interface ChatFlags extends ModelFlags, SamplingFlags, TemplateFlags {
 
 const operation = 'looplm chat'
 
-const help = `/reset           forget the conversation
+const help = `/reset           forget the conversation, but not the system message
 /system TEXT     set the system message and forget the conversation; without a text, none
 /mode MODE       think, no-think, auto (from what the model shows at the end of the prompt) or default (the template decides)
 /loops N         loops per token at most
-/threshold P     leave the loops when the exit probability reaches P; 1 is full depth
+/threshold P     exit when the cumulative exit probability reaches P; 1 is full depth
 /save FILE       write the conversation, for --load
 /exit            leave; Ctrl-C stops an answer, a second Ctrl-C leaves
 `
@@ -35,17 +35,14 @@ export function addChat(program: Command): void {
   const command = program
     .command('chat')
     .description('chat with a checkpoint in the terminal; the colour of a token shows the loop that it was read from')
-    .argument(
-      '<model>',
-      'Hugging Face checkpoint folder or GGUF file with a tokenizer and a chat template, or the name of a downloaded model',
-    )
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer and a chat template')
     .addOption(
       new Option('--mode <mode>', 'whether answers begin with thoughts (default: the template decides)').choices(chatModes),
     )
     .option('--load <file>', 'continue a conversation that /save wrote')
     .option('--no-color', 'plain text')
   templateOptions(command)
-  samplingOptions(command, 1024)
+  samplingOptions(command, 1024, 'string that ends an answer, in addition to the end tokens; may be repeated')
   modelOptions(command)
     .addHelpText('after', `\nIn the chat:\n${help}`)
     .action(async (folder: string, flags: ChatFlags) => {
@@ -146,7 +143,7 @@ class Talk {
     }
     const { finishReason, mode, signals } = await this.#answering.result()
     const seconds = (performance.now() - start) / 1000
-    const end = { length: ', cut off at the longest answer', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
+    const end = { length: ', cut off at --max-new-tokens', cancelled: ', stopped', stop: '', 'tool-calls': '' }[finishReason]
     const shown = Object.entries(signals ?? {}).map(([name, value]) => `${name} ${value.toFixed(2)}`)
     const chosen = signals === undefined ? '' : `, ${mode} (${shown.join(', ')})`
     process.stdout.write(`\n${summary(counts, seconds, this.#paint)}${chosen}${end}\n`)

@@ -1,12 +1,12 @@
-import { readFile, stat } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
 import { fileError, LoopLMError } from '../errors.js'
-import { findFolder, readCheckpoint } from '../model/checkpoint.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { type EstimateOptions, estimateMemory, type MemoryEstimate, microBatchTokens } from '../model/estimate.js'
 import { deviceMemory } from '../tensor/devices.js'
 import { cacheTypeOption, positiveInteger } from './arguments.js'
 import { measureRates, tokensPerSecond } from './measure.js'
+import { readModelFiles } from './model-files.js'
 import { print, printJson } from './output.js'
 
 interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recompute' | 'cacheType'> {
@@ -21,8 +21,8 @@ interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recom
 export function addEstimate(program: Command): void {
   program
     .command('estimate')
-    .description('estimate how much memory a model needs to generate and to train; reads only its config.json')
-    .argument('<model>', 'checkpoint folder, name of a downloaded model, or a config.json')
+    .description('estimate how much memory a model needs to generate and to train; does not read its weights')
+    .argument('<model>', 'checkpoint folder, GGUF file, name of a downloaded model, or a config.json')
     .addOption(
       new Option('--dtype <name>', 'dtype of weights, activations and cache')
         .choices(['float32', 'bfloat16'])
@@ -37,7 +37,11 @@ export function addEstimate(program: Command): void {
       'tokens per forward and backward pass in training (default: what trainers choose on cpu)',
       positiveInteger,
     )
-    .addOption(new Option('--recompute <what>', 'in training').choices(['none', 'loop', 'layer']).default('none'))
+    .addOption(
+      new Option('--recompute <what>', 'activations that training computes again instead of keeping them')
+        .choices(['none', 'loop', 'layer'])
+        .default('none'),
+    )
     .option('--time', "measure matrix products of the model's sizes on this machine, and estimate tokens per second")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showEstimate)
@@ -84,14 +88,9 @@ export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate,
   return weights + gradients + optimizer + activations
 }
 
-/** The configuration of a checkpoint folder or of a config.json. Weights are not read. */
-export async function readConfig(model: string): Promise<LoopLMConfig> {
-  const operation = 'looplm estimate'
-  const isFile = await stat(model).then(
-    (found) => found.isFile(),
-    () => false,
-  )
-  if (!isFile) return (await readCheckpoint(await findFolder(model, {}, operation), operation)).config
+/** The configuration of a model, or of a config.json. Weights are not read. */
+export async function readConfig(model: string, operation = 'looplm estimate'): Promise<LoopLMConfig> {
+  if (!model.endsWith('.json')) return (await readModelFiles(model, operation)).config
   const text = await readFile(model, 'utf8').catch((cause) => {
     throw fileError(cause, 'read', model, operation)
   })

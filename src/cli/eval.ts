@@ -56,12 +56,16 @@ export function addEval(program: Command): void {
   const command = program
     .command('eval')
     .description('evaluate a checkpoint on held-out problems or on text, with several loop counts')
-    .argument('<model>', 'Hugging Face checkpoint folder')
-    .option('--task <task>', 'name of a task, or YAML such as "{ name: addition, digits: 3 }"', task)
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model')
+    .option(
+      '--task <task>',
+      'addition, mano, sorting, pointerChasing, parity or chain, or YAML such as "{ name: addition, digits: 3 }"',
+      task,
+    )
     .option('--dataset <path>', 'file or folder of rows with prompt and answer, or hub:org/name, instead of a task')
     .option('--split <name>', 'split of the dataset (default: train)')
     .option('--config <name>', 'configuration of the dataset')
-    .addOption(new Option('--columns <form>', 'ready-made columns for its rows').choices(Object.keys(readyColumns)))
+    .addOption(new Option('--columns <form>', 'use ready-made columns for its rows').choices(Object.keys(readyColumns)))
     .option(
       '--text <path>',
       'files or folders of text, instead of a task: loss, perplexity and accuracy; may be repeated',
@@ -70,7 +74,7 @@ export function addEval(program: Command): void {
     .addOption(
       new Option(
         '--cache-type <type>',
-        'decode the tokens of --text one by one through such a cache, as generation does (default: whole blocks without one)',
+        'decode --text token by token through such a cache, as generation does (default: no cache, whole blocks)',
       ).choices(cacheTypes),
     )
     .option('--context-length <count>', 'tokens per block of text', positiveInteger, 512)
@@ -81,7 +85,7 @@ export function addEval(program: Command): void {
     )
     .option(
       '--problems <count>',
-      'how many problems to answer, or blocks of text to read, spread over the whole text',
+      'problems to answer, of a dataset the first ones; or blocks of --text to read, spread over the text',
       problemCount,
       256,
     )
@@ -103,6 +107,8 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   if (flags.cacheType !== undefined)
     throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: --cache-type goes with --text alone; omit it')
   const { dataset: path, split, config, columns } = flags
+  if ((flags.task === undefined) === (path === undefined))
+    throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: pass one of --task, --dataset and --text')
   const dataset = path === undefined ? undefined : { path, split, config, columns }
   // fails before a large model is loaded
   if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1)

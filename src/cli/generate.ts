@@ -21,11 +21,12 @@ import {
   positiveInteger,
 } from './arguments.js'
 import { type ChatFlags, chatOptions, chatSettings, conversation, encodeConversations } from './chat-flags.js'
+import { type GrammarFlags, grammarOf, grammarOptions } from './grammar-flags.js'
 import { interruptible, print, printJson } from './output.js'
 import { joinProcesses, type ParallelFlags, parallelOption } from './processes.js'
 
 /** The flags of {@link samplingOptions}. */
-export interface SamplingFlags extends CacheFlags {
+export interface SamplingFlags extends CacheFlags, GrammarFlags {
   maxNewTokens: number
   temperature: number
   topK?: number
@@ -57,23 +58,23 @@ export function addGenerate(program: Command): void {
   const command = program
     .command('generate')
     .description('generate text from prompts with a checkpoint')
-    .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer')
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer')
     .option('--prompt <text>', 'prompt; may be repeated', collect)
     .option(
       '--messages <list>',
       'a conversation to answer, such as "[{ role: user, content: Hi }]"; may be repeated',
       conversation,
     )
-    .option('--prompts <file>', 'file with one prompt per line, or a dataset with prompts (.jsonl, .json, .csv, .parquet)')
+    .option('--prompts <file>', '.txt file with one prompt per line, or a dataset with prompts (.jsonl, .json, .csv, .parquet)')
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per prompt to standard output and nothing else')
-  samplingOptions(command, 64)
+  samplingOptions(command, 64, "string that ends an answer, instead of the model's end tokens; may be repeated")
   chatOptions(command)
   modelOptions(command).action(generate)
 }
 
 /** Adds the options for sampling. */
-export function samplingOptions(command: Command, longest: number): Command {
+export function samplingOptions(command: Command, longest: number, stop: string): Command {
   command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
     .option('--temperature <number>', '0 is greedy', nonNegative, 1)
@@ -96,15 +97,19 @@ export function samplingOptions(command: Command, longest: number): Command {
     .addOption(
       new Option('--exit <rule>', 'rule that decides after which loop a token exits (default: gate)').choices(exitRuleNames),
     )
-    .option('--exit-threshold <number>', 'threshold of the exit rule; for gate an exit probability, 1 is full depth', nonNegative)
+    .option(
+      '--exit-threshold <number>',
+      'threshold of the exit rule; for gate a cumulative exit probability, 1 is full depth',
+      nonNegative,
+    )
     .option('--min-loops <count>', 'fewest loops of a token', positiveInteger)
     .option(
       '--patience <count>',
       'rule argmax-stable: how often in a row the most likely token must stay the same',
       positiveInteger,
     )
-    .option('--stop <text>', "string that ends an answer, instead of the model's end tokens; may be repeated", collect)
-  return cacheOptions(command)
+  command.option('--stop <text>', stop, collect)
+  return cacheOptions(grammarOptions(command))
 }
 
 async function generate(folder: string, flags: GenerateFlags): Promise<void> {
@@ -170,7 +175,8 @@ export function generationOptions(flags: SamplingFlags): GenerateOptions {
   const chosen = flags.exit !== undefined || [threshold, minLoops, patience].some((value) => value !== undefined)
   const exit = chosen ? definedOnly({ rule: flags.exit ?? 'gate', threshold, minLoops, patience }) : undefined
   const sampling = { temperature, topK, topP, minP, repetitionPenalty, frequencyPenalty, presencePenalty, seed }
-  return definedOnly({ maxNewTokens, ...sampling, loops, kv, cacheType, speculate, stop, exit }) as GenerateOptions
+  const grammar = grammarOf(flags)
+  return definedOnly({ maxNewTokens, ...sampling, loops, kv, cacheType, speculate, stop, exit, grammar }) as GenerateOptions
 }
 
 function definedOnly(fields: object): object {

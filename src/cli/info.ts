@@ -1,15 +1,14 @@
 import { availableParallelism } from 'node:os'
 import type { Command } from 'commander'
 import pc from 'picocolors'
-import { findFolder, readCheckpoint } from '../model/checkpoint.js'
 import { architectureOf } from '../model/config.js'
-import { findGguf, readGgufModel } from '../model/gguf.js'
 import { quantizationText } from '../model/quantization.js'
 import { parameterCount } from '../native/architecture.js'
 import { libc } from '../native.js'
 import { packageVersion } from '../package-root.js'
 import { chooseLibrary, detectLauncher, type ParallelLibrary, parallelLibraries } from '../parallel.js'
 import { type DeviceStatus, listDevices } from '../tensor/devices.js'
+import { readModelFiles } from './model-files.js'
 import { print, printJson } from './output.js'
 
 /** Adds `looplm info`. */
@@ -19,7 +18,10 @@ export function addInfo(program: Command): void {
     .description(
       'show what works on this machine: devices, instruction sets, threads, versions, MPI, and why CUDA is or is not used',
     )
-    .argument('[model]', 'also describe a model without loading it: a checkpoint folder or a GGUF file')
+    .argument(
+      '[model]',
+      'also describe a model without loading it: a checkpoint folder, GGUF file, or name of a downloaded model',
+    )
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(async (path: string | undefined, { json }: { json?: boolean }) => {
       const model = path === undefined ? undefined : await modelFacts(path)
@@ -85,13 +87,10 @@ function printFacts(facts: {
 /** The facts about a model in its files. */
 async function modelFacts(path: string) {
   const operation = 'looplm info'
-  const folder = await findFolder(path, {}, operation)
-  const file = await findGguf(folder, operation)
-  const read = file === undefined ? await readCheckpoint(folder, operation) : await readGgufModel(file, operation)
-  const { config, quantization, tokenizer } = read
+  const { config, quantization, tokenizer, types, path: found } = await readModelFiles(path, operation)
   const architecture = architectureOf(config)
   return {
-    path: file ?? folder,
+    path: found,
     family: architecture.family,
     parameters: parameterCount(architecture),
     layers: architecture.layers,
@@ -103,7 +102,7 @@ async function modelFacts(path: string) {
     tokenizer: tokenizer === undefined ? null : tokenizer.vocabSize,
     chatTemplate: tokenizer?.hasChatTemplate ?? false,
     quantization: quantization ?? null,
-    types: 'types' in read ? Object.fromEntries(read.types) : null,
+    types: types === undefined ? null : Object.fromEntries(types),
   }
 }
 

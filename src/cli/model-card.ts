@@ -54,7 +54,7 @@ export function modelCard(
     '## Options\n',
     table(['option', 'value'], options),
     '## Use\n',
-    `\`\`\`sh\nnpx looplm generate FOLDER --prompt …${adapter ? '   # --adapter: this folder' : ''}\n\`\`\`\n`,
+    `\`\`\`sh\nnpx looplm generate ${adapter ? 'BASE --adapter FOLDER' : 'FOLDER'} --prompt …\n\`\`\`\n`,
   ].join('\n')
 }
 

@@ -7,7 +7,7 @@ export function addOptions(program: Command): void {
   program
     .command('options')
     .description('list the options of a trainer with their defaults')
-    .addArgument(new Argument('<trainer>', 'trainer').choices(trainerNames))
+    .addArgument(new Argument('<trainer>', 'trainer whose options to list').choices(trainerNames))
     .option('--json', 'write one JSON array to standard output and nothing else')
     .action((trainer: TrainerName, { json }: { json?: boolean }) => {
       const options = trainerOptions(trainer)

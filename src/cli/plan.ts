@@ -10,8 +10,11 @@ import { parseOptions } from '../validation/schema.js'
 import { collect, type DeviceFlags, deviceFlags, positiveInteger } from './arguments.js'
 import { fits, printRow, readConfig, trainingBytes } from './estimate.js'
 import { measureRates, type Rates, stepSeconds } from './measure.js'
+import { readModelFiles, storedDType } from './model-files.js'
 import { print, printJson } from './output.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
+
+const operation = 'looplm plan'
 
 interface PlanFlags {
   set?: string[]
@@ -40,15 +43,16 @@ export function addPlan(program: Command): void {
     .argument('<config>', 'YAML file, as for looplm train')
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .option('--prompt-tokens <count>', 'tokens per prompt', positiveInteger, 256)
-    .option('--answer-tokens <count>', 'tokens per answer (default: maxNewTokens)', positiveInteger, 256)
+    .option('--answer-tokens <count>', 'tokens per answer, unless the run sets maxNewTokens', positiveInteger, 256)
     .option('--no-time', "do not measure matrix products of the model's sizes on this machine")
     .option('--json', 'write one JSON object to standard output and nothing else')
     .action(showPlan)
 }
 
 async function showPlan(path: string, { set = [], promptTokens, answerTokens, time, json }: PlanFlags): Promise<void> {
-  const config = await readTrainConfig(path, set)
-  const model = await modelConfig(config.model)
+  const given = await readTrainConfig(path, set)
+  const { config: model, dtype } = await modelOf(given.model)
+  const config = { ...given, dtype: given.dtype ?? dtype }
   const { step, ...plan } = makePlan(config, model, { promptTokens, newTokens: answerTokens })
   const measured = time === false || plan.train > plan.free ? undefined : await measureStep(config, model, step)
   if (json) {
@@ -179,7 +183,13 @@ function remedyFor({ recompute, lora }: PlannedOptions, dtype: string): string {
   return `What helps: ${ideas.filter((idea) => idea !== false).join(', ')}`
 }
 
-async function modelConfig(model: TrainConfig['model']): Promise<LoopLMConfig> {
-  if (typeof model === 'string') return readConfig(model)
-  return parseConfig({ vocab_size: 256, ...model }, 'model', false) // the run's tokenizer may have more tokens
+/** The configuration of a model, and the dtype in which it is loaded by default. */
+async function modelOf(model: TrainConfig['model']): Promise<{ config: LoopLMConfig; dtype: 'float32' | 'bfloat16' }> {
+  if (typeof model === 'string') {
+    if (model.endsWith('.json')) return { config: await readConfig(model, operation), dtype: 'float32' }
+    const read = await readModelFiles(model, operation)
+    return { config: read.config, dtype: await storedDType(read, operation) }
+  }
+  const config = parseConfig({ vocab_size: 256, ...model }, 'model', false) // the run's tokenizer may have more tokens
+  return { config, dtype: 'float32' }
 }

@@ -18,7 +18,7 @@ export function addQuantize(program: Command): void {
   program
     .command('quantize')
     .description('write a copy of a checkpoint with matrices of 8 or 4 bits; only looplm loads it')
-    .argument('<model>', 'Hugging Face checkpoint folder, or a GGUF file')
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model')
     .argument('<folder>', 'folder of the copy')
     .addOption(new Option('--bits <count>', 'bits per weight').choices(['4', '8']).makeOptionMandatory())
     .option('--asymmetric', 'with 4 bits: also store a middle value with each scale: less error in the same memory')

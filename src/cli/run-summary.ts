@@ -26,14 +26,14 @@ export function banner(trainer: SummarizedTrainer, { parameters, trained, data, 
   const { name, model, step, config } = trainer
   const { steps, runDir, batchSize, promptsPerStep = 1, groupSize, gradientAccumulation = 1 } = config
   const { device, dtype, threads } = model.place
-  const learns = trained === parameters ? '' : `, ${formatNumber(trained)} of them or of an adapter are trained`
+  const learns = trained === parameters ? '' : `, ${formatNumber(trained)} trained`
   const on = `${dtype} on ${device}${threads === undefined ? '' : `, ${threads} ${threads === 1 ? 'thread' : 'threads'}`}`
   const prompts = batchSize ?? promptsPerStep * gradientAccumulation
   const each = groupSize === undefined ? `${prompts} sequences` : `${prompts} × ${groupSize} completions`
   const epochs = rows === undefined ? '' : `, ${formatNumber((steps * prompts) / rows)} epochs`
   return [
     `${name}: ${formatNumber(parameters)} parameters${learns}, ${on}`,
-    `${data}: ${steps} steps of ${each}${epochs}${step === 0 ? '' : `; goes on from step ${step}`}`,
+    `${data}: ${steps} steps of ${each}${epochs}${step === 0 ? '' : `; continues from step ${step}`}`,
     runDir === undefined ? 'no run folder (--run-dir): nothing is saved' : `${runDir}; watch it with: looplm watch ${runDir}`,
   ].join('\n')
 }

@@ -24,7 +24,7 @@ export function addServe(program: Command): void {
   const command = program
     .command('serve')
     .description("serve a checkpoint over OpenAI's HTTP interface; Ctrl-C lets running answers end first")
-    .argument('<model>', 'Hugging Face checkpoint folder or GGUF file with a tokenizer, or the name of a downloaded model')
+    .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer')
     .option('--host <address>', 'address to listen on; one that other machines reach needs an API key (default: 127.0.0.1)')
     .option('--port <number>', 'port; 0 chooses a free one (default: 8000)', natural)
     .option('--name <name>', "the model's name in requests (default: that of the folder, or of the downloaded model)")

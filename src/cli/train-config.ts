@@ -57,10 +57,10 @@ export const trainConfigSchema = z.strictObject({
   model: z
     .union(
       [z.string().min(1), z.record(z.string(), z.unknown())],
-      'must be the path of a checkpoint folder, or the fields of a config.json for a new model',
+      'must be a checkpoint folder, a GGUF file, the name of a downloaded model, or the fields of a config.json for a new model',
     )
     .describe(
-      'The path of a checkpoint folder, or the fields of a config.json for a new model (`vocab_size` defaults to that of the tokenizer).',
+      'The path of a checkpoint folder or GGUF file, or the name of a downloaded model. For a new model, the fields of a config.json (`vocab_size` defaults to that of the tokenizer).',
     ),
   device: z
     .union(
@@ -115,13 +115,15 @@ export const trainConfigSchema = z.strictObject({
     .array(z.string().min(1))
     .optional()
     .describe(
-      `What records the run: ${loggerNames.map((name) => `\`${name}\``).join(', ')}, or the path of a module that exports a logger; default these where there is a \`runDir\`.`,
+      `What records the run: ${loggerNames.map((name) => `\`${name}\``).join(', ')}, or the path of a module that exports a logger. Default: all built-in ones if there is a \`runDir\`.`,
     ),
   runDir: z.string().min(1).optional().describe('Folder for metrics, completions and checkpoints. Nothing is saved without it.'),
   resume: z
     .union([z.boolean(), z.string()])
     .optional()
-    .describe('Continue from the newest checkpoint of `runDir`, or from the one at this path.'),
+    .describe(
+      '`true`: continue from the newest checkpoint of `runDir`, or start a new run if there is none. A path names one checkpoint.',
+    ),
   options: z.record(z.string(), z.unknown()).default({}).describe('Options of the trainer, below.'),
 })
 
@@ -185,7 +187,7 @@ function configProblems(given: Record<string, unknown>): string[] {
   const { options = {} } = given
   if (trainer !== undefined && typeof options === 'object') check(trainers[trainer].schema, options, 'options')
   const sources = [given.task, given.dataset, given.corpus].filter((source) => source !== undefined)
-  if (sources.length !== 1) lines.push('needs a task or a dataset, one of them (pretrain and looprpt also take a corpus)')
+  if (sources.length !== 1) lines.push('needs exactly one of task, dataset and corpus (a corpus only for pretrain and looprpt)')
   return lines
 }
 

@@ -34,9 +34,12 @@ export function addTrain(program: Command): void {
   const command = program
     .command('train')
     .description('train a model as described in a YAML file; Ctrl-C saves a checkpoint if there is a run folder')
-    .argument('[config]', 'YAML file with trainer, model, task or dataset, and options; optional with --resume <run>')
+    .argument('[config]', 'YAML file with trainer, model, options, and a task, dataset or corpus; optional with --resume <run>')
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
-    .option('--resume [run]', 'continue from the newest checkpoint of --run-dir or of this run folder, or from this checkpoint')
+    .option(
+      '--resume [run]',
+      'continue the run in --run-dir, or start it if it has no checkpoint; with a checkpoint folder, continue from it; with a run folder and no configuration file, continue that run',
+    )
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .addOption(parallelOption())
     .option('--json', 'write one JSON object per event to standard output and nothing else')

@@ -173,7 +173,7 @@ class SchemaWriter {
     const used = (names: readonly string[]) => names.filter((name) => schema[name] !== undefined)
     const own = Object.keys(schema).filter((name) => !annotations.includes(name))
     const alone = (keyword: string) => {
-      const other = own.find((name) => name !== keyword && name !== 'type')
+      const other = own.find((name) => name !== keyword && (name !== 'type' || keyword === '$ref'))
       if (other !== undefined)
         this.#refuse(`${at}/${other}`, `cannot be combined with ${keyword} in grammars; move it into the schemas of ${keyword}`)
     }

@@ -93,7 +93,7 @@ export async function loadGguf(
   const load = () => native().modelLoadTensors(on, architecture, dtype, weights, engine, added)
   const handle = await call(operation, load)
   if (config.looplm_exit_gate === false) {
-    const lacks = 'exit rule "gate", exit-pdf weights, Stage I, Stage II and LoopRPT do not work'
+    const lacks = 'the exit rules "gate" and "sampled", exit-pdf weights, Stage II and LoopRPT do not work'
     const remedy = 'Load the original checkpoint, or pass exitGate: true to add a gate that you train'
     const message = `${path} has no exit gate, because llama.cpp drops it: ${lacks}. ${remedy}`
     process.emitWarning(`${operation}: ${message}`, { type: 'LoopLMWarning' })

@@ -27,7 +27,7 @@ export const metricGroups: readonly MetricGroup[] = [
       {
         title: 'Reward',
         metrics: [
-          metric('reward', '', 'Mean reward of the completions of the step; of LoopRPT, the mean reward of an exit.'),
+          metric('reward', '', 'Mean reward of the completions of the step; with LoopRPT, the mean reward of an exit.'),
           metric('reward_std', '', 'Standard deviation of the rewards within a group, averaged over the groups.'),
         ],
       },
@@ -48,9 +48,9 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/reward_low',
             '',
-            'Where the mean reward lies with 95 % confidence, from here: the interval of Wilson for single answers that earn 0 or 1, else a bootstrap over the problems.',
+            "Lower end of the 95 % interval of the mean reward: Wilson's interval for single answers that earn 0 or 1, else a bootstrap over the problems.",
           ),
-          metric('eval/loop_<t>/reward_high', '', 'To here.'),
+          metric('eval/loop_<t>/reward_high', '', 'Upper end of that interval.'),
           metric('eval/<name>/loop_<t>/reward_low', '', 'The same for one of `evalTasks`.'),
           metric('eval/<name>/loop_<t>/reward_high', '', 'The same for one of `evalTasks`.'),
         ],
@@ -61,7 +61,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/pass_at_<k>',
             'share',
-            'With `evalSamples`: how often at least one of k answers is right (unbiased pass@k), when rewards are 0 and 1.',
+            'With `evalSamples`: unbiased pass@k, the probability that at least one of k answers is right. Needs rewards of 0 and 1.',
           ),
           metric('eval/<name>/loop_<t>/pass_at_<k>', 'share', 'The same for one of `evalTasks`.'),
         ],
@@ -82,9 +82,9 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/accuracy_low',
             'share',
-            'Where the accuracy lies with 95 % confidence, from here: a bootstrap over the sequences.',
+            'Lower end of the 95 % interval of the accuracy, by a bootstrap over the sequences.',
           ),
-          metric('eval/loop_<t>/accuracy_high', 'share', 'To here.'),
+          metric('eval/loop_<t>/accuracy_high', 'share', 'Upper end of that interval.'),
         ],
       },
       {
@@ -196,7 +196,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'kl',
             'nats',
-            'The k3 estimate of the KL divergence to the frozen starting model (`beta` > 0), or of LoopRPT to its teacher.',
+            'The k3 estimate of the KL divergence to the frozen starting model (`beta` > 0), or with LoopRPT to the teacher.',
           ),
         ],
       },
@@ -283,7 +283,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'reference_loop/mean',
             'loops',
-            'LoopRPT: mean reference step, where the exit CDF of the teacher reaches `tau`.',
+            "LoopRPT: mean reference loop, where the teacher's cumulative exit probability reaches `tau`.",
           ),
         ],
       },
@@ -309,7 +309,7 @@ export const metricGroups: readonly MetricGroup[] = [
         metrics: [
           metric('step_time', 's', 'Seconds of the step.'),
           metric('sampling_time', 's', 'Seconds of the step that went into sampling.'),
-          metric('parallel/step_time_max', 's', 'Of several processes: seconds of the slowest one.'),
+          metric('parallel/step_time_max', 's', 'Seconds of the slowest of several processes.'),
         ],
       },
       {
@@ -318,23 +318,23 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'parallel/wait_share',
             'share',
-            'Share of the step that processes spent on waiting for the others, gradients and parameters apart; their mean.',
+            'Mean share of the step that a process waited for the others or for gradients. The exchange of parameters is not counted.',
           ),
           metric('parallel/imbalance', '', 'Tokens that the busiest process trained, over the mean of all: 1 is balanced.'),
         ],
       },
       {
         title: 'Traffic',
-        metrics: [metric('parallel/bytes', 'bytes', 'Bytes that a process sent to others in the step; the mean of all.')],
+        metrics: [metric('parallel/bytes', 'bytes', 'Mean bytes that a process sent to others in the step.')],
       },
       {
         title: 'Memory',
         metrics: [
-          metric('memory/resident', 'MiB', 'Resident memory of the process after the step; of several processes the most.'),
+          metric('memory/resident', 'MiB', 'Resident memory of the process after the step; with several processes, the largest.'),
           metric(
             'memory/device',
             'MiB',
-            'Memory that tensors, models and optimizers hold on their devices; of several processes the most.',
+            'Memory that tensors, models and optimizers hold on their devices; with several processes, the largest.',
           ),
         ],
       },

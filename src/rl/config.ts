@@ -179,7 +179,7 @@ const optimizer = {
     })
     .optional()
     .describe(
-      'Train a low-rank adapter (LoRA) and leave the model unchanged. Checkpoints then hold the adapter, in the format of PEFT.',
+      'Train a low-rank adapter (LoRA) and leave the model unchanged. `dropout` must be 0. Checkpoints then hold the adapter, in the format of PEFT.',
     ),
 }
 
@@ -257,14 +257,16 @@ const grammar = z
 
 /** Rollouts and advantages. */
 const rollouts = {
-  promptsPerStep: positiveInt.default(32).describe('Different prompts per generation call.'),
+  promptsPerStep: positiveInt.default(32).describe('Prompts per generation call. A dataset with fewer rows is repeated.'),
   groupSize: z.int().min(2).default(8).describe('Completions per prompt; advantages are relative to this group.'),
   gradientAccumulation: count(1024)
     .default(1)
     .describe('Generation calls per step. Their rollouts form one batch of `promptsPerStep` × `gradientAccumulation` prompts.'),
   updatesPerRollout: count(1024)
     .default(1)
-    .describe('Passes over the rollouts of a step. More than 1 needs the surrogate `ppo` or `cispo`.'),
+    .describe(
+      'Passes over the rollouts of a step. More than 1 needs a surrogate with an importance ratio, such as `ppo` or `cispo`.',
+    ),
   minibatches: count(2 ** 16)
     .default(1)
     .describe('Parts that each pass is split into, without splitting groups. Every part is one optimizer step.'),
@@ -312,7 +314,9 @@ const rollouts = {
     ),
   exit: exit
     .optional()
-    .describe('Early-exit rule of rollouts. Training and its log-probabilities always use full depth. Default: no early exit.'),
+    .describe(
+      'Early-exit rule of rollouts. Training and its log-probabilities still use full depth. To train at the exits, use the recipe `exit-sampled` instead. Default: no early exit.',
+    ),
   speculate: z
     .enum(['wavefront', 'off'])
     .default('off')
@@ -680,7 +684,7 @@ const objectiveTrainer = {
   exitThreshold: share
     .optional()
     .describe(
-      'Rollout tokens exit at the first loop where the exit CDF reaches this, and exit terms train these exits. Default: full depth.',
+      'Tokens of rollouts exit at the first loop whose cumulative exit probability reaches this. Terms of channel `exit` train these exits. Default: full depth.',
     ),
   marginalToken: natural
     .optional()
@@ -741,7 +745,7 @@ const looprpt = z
       .describe('Share of the predictions of each sequence that are trained: those with the highest teacher entropy.'),
     tau: share
       .default(0.5)
-      .describe('The reference step of a token is the first loop where the exit CDF of the teacher reaches this.'),
+      .describe("The reference loop of a token is the first one where the teacher's cumulative exit probability reaches this."),
     lambdaBase: nonNegative.default(0.02).describe('Cost of a loop, in nats.'),
     lambdaScale: nonNegative.default(0.5).describe('How much more a loop costs where the teacher is certain.'),
     rollouts: z.int().min(2).max(1024).default(8).describe('Noisy passes per sequence.'),
@@ -767,7 +771,7 @@ const looprpt = z
     policyCoefficient: nonNegative.default(1).describe('Weight of the policy gradient of the exits.'),
     representationCoefficient: nonNegative
       .default(1)
-      .describe('Weight of the cross-entropy of the loops, by exit probability and reward.'),
+      .describe("Weight of the loops' cross-entropy, where each loop counts by its exit probability and reward."),
     entropyCoefficient: nonNegative.default(0.01).describe('Weight of the entropy of the exit distribution.'),
     klCoefficient: nonNegative.default(1e-4).describe('Weight of the k3 estimate of the KL divergence to the teacher.'),
     klReduction: z

@@ -33,7 +33,7 @@ export interface LoopRPTBatch {
 
 /**
  * LoopRPT (arXiv 2603.19714; math.md §5): reinforcement pre-training of the latent steps. On the hard tokens of each sequence,
- * it samples noisy rollouts of the loops. Their reward is the gain of their exit over the teacher's reference step, minus a
+ * it samples noisy rollouts of the loops. Their reward is the gain of their exit over the teacher's reference loop, minus a
  * cost per loop. The reward trains the gate and the trunk, and every loop learns the token with its weight. The teacher is a
  * moving average of the model in float32.
  *

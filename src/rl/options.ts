@@ -121,7 +121,10 @@ export interface OptimizerConfig {
   recompute: Recompute
   /** Tokens per forward and backward pass; 0 chooses it from the size of the model. Does not change the loss. Default `0`. */
   tokensPerMicroBatch: number
-  /** Train a low-rank adapter (LoRA) and leave the model unchanged. Checkpoints then hold the adapter, in the format of PEFT. */
+  /**
+   * Train a low-rank adapter (LoRA) and leave the model unchanged. `dropout` must be 0. Checkpoints then hold the adapter, in the
+   * format of PEFT.
+   */
   lora?: LoRAConfig | undefined
   /** Peak learning rate. */
   learningRate: number
@@ -190,7 +193,7 @@ export interface TrainerConfig extends RunConfig, OptimizerConfig, Resources {}
 
 /** Rollouts and advantages. */
 export interface RolloutConfig extends LoopConfig {
-  /** Different prompts per generation call. Default `32`. */
+  /** Prompts per generation call. A dataset with fewer rows is repeated. Default `32`. */
   promptsPerStep: number
   /** Completions per prompt; advantages are relative to this group. Default `8`. */
   groupSize: number
@@ -198,7 +201,10 @@ export interface RolloutConfig extends LoopConfig {
    * Generation calls per step. Their rollouts form one batch of `promptsPerStep` × `gradientAccumulation` prompts. Default `1`.
    */
   gradientAccumulation: number
-  /** Passes over the rollouts of a step. More than 1 needs the surrogate `ppo` or `cispo`. Default `1`. */
+  /**
+   * Passes over the rollouts of a step. More than 1 needs a surrogate with an importance ratio, such as `ppo` or `cispo`. Default
+   * `1`.
+   */
   updatesPerRollout: number
   /** Parts that each pass is split into, without splitting groups. Every part is one optimizer step. Default `1`. */
   minibatches: number
@@ -234,7 +240,10 @@ export interface RolloutConfig extends LoopConfig {
    * full vocabulary.
    */
   grammar?: GenerateOptions['grammar'] | undefined
-  /** Early-exit rule of rollouts. Training and its log-probabilities always use full depth. Default: no early exit. */
+  /**
+   * Early-exit rule of rollouts. Training and its log-probabilities still use full depth. To train at the exits, use the recipe
+   * `exit-sampled` instead. Default: no early exit.
+   */
   exit?: ExitRule | undefined
   /**
    * `wavefront` computes several positions of a rollout at once where that saves time. Does not change the rollouts. Default
@@ -275,7 +284,7 @@ export interface EpisodeConfig {
     | {
         /** Least mean entropy of the first tokens of a turn, in nats. */
         entropy: number
-        /** Episodes that go on from the branch. */
+        /** Episodes that continue from the branch. */
         width: number
       }
     | undefined
@@ -307,8 +316,8 @@ export interface RolloutResources {
 /** Options that all policy-gradient trainers share. Trainers without the last three options leave them undefined. */
 export interface PolicyConfig extends TrainerConfig, RolloutConfig, EpisodeConfig, RolloutResources {
   /**
-   * Rollout tokens exit at the first loop where the exit CDF reaches this, and exit terms train these exits. Default: full
-   * depth.
+   * Tokens of rollouts exit at the first loop whose cumulative exit probability reaches this. Terms of channel `exit` train these
+   * exits. Default: full depth.
    */
   exitThreshold?: number | undefined
   /** Start token that replaces the prompt in terms of the marginal space. Default: `bos_token_id` of the model, else 0. */
@@ -476,7 +485,9 @@ export interface PretrainConfig extends SequenceConfig, LoopConfig {
 export interface LoopRPTConfig extends SequenceConfig {
   /** Share of the predictions of each sequence that are trained: those with the highest teacher entropy. Default `0.2`. */
   rho: number
-  /** The reference step of a token is the first loop where the exit CDF of the teacher reaches this. Default `0.5`. */
+  /**
+   * The reference loop of a token is the first one where the teacher's cumulative exit probability reaches this. Default `0.5`.
+   */
   tau: number
   /** Cost of a loop, in nats. Default `0.02`. */
   lambdaBase: number
@@ -503,7 +514,7 @@ export interface LoopRPTConfig extends SequenceConfig {
   rewardFrom: 'rollout' | 'clean'
   /** Weight of the policy gradient of the exits. Default `1`. */
   policyCoefficient: number
-  /** Weight of the cross-entropy of the loops, by exit probability and reward. Default `1`. */
+  /** Weight of the loops' cross-entropy, where each loop counts by its exit probability and reward. Default `1`. */
   representationCoefficient: number
   /** Weight of the entropy of the exit distribution. Default `0.01`. */
   entropyCoefficient: number

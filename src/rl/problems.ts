@@ -65,7 +65,7 @@ export function openProblems(
 function openData(operation: string, model: LoopLM, config: Parameters<typeof openProblems>[2]): ProblemSource {
   const { task, dataset, seed } = config
   if ((task === undefined) === (dataset === undefined)) {
-    const message = 'pass a task or a dataset, one of them; only update() and gradients() of a trainer need neither'
+    const message = 'pass either a task or a dataset; only update() and gradients() of a trainer need neither'
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
   const tokenizer = checkTokenizer(operation, model, task?.tokenizer ?? config.tokenizer ?? model.tokenizer, 'dataset')

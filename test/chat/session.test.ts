@@ -52,7 +52,7 @@ async function counted<T>(scheduler: Scheduler, action: () => Promise<T>) {
 
 describe('a session', () => {
   it.each([false, true])(
-    'runs no prompt token twice, and says what a fresh run of its history says (exact: %s)',
+    'computes no prompt token twice, answering like a fresh run of its history (exact: %s)',
     async (exact) => {
       using model = await create()
       using scheduler = model.scheduler()
@@ -79,7 +79,7 @@ describe('a session', () => {
     },
   )
 
-  it('has the bits of a fresh run also where tokens leave the loops early, when it is exact', async () => {
+  it('gives the bits of a fresh run with exact: true, also with early exits', async () => {
     using model = await create()
     const exit = { rule: 'kl', threshold: 0.5 } as const
     using chat = new ChatSession(model, { ...base, exit, exact: true })
@@ -90,7 +90,7 @@ describe('a session', () => {
     expectSame(await fresh.send('two?'), await chat.send('two?'), true)
   })
 
-  it('runs again from where the template rewrites an earlier turn, and not from the start', async () => {
+  it('reuses the cache up to the first token that the template rewrites', async () => {
     using model = await create()
     using scheduler = model.scheduler()
     const thinking: ChatSessionOptions = { ...base, mode: 'think' }
@@ -107,7 +107,7 @@ describe('a session', () => {
     expectSame(await fresh.send('why not?'), made, true)
   })
 
-  it('begins turns with thoughts or without, by the variable of the template or by a block', async () => {
+  it('turns thinking on or off by a template variable or by a think block', async () => {
     using model = await create()
     const seen = async (options: ChatSessionOptions) => {
       const prompts: string[] = []
@@ -129,7 +129,7 @@ describe('a session', () => {
     expect(await seen({ mode: 'no-think', chatTemplate: { template: reading } })).toBe('no')
   })
 
-  it('decides from signals that are those of score, for one more token of the prompt', async () => {
+  it('mode auto decides by the signals of score(), running at most one extra prompt token', async () => {
     using model = await create({ total_ut_steps: 4 })
     using scheduler = model.scheduler()
     const messages = [{ role: 'user', content: 'seven?' }]
@@ -160,7 +160,7 @@ describe('a session', () => {
     expectSame(await thinking.send('seven?'), thought.made, true)
   })
 
-  it('stops where it is told, and keeps what was said and the cache', async () => {
+  it('keeps the partial answer and the cache when a turn is stopped', async () => {
     using model = await create()
     using scheduler = model.scheduler()
     using chat = new ChatSession(model, { ...base, maxNewTokens: 400, scheduler })
@@ -184,7 +184,7 @@ describe('a session', () => {
     expect(prefilled - tokenizer.encode('<end><|user|>end<end><|assistant|>').length).toBeOneOf([0, 1])
   })
 
-  it('is as before a turn that was aborted, and still has its cache', async () => {
+  it('restores the history and keeps the cache after an aborted turn', async () => {
     using model = await create()
     using scheduler = model.scheduler()
     using chat = new ChatSession(model, { ...base, maxNewTokens: 400, scheduler })
@@ -208,7 +208,7 @@ describe('a session', () => {
     expect(chat.messages).toEqual([])
   })
 
-  it('keeps a grammar for one turn', async () => {
+  it('applies a grammar to one turn only', async () => {
     using model = await create()
     using chat = new ChatSession(model, { ...base, maxNewTokens: 40 })
     const { text } = await chat.send('a number?', { grammar: { regex: '[0-9]{3}' } })
@@ -220,7 +220,7 @@ describe('a session', () => {
     expect(await thinker.send('a number?', { grammar: { regex: '[0-9]{3}' } })).toMatchObject({ text: /^/, mode: 'no-think' })
   })
 
-  it('refuses what it cannot do, with a remedy', async () => {
+  it('rejects invalid calls with a remedy', async () => {
     using model = await create()
     using chat = new ChatSession(model, { ...base })
     const message = async (action: () => unknown) => (await refusal(action)).message
@@ -280,7 +280,7 @@ describe('a session with tools', () => {
     model = await learn(join(root, 'model'), lessons, shown)
   })
 
-  it('runs calls, whose results and errors go back to the model, and no token twice', async () => {
+  it('runs tool calls, passes back results and errors, and computes no token twice', async () => {
     using scheduler = model.scheduler()
     using chat = new ChatSession(model, { tools: [add], temperature: 0, maxNewTokens: 80, scheduler })
     const told: string[] = []
@@ -309,13 +309,13 @@ describe('a session with tools', () => {
     expect(told).toEqual(['3', 'Error: too large'])
   })
 
-  it('leaves calls to the caller when its rounds are used up', async () => {
+  it('returns tool calls to the caller once maxToolRounds is reached', async () => {
     using chat = new ChatSession(model, { tools: [add], maxToolRounds: 0, temperature: 0, maxNewTokens: 80 })
     expect(await chat.send('1+2?')).toMatchObject({ text: '', calls: [], finishReason: 'tool-calls' })
     expect((await chat.send([{ role: 'tool', content: '3' }])).text).toBe('It is 3.')
   })
 
-  it('is stopped while a tool runs', async () => {
+  it('can be stopped while a tool runs', async () => {
     const hang = defineTool({
       ...{ name: 'add', description: 'Hangs.', parameters: { type: 'object' } },
       run: () => new Promise(() => turn.stop()),

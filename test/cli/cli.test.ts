@@ -82,7 +82,7 @@ function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp): void
 }
 
 describe('looplm', () => {
-  it('says what works on this machine', async () => {
+  it('info lists the devices of this machine', async () => {
     const { code, stdout } = await looplm(['info', '--json'])
     const facts = JSON.parse(stdout)
     expect(code).toBe(0)
@@ -92,7 +92,7 @@ describe('looplm', () => {
     expect((await looplm(['info'])).stdout).toContain(facts.looplm)
   })
 
-  it.each(['nonsense', '', 'avx512_bf17'])('lists the other devices when LOOPLM_CPU_ISA is %j', (isa) => {
+  it.each(['nonsense', '', 'avx512_bf17'])('info still lists all devices when LOOPLM_CPU_ISA is %j', (isa) => {
     const env = { ...process.env, LOOPLM_CPU_ISA: isa }
     const { status, stdout } = spawnSync(process.execPath, [program, 'info', '--json'], { env, encoding: 'utf8' })
     const devices = JSON.parse(stdout).devices as DeviceStatus[]
@@ -111,7 +111,7 @@ describe('looplm', () => {
     expect((await looplm(['options', 'pretrain'])).stdout).toMatch(/^entropyCoefficient: number >= 0 = 0\.1$/m)
   })
 
-  it('predicts text: loss, perplexity and accuracy after each loop', async () => {
+  it('eval --text reports loss and perplexity after each loop', async () => {
     using model = await LoopLM.create({
       vocab_size: 257,
       hidden_size: 16,
@@ -213,7 +213,7 @@ describe('looplm', () => {
     expectRefusal(await looplm(['eval', adapter, '--task', 'addition']), /holds an adapter/)
   })
 
-  it('saves a checkpoint at Ctrl-C and says how to go on', async () => {
+  it('saves a checkpoint on Ctrl-C and prints how to continue', async () => {
     const path = await writeConfig('long.yaml', { options: { ...config.options, steps: 1e6 }, runDir: 'runs/b' })
     let interrupted = false
     const stopped = await looplm(['train', path, '--json'], (child, stdout) => {
@@ -233,7 +233,7 @@ describe('looplm', () => {
     expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
   })
 
-  it('goes on with a run as its folder says, flags and changes included', async () => {
+  it('resumes a run from its folder with its original flags and --set changes', async () => {
     const path = await writeConfig("it's long.yaml", { options: { ...config.options, steps: 1e6 } })
     let interrupted = false
     const flags = ['--run-dir', 'runs/with $HOME', '--device', 'cpu', '--dtype', 'bfloat16', '--threads', '1', '--set', 'seed=3']
@@ -256,7 +256,7 @@ describe('looplm', () => {
     expect(stderr).toContain(`the later step-${step + 1} of runs/with $HOME were renamed`)
   })
 
-  it('says that nothing is left to do', async () => {
+  it('says that nothing is left to do when a resumed run is complete', async () => {
     const path = await writeConfig('finished.yaml')
     await looplm(['train', path, '--run-dir', 'runs/finished'])
     const { code, stdout } = await looplm(['train', path, '--run-dir', 'runs/finished', '--resume'])
@@ -264,7 +264,7 @@ describe('looplm', () => {
     expect(code).toBe(0)
   })
 
-  it('leaves a run as it was whose resume is refused, and no folder where there was none', async () => {
+  it('changes no run folder and creates none when a resume is rejected', async () => {
     const path = await writeConfig('kept.yaml')
     await looplm(['train', path, '--run-dir', 'runs/kept'])
     const before = await readFile(join(root, 'runs/kept/config.yaml'), 'utf8')
@@ -281,14 +281,14 @@ describe('looplm', () => {
     expect(await readFile(join(root, 'runs/kept/config.yaml'), 'utf8')).toBe(before.replace('steps: 4', 'steps: 5'))
   })
 
-  it('takes an empty "options:" for none', async () => {
+  it('treats an empty "options:" as no options', async () => {
     await writeFile(join(root, 'empty.yaml'), stringify({ ...config, options: undefined }).concat('options:\n'))
     const { code, stdout } = await looplm(['train', 'empty.yaml', '--set', 'steps=1', '--set', 'batchSize=2', '--json'])
     expect(code).toBe(0)
     expect(jsonLines(stdout).map(({ type }) => type)).toEqual(['step', 'done'])
   })
 
-  it('says that it was interrupted, without an error', async () => {
+  it('generate prints "interrupted" and no error on Ctrl-C', async () => {
     await writeOuroFolder(join(root, 'endless'), {
       config: { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8, max_position_embeddings: 100_000 },
       endTokens: [],
@@ -303,6 +303,24 @@ describe('looplm', () => {
     expect(code).toBe(130)
   })
 
+  it('generates only what a schema, a regular expression or a grammar allows', async () => {
+    await writeOuroFolder(join(root, 'constrained'))
+    await writeFile(join(root, 'schema.json'), '{"type":"boolean"}')
+    await writeFile(join(root, 'rules.ebnf'), 'root ::= "yes" | "no"')
+    const schema = '{"type":"object","properties":{"a":{"enum":[1,2]}},"required":["a"],"additionalProperties":false}'
+    const grammars: [string[], RegExp][] = [
+      [['--json-schema', schema], /^\{"a": ?[12]\}$/],
+      [['--json-schema', 'schema.json'], /^(true|false)$/],
+      [['--regex', '[a-c]{3}x'], /^[a-c]{3}x$/],
+      [['--grammar-file', 'rules.ebnf'], /^(yes|no)$/],
+    ]
+    const generate = ['generate', 'constrained', '--prompt', 'the', '--max-new-tokens', '40', '--seed', '1', '--json']
+    for (const [i, { code, stdout, stderr }] of inOneProcess(grammars.map(([args]) => [...generate, ...args])).entries()) {
+      expect(code, stderr).toBe(0)
+      expect(JSON.parse(stdout).text).toMatch(grammars[i]![1])
+    }
+  })
+
   it('shows progress on standard error and the outcome on standard output', async () => {
     const { code, stdout, stderr } = await looplm(['train', await writeConfig('plain.yaml')])
     expect(code).toBe(0)
@@ -313,7 +331,7 @@ describe('looplm', () => {
     expect(stdout).toMatch(/^done after 4 steps in \d+s: loss [\d.]+\n$/)
   })
 
-  it('sums a run up: the best evaluation, the checkpoint and the report', async () => {
+  it('summarizes a run: best evaluation, checkpoint and report', async () => {
     const path = await writeConfig('summed.yaml', { options: { ...config.options, evalEvery: 2, evalProblems: 8 } })
     const { stdout, stderr } = await looplm(['train', path, '--run-dir', 'runs/summed'])
     expect(stderr).toMatch(/^runs\/summed; watch it with: looplm watch runs\/summed$/m)
@@ -365,7 +383,7 @@ describe('a new model with a tokenizer', () => {
     expect(stderr).not.toContain('warning')
   })
 
-  it('ends its answers in generate, in eval and in every file that names the end', async () => {
+  it('stops at the end token in generate and eval, and saves it in config files', async () => {
     const read = async (file: string) => JSON.parse(await readFile(join(root, checkpoint, file), 'utf8'))
     const ids = { bos_token_id: 256, eos_token_id: 257, pad_token_id: 258 }
     expect(await read('config.json')).toMatchObject(ids)
@@ -380,7 +398,7 @@ describe('a new model with a tokenizer', () => {
     )
   })
 
-  it('is evaluated with several samples, on a part of a dataset, and its answers are saved', async () => {
+  it('is evaluated with several samples per problem on one split, with the answers saved', async () => {
     await mkdir(join(root, 'parts'))
     await writeFile(join(root, 'parts', 'train.csv'), 'question,reply\n0:,no\n')
     await writeFile(join(root, 'parts', 'test.jsonl'), `${JSON.stringify({ problem: '1:', answer: 'yes' })}\n`)
@@ -395,7 +413,7 @@ describe('a new model with a tokenizer', () => {
     expect(answers.map((one) => JSON.parse(one))).toEqual([0, 1, 2, 3].map((sample) => ({ ...answer, sample })))
   })
 
-  it('is not asked conversations as if they were empty prompts', async () => {
+  it('is not evaluated or trained on conversations that lack prompts', async () => {
     const messages = [{ role: 'user', content: 'hi' }]
     await writeFile(join(root, 'chat.jsonl'), `${JSON.stringify({ messages, answer: 'ho' })}\n`)
     const refused = await looplm(['eval', checkpoint, '--dataset', 'chat.jsonl'])
@@ -445,7 +463,7 @@ describe('looplm chat', () => {
     expect(stdout.replaceAll('\n', '').replaceAll('\t', '')).not.toMatch(/\p{Cc}/u) // the model's control characters stay away
   })
 
-  it('changes loops and system message by slash commands and explains them', async () => {
+  it('has slash commands for loops and system message, and explains wrong commands', async () => {
     const stable = await chat('hello\n', ['--exit', 'argmax-stable', '--min-loops', '3'])
     expect(stable.stdout).toMatch(/ loops each \((3: \d+, )?4: \d+\)/)
     const { stdout } = await chat('/loops 2\nhello\n/system Be.\nhello\n/nonsense\n/loops x\n/mode maybe\n/exit\nhello\n')
@@ -455,7 +473,7 @@ describe('looplm chat', () => {
     expect(stdout).toMatch(/\/mode takes think, no-think, auto or default/)
   })
 
-  it('thinks as its mode says, and says why where the mode is auto', async () => {
+  it('thinks according to its mode, and shows the reason in mode auto', async () => {
     const { stdout, stderr } = await chat('hello\n/mode no-think\nhello\n/mode think\nhello\n', ['--mode', 'auto'])
     expect(stderr).toBe('')
     const sums = stdout.match(/^\d+ tokens, .*$/gm)!
@@ -466,7 +484,7 @@ describe('looplm chat', () => {
     expectRefusal(unknown, /think, no-think, auto/)
   })
 
-  it('writes the conversation and goes on with it', async () => {
+  it('saves a conversation with /save and continues it with --load', async () => {
     const whole = await chat('one\n/save talk.json\ntwo\n', ['--system', 'Be.', '--temperature', '0'])
     expect(whole.stdout).toContain('3 messages in talk.json\n')
     const saved = JSON.parse(await readFile(join(root, 'talk.json'), 'utf8'))
@@ -481,7 +499,7 @@ describe('looplm chat', () => {
     expectRefusal(await chat('', ['--load', 'no.json']), /no\.json/)
   })
 
-  it('stops an answer at Ctrl-C and leaves at the second one', async () => {
+  it('stops an answer on Ctrl-C and exits on the second one', async () => {
     let interrupts = 0
     const interrupt = (child: ChildProcess, stdout: string) => {
       if (interrupts === 0 ? stdout.length <= 5 : interrupts === 2 || !stdout.endsWith(', stopped\n')) return
@@ -494,7 +512,7 @@ describe('looplm chat', () => {
   })
 
   it.skipIf(!existsSync('/usr/bin/script'))(
-    'colours tokens by loop on a terminal, unless told not to (needs the program script of util-linux)',
+    'colours tokens by loop on a terminal, unless --no-color is set (needs the program script of util-linux)',
     async () => {
       const terminal = (args: string) =>
         new Promise<string>((resolve) => {
@@ -577,7 +595,7 @@ describe('looplm serve with the name of a model that was downloaded', () => {
 })
 
 describe('looplm quantize', () => {
-  it('writes a folder that generates what the model quantized at load does', async () => {
+  it('writes a folder that generates the same as quantizing at load', async () => {
     const config = { hidden_size: 64, intermediate_size: 96 }
     await writeOuroFolder(join(root, 'plain'), { config })
     const made = await looplm(['quantize', 'plain', 'small', '--bits', '4', '--group-size', '32'])
@@ -611,7 +629,7 @@ describe('looplm quantize', () => {
   })
 })
 
-describe('looplm refuses, with exit code 2 and no stack trace,', () => {
+describe('looplm rejects, with exit code 2 and no stack trace,', () => {
   const commands: [string[], RegExp][] = [
     [['trian'], /unknown command 'trian'[\s\S]*train/],
     [['train'], /pass a configuration file, or continue a run with --resume RUN/],
@@ -622,6 +640,15 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [['eval', 'nowhere', '--chat-template', '5'], /--chat-template <settings>.*enable_thinking/],
     [['generate', 'nowhere', '--prompt', 'a', '--top-k', '-3'], /--top-k <count>.*natural number/],
     [['generate', 'nowhere', '--prompt', 'a'], /nowhere/],
+    [
+      ['generate', 'ouro', '--prompt', 'a', '--regex', 'a', '--json-schema', 'true'],
+      /--json-schema .*cannot be used with .*--regex/,
+    ],
+    [['generate', 'ouro', '--prompt', 'a', '--regex', '('], /the regular expression "\(" has/],
+    [['generate', 'ouro', '--prompt', 'a', '--json-schema', '{'], /--json-schema <schema>.*must be JSON such as/],
+    [['generate', 'ouro', '--prompt', 'a', '--json-schema', '5'], /--json-schema <schema>.*object or true/],
+    [['chat', 'ouro', '--grammar-file', 'nowhere.ebnf'], /--grammar-file <file>.*cannot be read \(ENOENT/],
+    [['eval', 'nowhere'], /looplm eval: pass one of --task, --dataset and --text/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [
       ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
@@ -650,7 +677,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
     [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],
-    [{ task: undefined }, [], /needs a task or a dataset, one of them/],
+    [{ task: undefined }, [], /needs exactly one of task, dataset and corpus/],
     [{ model: { hidden_size: 16 } }, [], /intermediate_size/],
     [{}, ['--device', 'tpu'], /device must be one of 'cpu', 'reference', 'cuda'/],
     [{}, ['--resume'], /--resume needs a run folder/],
@@ -663,7 +690,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     [
       { trainer: 'rltt', task: undefined, modle: 'x', steps: 3, options: { groupSize: 1, learning_rate: 1 } },
       ['--set', 'seed=-1'],
-      /wrong\.yaml: 6 things are wrong\n {2}steps: an option of the trainer; write it below "options:"\n {2}modle: unknown option; did you mean model\?\n {2}options\.seed: .*got -1\n {2}options\.groupSize: .*got 1\n {2}options\.learning_rate: .*did you mean learningRate\?\n {2}needs a task or a dataset/,
+      /wrong\.yaml: 6 things are wrong\n {2}steps: an option of the trainer; write it below "options:"\n {2}modle: unknown option; did you mean model\?\n {2}options\.seed: .*got -1\n {2}options\.groupSize: .*got 1\n {2}options\.learning_rate: .*did you mean learningRate\?\n {2}needs exactly one of task/,
     ],
     [{}, ['--set', 'trainer.x=1'], /--set: trainer: is "pretrain", which has no field x/],
     [{}, ['--set', 'steps.x=1'], /--set: options\.steps: is 4, which has no field x/],
@@ -688,7 +715,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
     },
   )
 
-  it('in a separate process', async () => {
+  it('a wrong command and a wrong configuration in a separate process', async () => {
     expectRefusal(await looplm(commands[0]![0]), commands[0]![1])
     expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
   })
@@ -711,7 +738,7 @@ describe('looplm refuses, with exit code 2 and no stack trace,', () => {
 })
 
 describe('reports', () => {
-  it('are written where the run is, or where the user says', async () => {
+  it('are written to the run folder, or to the path of --out', async () => {
     await looplm(['train', await writeConfig('reported.yaml', { options: { ...config.options, steps: 2 } }), '--run-dir', 'one'])
     expect(await looplm(['report', 'one'])).toMatchObject({ code: 0, stdout: 'one/report.html\n' })
     expect(await looplm(['report', 'one', 'one', '--out', 'both.html'])).toMatchObject({ code: 0, stdout: 'both.html\n' })
@@ -719,7 +746,7 @@ describe('reports', () => {
     expect(await readFile(join(root, 'both.html'), 'utf8')).toMatch('<title>one (1), one (2) – looplm</title>')
   })
 
-  it('are served until Ctrl-C', async () => {
+  it('are served by looplm watch until Ctrl-C', async () => {
     const seen = new Set<string>()
     const { code, stdout } = await looplm(['watch', 'one'], (child, said) => {
       if (!said.endsWith('\n') || seen.has(said)) return

@@ -35,7 +35,7 @@ async function exportRun(source: string, folder: string): Promise<string> {
 const quiet = { task: tinyTask, onWarning() {}, loggers: ['jsonl'] as const }
 
 describe('looplm export', () => {
-  it('copies the best checkpoint of a run without its optimizer, and says in a card what it is', async () => {
+  it('copies the best checkpoint of a run without its optimizer, and writes a model card', async () => {
     const runDir = join(root, 'run')
     using model = await tinyModel('cpu')
     const best = { metricForBestModel: 'eval/loop_1/reward', evalEvery: 1, evalProblems: 16, saveEvery: 1 }
@@ -70,7 +70,7 @@ describe('looplm export', () => {
     )
   })
 
-  it('leaves teachers and references behind', async () => {
+  it('omits the teacher and the optimizer of a checkpoint', async () => {
     const runDir = join(root, 'looprpt')
     using model = await tinyModel('cpu')
     using trainer = new LoopRPTTrainer(model, { ...quiet, steps: 1, batchSize: 2, rollouts: 2, learningRate: 1e-3, runDir })
@@ -133,7 +133,7 @@ describe('an upload', () => {
     return { url, files, requests, close: () => server.close().closeAllConnections() }
   }
 
-  it('makes the repository once and uploads every file as it is', async () => {
+  it('creates the repository once and uploads every file unchanged', async () => {
     const hub = await startHub()
     try {
       using model = await tinyModel('cpu')
@@ -157,7 +157,7 @@ describe('an upload', () => {
     }
   })
 
-  it('is refused before anything is sent: without a token, to no name, of a checkpoint or of no model', async () => {
+  it('is rejected before sending without a token, a repository name or an exported model', async () => {
     const hubUrl = 'http://127.0.0.1:9'
     const refused = async (folder: string, name: string, token = 'hf_right') =>
       (await refusal(() => uploadModel(folder, name, { hubUrl, token }))).message

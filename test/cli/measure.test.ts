@@ -23,7 +23,7 @@ const planned = (trainer: TrainerName, options: object) =>
   plannedStep(trainer, trainers[trainer].schema.parse({ tokensPerMicroBatch: 4096, ...options }), architecture, lengths)
 
 describe('the operations of a token', () => {
-  it('are two per weight and loop, the head where it is read, and attention', () => {
+  it('are two per weight and loop, plus those of the head and of attention', () => {
     expect(forwardOperations(architecture, { loops: 3, reads: 1 })).toBe(2 * (3 * (matrices + norms) + head))
     expect(forwardOperations(architecture, { loops: 3, reads: 3 })).toBe(2 * (3 * (matrices + norms) + 3 * head))
     const attention = 4 * 16 * 10 // scores and sums of 10 tokens, heads × head_dim = 16
@@ -32,7 +32,7 @@ describe('the operations of a token', () => {
     )
   })
 
-  it('count the blocks before and behind the loops once, and a block as often as its program runs it', async () => {
+  it('count blocks outside the loops once, and looped blocks in every loop', async () => {
     const families = join(import.meta.dirname, '../fixtures/families')
     for (const family of await readdir(families)) {
       const config = JSON.parse(await readFile(join(families, family, 'config.json'), 'utf8'))
@@ -47,7 +47,7 @@ describe('the operations of a token', () => {
     }
   })
 
-  it('double backward, and stay with an adapter, whose weights get no gradient', () => {
+  it('are three times as many in training, or twice as many with an adapter', () => {
     const pass = { tokens: 10, loops: 3, reads: 3, backward: 3 }
     const forward = 10 * forwardOperations(architecture, { loops: 3, reads: 3, context: 5 })
     expect(passOperations(architecture, pass, { context: 5 })).toBe(3 * forward)
@@ -62,7 +62,7 @@ describe('a step', () => {
   const apart = 2 * 4 * (4 + 6)
   const shared = 2 * 4 + 2 * 4 * 6 // training runs the prompt of a group once
 
-  it('of GRPO trains the last loop, of RLTT every loop, and scores what its ratio and its reference ask for', () => {
+  it('trains one loop with GRPO and all loops with RLTT, plus the scores they need', () => {
     const { rollouts, passes, copies } = planned('grpo', some)
     expect(rollouts).toEqual({ prompts: 2, completions: 8, promptTokens: 4, newTokens: 6, loops: 3 })
     expect(passes).toEqual([{ tokens: shared, loops: 3, reads: 1, backward: 3 }])
@@ -80,7 +80,7 @@ describe('a step', () => {
     expect(planned('objective', { ...some, objective: 'looprpt' }).copies).toBe(1)
   })
 
-  it('of pre-training learns rows or packed text, of LoopRPT runs its rollouts and a teacher', () => {
+  it('counts rows or packed text in pre-training, and rollouts and a teacher in LoopRPT', () => {
     expect(planned('pretrain', { batchSize: 5 }).passes).toEqual([{ tokens: 50, loops: 3, reads: 3, backward: 3 }])
     expect(planned('pretrain', { batchSize: 5, stage: 2 }).passes[0]!.backward).toBe(0)
     const text = { ...(trainers.pretrain.schema.parse({ batchSize: 5, contextLength: 7 }) as object), corpus: 'text.txt' }
@@ -94,7 +94,7 @@ describe('a step', () => {
     ])
   })
 
-  it('takes the time of its passes, and of its prompts and sampled tokens', () => {
+  it('takes the time of its passes plus that of prompts and sampled tokens', () => {
     const step = planned('grpo', { ...some, beta: 0.1 })
     const rates = { train: 1000, forward: 500, decode: 100, rows: 8 }
     const { sampling, update } = stepSeconds(architecture, rates, step)
@@ -105,7 +105,7 @@ describe('a step', () => {
 })
 
 describe('a plan', () => {
-  it('is made for every family and every trainer, with waves where rollouts do not fit', async () => {
+  it('is made for every family and trainer, with waves when rollouts do not fit', async () => {
     const root = await mkdtemp(join(tmpdir(), 'looplm-plans-'))
     const families = join(import.meta.dirname, '../fixtures/families')
     for (const family of await readdir(families)) {
@@ -137,7 +137,7 @@ describe('a plan', () => {
   })
 
   // A factor of 20 either way: what this finds is a wrong unit or a forgotten factor of the step, on a machine that does other things too.
-  it('says about how long a real step takes, and how much the engine holds', async () => {
+  it('predicts the time of a real step within a factor of 20', async () => {
     const root = await mkdtemp(join(tmpdir(), 'looplm-plan-real-'))
     const model = { hidden_size: 64, intermediate_size: 176, num_hidden_layers: 2, num_attention_heads: 4, total_ut_steps: 3 }
     const options = { steps: 2, promptsPerStep: 2, groupSize: 8, maxNewTokens: 24, beta: 0.1, tokensPerMicroBatch: 256 }

@@ -33,7 +33,7 @@ describe('a YAML file', () => {
     ['a list', 'model: { a: &x [1, *x] }\n', /alias \*x/],
     ['two levels up', 'options: &x { a: &y { b: [*y, 1] }, c: *x }\n', /alias \*y/],
     ['the whole file', '&x\ntrainer: rltt\noptions: { a: *x }\n', /alias \*x .* line 3/],
-  ])('is refused for an alias within its own value: %s', async (_, text, message) => {
+  ])('is rejected for an alias within its own value: %s', async (_, text, message) => {
     expect(await refused(text)).toMatch(message)
   })
 
@@ -49,7 +49,7 @@ describe('a YAML file', () => {
     ['of --set', valid, ['__proto__.x=1'], /--set: __proto__\.x: __proto__ cannot be a key/],
     ['within a key of --set', valid, ['options.a.__proto__=1'], /--set: options\.a\.__proto__: __proto__ cannot be a key/],
     ['in a value of --set', valid, ['evalTasks={ __proto__: addition }'], /--set evalTasks: __proto__ cannot be a key/],
-  ])('is refused for a key __proto__ %s', async (_, text, changes, message) => {
+  ])('is rejected for a key __proto__ %s', async (_, text, changes, message) => {
     expect(await refused(text, changes)).toMatch(message)
   })
 
@@ -70,7 +70,7 @@ describe('a YAML file', () => {
     ['indentation', Array.from({ length: 1000 }, (_, i) => `${' '.repeat(i)}a:`).join('\n')],
     ['dashes', '- '.repeat(200_000)],
     ['explicit keys', '? '.repeat(200_000)],
-  ])('is refused when it is nested too deeply: %s', async (_, text) => {
+  ])('is rejected when it is nested too deeply: %s', async (_, text) => {
     expect(await refused(text)).toMatch(/is nested more than 100 deep$/)
   })
 
@@ -78,11 +78,11 @@ describe('a YAML file', () => {
     ['twice', 'a: 1\nb: 2\na: 3\n', /Map keys must be unique, "a" is there twice at line 3, column 1/],
     ['as a number and as a text', '1: x\n"1": y\n', /"1" is there twice/],
     ['twice on one line', '{ x: { steps: 1, steps: 2 } }', /"steps" is there twice/],
-  ])('is refused for a key %s', (_, text, message) => {
+  ])('is rejected for a key %s', (_, text, message) => {
     expect(() => parseYaml(text, 'a.yaml')).toThrow(message)
   })
 
-  it('is refused for a key that is a list or a map', () => {
+  it('is rejected for a key that is a list or a map', () => {
     expect(() => parseYaml('? [a]\n: 1\n', 'a.yaml')).toThrow(/a key must be a plain value at line 1/)
     expect(() => parseYaml('{ { a: 1 }: 1 }', 'a.yaml')).toThrow(/a key must be a plain value/)
   })
@@ -111,7 +111,7 @@ describe('a YAML file', () => {
     expect(milliseconds(20_000)).toBeLessThan(8 * milliseconds(5000) + 50)
   })
 
-  it('with 60,000 unknown options is refused with the first 20 of them', async () => {
+  it('with 60,000 unknown options is rejected, naming the first 20', async () => {
     const options = Array.from({ length: 60_000 }, (_, i) => `  k${i}: ${i}\n`).join('')
     const lines = (await refused(`${valid}options:\n${options}`)).split('\n')
     expect(lines).toHaveLength(22)
@@ -121,10 +121,10 @@ describe('a YAML file', () => {
   })
 })
 
-describe('names that every object has', () => {
+describe('names that every JavaScript object inherits', () => {
   const inherited = ['toString', 'constructor', 'hasOwnProperty', 'valueOf', '__proto__']
 
-  it.each(inherited)('%s is no reward', async (name) => {
+  it.each(inherited)('rejects %s as a reward', async (name) => {
     const { code, message } = await refusal(() => openRewards(name))
     expect({ code, message }).toEqual({
       code: 'NOT_FOUND',
@@ -132,11 +132,11 @@ describe('names that every object has', () => {
     })
   })
 
-  it('a reward that is nearly a built-in one is answered with that', async () => {
+  it('suggests the built-in reward for a misspelled name', async () => {
     expect((await refusal(() => openRewards('boxedmatch'))).message).toMatch(/did you mean boxedMatch\?$/)
   })
 
-  it.each(inherited)('%s is no task, trainer, device, recipe or metric', async (name) => {
+  it.each(inherited)('rejects %s as a task, trainer, device, recipe or metric', async (name) => {
     expect(() => task(name)).toThrow(/no task/)
     expect(() => task(`{ name: ${name} }`)).toThrow(/no task/)
     expect(await refused(valid.replace('rltt', name))).toMatch(/trainer: /)
@@ -160,7 +160,7 @@ describe('names that every object has', () => {
     model.dispose()
   })
 
-  it('a reward function may have such a name, except __proto__, which would be lost', async () => {
+  it('a reward function may have such a name, except __proto__', async () => {
     expect(namedRewards({ constructor: () => 1, toString: () => 2 })).toHaveLength(2)
     expect(() => namedRewards([{ name: '__proto__', reward: () => 1 }])).toThrow(/a reward cannot be named __proto__/)
     const model = await LoopLM.create(sizes)
@@ -172,14 +172,14 @@ describe('names that every object has', () => {
     model.dispose()
   })
 
-  it('a row has no field __proto__', async () => {
+  it('rejects a dataset row with a field __proto__', async () => {
     const path = join(folder, 'rows.jsonl')
     await writeFile(path, '{"prompt":"a"}\n{"prompt":"b","__proto__":{"answer":"c"}}\n')
     expect((await refusal(() => loadDataset(path))).message).toMatch(/rows\.jsonl line 2 has a field "__proto__"/)
   })
 })
 
-describe('a configuration that could not be saved', () => {
+describe('the check that a configuration can be saved', () => {
   const cycle: Record<string, unknown> = { a: [1] }
   cycle.a = [1, cycle]
   let deep: unknown = 1
@@ -191,11 +191,11 @@ describe('a configuration that could not be saved', () => {
     ['an infinity', [Number.POSITIVE_INFINITY], /extra\.0: must be a finite number.*got Infinity/],
     ['100,000 levels', deep, /is nested more than 256 deep/],
     ['a key __proto__', JSON.parse('{ "__proto__": { "x": 1 } }'), /extra: __proto__ cannot be a key/],
-  ])('is refused before a model is made of it: %s', async (_, extra, message) => {
+  ])('rejects the configuration before a model is created: %s', async (_, extra, message) => {
     expect((await refusal(() => LoopLM.create({ ...sizes, extra }))).message).toMatch(message)
   })
 
-  it('is refused at the top too', async () => {
+  it('rejects a key __proto__ at the top level', async () => {
     const config = JSON.parse(`{ "__proto__": { "x": 1 }, ${JSON.stringify(sizes).slice(1)}`)
     expect((await refusal(() => LoopLM.create(config))).message).toMatch(/LoopLM\.create: config: __proto__ cannot be a key/)
     await writeFile(join(folder, 'config.json'), `{ "__proto__": 1, "rope_theta": 1, ${JSON.stringify(sizes).slice(1)}`)
@@ -204,7 +204,7 @@ describe('a configuration that could not be saved', () => {
     )
   })
 
-  it('may hold one object twice, and fields that are undefined', () => {
+  it('accepts one object in two places, and undefined fields', () => {
     const shared = { a: [1] }
     let many: unknown = shared
     for (let i = 0; i < 60; i++) many = [many, many] // 2^60 paths

@@ -17,7 +17,7 @@ const system = '<|im_start|>system\nYou help.<|im_end|>\n'
 const turn = '<|im_start|>user\nHi é😀<|im_end|>\n'
 
 describe('a chat template', () => {
-  it.each(['file', 'field'] as const)('of a published folder (%s) renders the conversation', async (template) => {
+  it.each(['file', 'field'] as const)('renders a conversation (template in a %s)', async (template) => {
     const tokenizer = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, template), { template }))
     expect(tokenizer.applyChatTemplate(user)).toBe(system + turn)
     const open = { addGenerationPrompt: true }
@@ -35,20 +35,20 @@ describe('a chat template', () => {
     expect((await Tokenizer.fromPretrained(again)).applyChatTemplate(user)).toBe(system + turn)
   })
 
-  it('in its own file wins over the one in tokenizer_config.json', async () => {
+  it('in chat_template.jinja takes precedence over tokenizer_config.json', async () => {
     const folder = await writeOuroFolder(join(root, 'both'), { template: 'field' })
     await writeFile(join(folder, 'chat_template.jinja'), '{{ messages | length }} messages')
     expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe('1 messages')
   })
 
-  it('turns special tokens into their ids', async () => {
+  it('renders special tokens that encode to their ids', async () => {
     const tokenizer = await Tokenizer.fromPretrained(await writeOuroFolder(join(root, 'ids')))
     const ids = tokenizer.encode(tokenizer.applyChatTemplate(user), { addSpecialTokens: false })
     expect(ids.filter((id) => id < 3)).toEqual([1, 2, 1, 2])
     expect(tokenizer.decode(ids)).toBe(system + turn)
   })
 
-  it('reads the special tokens of the configuration, and chooses tool_use among named templates when there are tools', () => {
+  it('uses the configured special tokens, and the template tool_use when tools are given', () => {
     const special = { bos: '<s>', eos: '</s>' }
     const base = Tokenizer.bytes({ special })
     const named = [
@@ -66,7 +66,7 @@ describe('a chat template', () => {
     expect(base.hasChatTemplate).toBe(false)
   })
 
-  it('has the range of Jinja', () => {
+  it('supports range() of Jinja', () => {
     const template = '\n{{ range(3) | join }} {{ range(1, 4) | join }} {{ range(5, 0, -2) | join }} {{ range(2, 2) | length }}'
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
     for (let again = 0; again < 2; again++) expect(tokenizer.applyChatTemplate(user)).toBe('\n012 123 531 0')
@@ -81,7 +81,7 @@ describe('a chat template', () => {
   })
 })
 
-describe('a chat template as Jinja reads it:', () => {
+describe('line ends in a chat template, as in Jinja:', () => {
   const rendered = (template: string, options = {}) =>
     new Tokenizer(tokenizerJson(), { chat_template: template }).applyChatTemplate(user, options)
 
@@ -94,19 +94,19 @@ describe('a chat template as Jinja reads it:', () => {
     expect(rendered(template)).toBe(text)
   })
 
-  it('leaves the line ends of messages as they are', () => {
+  it('line ends of messages are unchanged', () => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: '{{ messages[0].content }}' })
     expect(tokenizer.applyChatTemplate([{ role: 'user', content: 'a\r\nb\rc' }])).toBe('a\r\nb\rc')
   })
 
-  it('read from a file with CR LF', async () => {
+  it('a template file with CR LF renders the same', async () => {
     const folder = await writeOuroFolder(join(root, 'crlf'))
     await writeFile(join(folder, 'chat_template.jinja'), chatTemplate.replaceAll('\n', '\r\n'))
     expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe(system + turn)
   })
 })
 
-describe('tools', () => {
+describe('applyChatTemplate with tools', () => {
   const tools = [{ type: 'function', function: { name: 'add' } }]
   const withTemplate = (chat_template: unknown) => new Tokenizer(tokenizerJson(), { chat_template })
 
@@ -115,13 +115,13 @@ describe('tools', () => {
     ['one schema', tools[0], /tools must be an array of JSON schemas/],
     ['names', ['add'], /tools\[0\] must be the JSON schema of a function, got 'add'/],
     ['null among them', [tools[0], null], /tools\[1\] must be/],
-  ])('that are %s are refused', async (_what, given, message) => {
+  ])('rejects invalid tools: %s', async (_what, given, message) => {
     const error = await refusal(() => withTemplate(chatTemplate).applyChatTemplate(user, { tools: given as object[] }))
     expect(error.code).toBe('INVALID_ARGUMENT')
     expect(error.message).toMatch(message)
   })
 
-  it('that the template does not show are refused', async () => {
+  it('rejects tools that the template does not show to the model', async () => {
     for (const template of ['{{ messages[0].content }}', '{% if tools %}{% endif %}x', [{ name: 'default', template: 'x' }]]) {
       const error = await refusal(() => withTemplate(template).applyChatTemplate(user, { tools }))
       expect(error.code).toBe('UNSUPPORTED')
@@ -131,7 +131,7 @@ describe('tools', () => {
     expect(withTemplate(chatTemplate).applyChatTemplate(user, { tools })).toContain('"name": "add"')
   })
 
-  it('and other options are checked by name', async () => {
+  it('rejects unknown and invalid options by name', async () => {
     const tokenizer = withTemplate(chatTemplate)
     const wrong = [{ add_generation_prompt: true }, { addGenerationPrompt: 'yes' }, { enableThinking: 1 }, { tool: tools }]
     for (const options of wrong) {
@@ -157,17 +157,17 @@ describe('the token that ends an answer', () => {
     ['the word answer behind it', `${turn}<|im_end|>{% if loop.last %}answer:<|im_start|>{% endif %}`, 2],
     ['no end', turn, undefined],
     ['no system message and no chat', "{{ raise_exception('never') }}", undefined],
-  ])('is found in a template with %s', (_what, template, token) => {
+  ])('is determined for a template with %s', (_what, template, token) => {
     expect(end(template)).toBe(token)
   })
 
-  it('may be an end token that the vocabulary has as a plain token', () => {
+  it('may be an eos_token that is an ordinary token of the vocabulary', () => {
     expect(end('{{ m.content }}{{ eos_token }}', { eos_token: '!' })).toBe(new Tokenizer(tokenizerJson()).tokenId('!'))
   })
 })
 
-describe('a chat template that fails names its file and the cause:', () => {
-  it('a syntax error, at first use', async () => {
+describe('applyChatTemplate fails with a specific error for', () => {
+  it('a syntax error, at first use, naming the file', async () => {
     const folder = await writeOuroFolder(join(root, 'syntax'))
     await writeFile(join(folder, 'chat_template.jinja'), '{% for message in %}')
     const tokenizer = await Tokenizer.fromPretrained(folder)
@@ -176,7 +176,7 @@ describe('a chat template that fails names its file and the cause:', () => {
     expect(error.message).toContain(`${join(folder, 'chat_template.jinja')}: the chat template does not parse: `)
   })
 
-  it('what the template itself refuses', async () => {
+  it('messages that the template itself rejects, naming the file', async () => {
     const folder = await writeOuroFolder(join(root, 'refuses'), { template: 'field' })
     const tokenizer = await Tokenizer.fromPretrained(folder)
     const error = await refusal(() => tokenizer.applyChatTemplate([{ role: 'owl', content: '' }]))
@@ -191,7 +191,7 @@ describe('a chat template that fails names its file and the cause:', () => {
     [[], /must be a text or a list/],
     [[{ name: 'default' }], /entry 0.*"name" and "template"/],
     [[{ name: 'rag', template: 'x' }], /none of the templates rag is named default/],
-  ])('the field %j', async (template, message) => {
+  ])('a field chat_template of %j', async (template, message) => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
     expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(message)
   })
@@ -212,7 +212,7 @@ describe('a chat template that fails names its file and the cause:', () => {
     expect((await refusal(() => tokenizer.applyChatTemplate(user))).message).toMatch(/some\/file: .*at most 1048576 characters/)
   })
 
-  it('messages that are none, and no template at all', async () => {
+  it('empty or invalid messages, and a missing template', async () => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: chatTemplate })
     expect((await refusal(() => tokenizer.applyChatTemplate([]))).message).toMatch(/messages must be an array of at least one/)
     const bad = [...user, { content: 'x' }] as never
@@ -235,7 +235,7 @@ describe('an Ouro folder', () => {
 })
 
 describe('the bytes of a token', () => {
-  it('are those it stands for, also when it is a part of a character', () => {
+  it('are exact, also for a token that is part of a character', () => {
     const tokenizer = new Tokenizer(tokenizerJson())
     const text = 'the naïve 漢 😀 in'
     const ids = tokenizer.encode(text)
@@ -244,7 +244,7 @@ describe('the bytes of a token', () => {
     expect(Buffer.from(tokenizer.tokenBytes(2)).toString()).toBe('<|im_end|>')
   })
 
-  it('of a byte-fallback token are that byte', () => {
+  it('are the single byte of a byte-fallback token', () => {
     const vocab = { '<unk>': 0, '<0xC3>': 1, '<0xA9>': 2, '▁é': 3, a: 4 }
     const decoder = {
       type: 'Sequence',

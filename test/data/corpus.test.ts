@@ -64,7 +64,7 @@ describe('a corpus', () => {
     ...[...bytes('one'), end, ...bytes('two'), end],
   ]
 
-  it('is its documents in the order of their names, each with its end token', async () => {
+  it('consists of its documents in name order, each followed by an end token', async () => {
     const corpus = await Corpus.open(await files('mixed', mixed), tokenizer, { contextLength: 1000 })
     expect(corpus.tokens).toBe(wanted.length)
     expect(await corpus.take(0, 1)).toEqual([Int32Array.from(wanted)])
@@ -99,7 +99,7 @@ describe('a corpus', () => {
     }
   })
 
-  it('comes in an order that depends on seed and pass alone', async () => {
+  it('is shuffled in an order that depends only on seed and pass', async () => {
     const path = await files('order', { 'a.txt': sentences(60) })
     const blocks = async (seed: number, start: number, count: number) => {
       const corpus = await Corpus.open(path, tokenizer, { contextLength: 20, seed })
@@ -115,7 +115,7 @@ describe('a corpus', () => {
     expect((await blocks(2, 0, 200)).taken).not.toEqual(first)
   })
 
-  it('keeps an even share back, which no pass shows', async () => {
+  it('holds out a share of its blocks, which training passes never contain', async () => {
     const path = await files('held', { 'a.txt': sentences(200) })
     const corpus = await Corpus.open(path, tokenizer, { contextLength: 32, heldOutShare: 0.1 })
     expect(corpus.heldOutBlocks / (corpus.blocks + corpus.heldOutBlocks)).toBeCloseTo(0.1, 2)
@@ -128,7 +128,7 @@ describe('a corpus', () => {
     corpus.close()
   })
 
-  it('is tokenised in pieces as if it were whole', async () => {
+  it('is tokenised in pieces with the same result as in one piece', async () => {
     const text = `${sentences(6000)}\n\n  indented é\r\nlast`
     expect(text.length).toBeGreaterThan(2 ** 17)
     const corpus = await Corpus.open(await files('large', { 'a.txt': text }), tokenizer, { contextLength: 2 ** 20 })
@@ -136,7 +136,7 @@ describe('a corpus', () => {
     corpus.close()
   })
 
-  it('holds ids above 65535 too', async () => {
+  it('supports token ids above 65535', async () => {
     const vocab = Object.fromEntries([...'ab'].map((character, i) => [character, i === 0 ? 0 : 70_000]))
     const json = JSON.parse(JSON.stringify(await characterJson('ab')))
     json.model.vocab = vocab
@@ -154,7 +154,7 @@ async function characterJson(alphabet: string): Promise<unknown> {
 }
 
 describe('the file of token ids', () => {
-  it('is made once, and anew when the text, the tokenizer or the file itself has changed', async () => {
+  it('is reused, and rebuilt when the text, the tokenizer or the file itself has changed', async () => {
     const path = await files('cached', { 'a.txt': sentences(20), 'b.txt': sentences(20, 2) })
     const cache = join(root, 'cached-tokens')
     const open = async (by = tokenizer) => {
@@ -184,7 +184,7 @@ describe('the file of token ids', () => {
     expect((await open(Tokenizer.bytes())).made).toBe(true)
   })
 
-  it('leaves nothing behind when it is not kept, or when it is aborted', async () => {
+  it('leaves no temporary folder behind, and is not opened with an aborted signal', async () => {
     const path = await files('aborted', { 'a.txt': sentences(20) })
     const before = (await readdir(tmpdir())).filter((name) => name.startsWith('looplm-corpus-')).sort()
     const corpus = await Corpus.open(path, tokenizer, { contextLength: 16 })
@@ -196,7 +196,7 @@ describe('the file of token ids', () => {
   })
 })
 
-describe('a corpus refuses', () => {
+describe('a corpus rejects', () => {
   const digits = Tokenizer.characters('0123456789\n')
   it.each<[string, Record<string, string | Uint8Array>, Tokenizer, RegExp]>([
     ['a line that is not JSON', { 'a.jsonl': '{"text": "1"}\n{"text": \n' }, tokenizer, /a\.jsonl line 2 is not JSON/],
@@ -271,7 +271,7 @@ describe('training on a corpus', () => {
     expect(second!['eval/loop_3/accuracy']).toBeGreaterThan(0.3)
   })
 
-  it('shows every training sequence once per pass, step after step', async () => {
+  it('uses every training sequence at most once per pass', async () => {
     const corpus = await files('passes', { 'a.txt': sentences(40) })
     const opened = await Corpus.open(corpus, tokenizer, { contextLength: 16, heldOutShare: 0.05 })
     const steps = Math.floor(opened.blocks / 8)
@@ -309,7 +309,7 @@ describe('training on a corpus', () => {
     expect((await readdir(join(runDir, 'corpus'))).sort()).toEqual(['corpus.json', 'tokens.bin'])
   })
 
-  it('says that the data has changed under a run that goes on', async () => {
+  it('warns when the corpus has changed since the checkpoint of a resumed run', async () => {
     const corpus = await files('changed', { 'a.txt': sentences(40) })
     const runDir = join(root, 'changed-run')
     using student = await model()
@@ -324,7 +324,7 @@ describe('training on a corpus', () => {
     )
   })
 
-  it('says so of a dataset and of a task as well', async () => {
+  it('warns when a dataset has changed since the checkpoint of a resumed run', async () => {
     const dataset = [{ prompt: 'a', answer: 'b' }]
     const runDir = join(root, 'changed-rows')
     using student = await model()
@@ -337,7 +337,7 @@ describe('training on a corpus', () => {
     )
   })
 
-  it('evaluates another text when it is given', async () => {
+  it('evaluates on evalCorpus when it is set', async () => {
     const corpus = await files('two', { 'train.txt': sentences(40) })
     const evalCorpus = await files('two-held', { 'held.txt': 'zzzz zzzz zzzz' })
     using student = await model()
@@ -351,7 +351,7 @@ describe('training on a corpus', () => {
     [{ contextLength: 1000, evalEvery: 1 }, /heldOutShare: of \d packed sequences none is held out/],
     [{ dataset: [{ prompt: 'a' }] }, /give a task, a dataset or a corpus, only one of them/],
     [{ tokenizer: undefined }, /tokenizer: a corpus needs one, and the model has none/],
-  ])('refuses %j', async (options, message) => {
+  ])('rejects %j', async (options, message) => {
     const corpus = await files('refusing', { 'a.txt': sentences(40) })
     using student = await model()
     const trainer = new PretrainTrainer(student, { ...base, corpus, steps: 1, ...options } as PretrainOptions)
@@ -360,7 +360,7 @@ describe('training on a corpus', () => {
 })
 
 describe('predicting given tokens', () => {
-  it('counts loss and accuracy as score and greedy generation see them', async () => {
+  it('gives the loss of score() and the accuracy of greedy generation', async () => {
     using student = await LoopLM.create(config, { device: 'reference', seed: 3 })
     const sequences = [
       { tokens: [1, 2, 3, 4, 5, 6], promptLength: 2 },
@@ -389,7 +389,7 @@ describe('supervised fine-tuning', () => {
   const template =
     '{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}'
 
-  it('learns the completion and its end token, and nothing of the prompt', async () => {
+  it('trains on the completion and its end token, not on the prompt', async () => {
     using student = await model()
     const source = openProblems('test', student, { dataset: [{ prompt: '' }], tokenizer, seed: 0 })
     const { tokens, promptLength } = await trainingSequence(source, { prompt: 'ab', completion: 'cd', answer: 'never' })
@@ -397,7 +397,7 @@ describe('supervised fine-tuning', () => {
     expect(promptLength).toBe(2)
   })
 
-  it('learns the last message of a conversation', async () => {
+  it('trains on the last message of a conversation', async () => {
     using student = await model()
     const chatting = new Tokenizer(await bytesJson(), { chat_template: template })
     const source = openProblems('test', student, { dataset: [{ prompt: '' }], tokenizer: chatting, seed: 0 })
@@ -410,7 +410,7 @@ describe('supervised fine-tuning', () => {
     expect(chatting.decode((tokens as number[]).slice(promptLength))).toBe('ho\n')
   })
 
-  it('measures held-out completions after every loop', async () => {
+  it('measures the accuracy of completions in evalDataset', async () => {
     using student = await model()
     const dataset = Array.from({ length: 16 }, (_, i) => ({ prompt: `${i}:`, completion: 'yes' }))
     const options = { ...base, dataset, evalDataset: dataset.slice(0, 4), steps: 60, evalEvery: 60 }

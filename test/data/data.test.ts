@@ -29,7 +29,7 @@ describe('Philox4x32-10', () => {
       [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
     ],
   ]
-  it.each(cases)('of counter %j and key %j is %j', (counter, key, expected) => {
+  it.each(cases)('maps counter %j and key %j to %j', (counter, key, expected) => {
     const words = Uint32Array.from(counter)
     philox(words, ...key)
     expect([...words]).toEqual(expected)
@@ -115,7 +115,7 @@ describe('Random', () => {
     expect([...counts.values()].reduce((sum, count) => sum + (count - 1000) ** 2 / 1000, 0)).toBeLessThan(20.5)
   })
 
-  it('refuses seeds and ranges that are not natural numbers', () => {
+  it('rejects seeds and ranges that are not natural numbers', () => {
     for (const seed of [-1, 0.5, Number.NaN, 2 ** 53]) expect(() => new Random(seed)).toThrow(/seed must be an integer/)
     for (const count of [0, -1, 1.5, Number.NaN, 2 ** 54]) expect(() => new Random(0).integer(count)).toThrow(/count must be/)
   })
@@ -134,7 +134,7 @@ describe('DatasetSampler', () => {
     expect(sampler.epoch).toBe(2)
   })
 
-  it('goes on exactly where a restored state stopped, wherever that is', () => {
+  it('continues exactly where a saved state stopped', () => {
     const whole = new DatasetSampler(rows, { seed: 7 }).take(35)
     for (const split of [0, 1, 9, 10, 11, 25]) {
       const before = new DatasetSampler(rows, { seed: 7 })
@@ -144,7 +144,7 @@ describe('DatasetSampler', () => {
     }
   })
 
-  it('refuses to draw more rows than a list can hold', async () => {
+  it('rejects drawing more rows than a list can hold', async () => {
     const sampler = new DatasetSampler([1, 2], { seed: 1 })
     expect((await refusal(() => sampler.take(1e12))).message).toMatch(
       /at most 16777216 rows .*not 1000000000000; lower .*batchSize/,
@@ -154,7 +154,7 @@ describe('DatasetSampler', () => {
     expect((await refusal(() => source.heldOut(2 ** 53 - 1))).code).toBe('INVALID_ARGUMENT')
   })
 
-  it('refuses an empty dataset and a bad state', () => {
+  it('rejects an empty dataset and a bad state', () => {
     expect(() => new DatasetSampler([], { seed: 1 })).toThrow(/no rows/)
     expect(() => new DatasetSampler(rows, { seed: -1 })).toThrow(/seed/)
     expect(() => new DatasetSampler(rows, { seed: 1, index: -1 })).toThrow(/index/)
@@ -191,7 +191,7 @@ describe('JSON Lines', () => {
     expect((await loadDataset(path)).map(({ prompt }) => prompt)).toEqual(prompts)
   })
 
-  it('streams: the first rows come although a later one is bad', async () => {
+  it('streams: yields the first rows before it fails on a bad one', async () => {
     const rows = readDataset(await write('{"prompt":"a"}\n{"prompt":1}\n'))
     expect((await rows.next()).value).toEqual({ prompt: 'a' })
     await expect(rows.next()).rejects.toThrow(/line 2/)
@@ -214,7 +214,7 @@ describe('JSON Lines', () => {
     ['two objects in a line', '{"prompt":"a"}{"prompt":"b"}', /line 1 is not JSON/],
     ['no rows', '\n\n', /has no rows/],
   ]
-  it.each(bad)('with %s is refused by file, line and field', async (_what, content, message) => {
+  it.each(bad)('with %s is rejected, naming file, line and field', async (_what, content, message) => {
     const path = await write(content)
     const error = await loadDataset(path).catch((error) => error)
     expect(error).toBeInstanceOf(LoopLMError)
@@ -222,7 +222,7 @@ describe('JSON Lines', () => {
     expect(error.message).toMatch(message)
   })
 
-  it('refuses a line that is too long before it is read to its end, and a file that is too large', async () => {
+  it('rejects a line that is too long, and a file that is too large', async () => {
     const path = await write(`{"prompt":"a"}\n{"prompt":"${'x'.repeat(300_000)}"}`)
     await expect(loadDataset(path, { maxRowBytes: 1000 })).rejects.toThrow(/line 2 is longer than maxRowBytes = 1000/)
     await expect(loadDataset(path, { maxFileBytes: 1000 })).rejects.toThrow(/more than maxFileBytes = 1000/)
@@ -230,7 +230,7 @@ describe('JSON Lines', () => {
     await expect(loadDataset(path, { maxRowBytes: 300_012 })).rejects.toThrow(/line 2/)
   })
 
-  it('says when the file is missing or a folder', async () => {
+  it('fails with NOT_FOUND for a missing file, with INVALID_FILE for a folder', async () => {
     await expect(loadDataset(join(folder, 'none.jsonl'))).rejects.toMatchObject({ code: 'NOT_FOUND' })
     await expect(readDataset(join(folder, 'none.jsonl')).next()).rejects.toMatchObject({ code: 'NOT_FOUND' })
     await expect(loadDataset(folder)).rejects.toMatchObject({ code: 'INVALID_FILE' })
@@ -245,7 +245,7 @@ describe('LoopLMError', () => {
     expect(error.shapes).toEqual({ a: [2, 3] })
   })
 
-  it('takes over a known code from a foreign error and calls any other INTERNAL', () => {
+  it('keeps a known code of a foreign error and maps any other to INTERNAL', () => {
     const native = Object.assign(new Error('no memory'), { code: 'OUT_OF_MEMORY' })
     expect(toLoopLMError(native, 'model.score')).toMatchObject({
       code: 'OUT_OF_MEMORY',

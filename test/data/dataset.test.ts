@@ -62,7 +62,7 @@ function awkward(count: number, seed = 1): Row[] {
 }
 
 describe('a dataset', () => {
-  it.each(names)('has the same rows as %s', async (name) => {
+  it.each(names)('has the same rows when read from %s', async (name) => {
     const rows = awkward(40)
     const path = await write(name, writers[name]!(rows))
     expect(await loadDataset(path)).toEqual(rows)
@@ -71,7 +71,7 @@ describe('a dataset', () => {
     expect(read).toEqual(rows)
   })
 
-  it.each(names)('goes on at any row of %s', async (name) => {
+  it.each(names)('can be read from any row of %s', async (name) => {
     const rows = awkward(40, 2)
     const path = await write(name, writers[name]!(rows))
     const format = { jsonl: 'jsonl', json: 'json', csv: 'csv', tsv: 'csv', parquet: 'parquet' }[name.split('.')[1]!] as Format
@@ -84,7 +84,7 @@ describe('a dataset', () => {
     for (const i of [0, 1, 6, 7, 13, 20, 39]) expect(await from(whole[i])).toEqual(whole.slice(i))
   })
 
-  it('has rows that are longer than what is read at a time', async () => {
+  it('supports rows longer than one read of the file', async () => {
     const rows = [3, 200_000, 70_000, 5].map((length, i) => ({
       prompt: `${i}`.repeat(length),
       answer: 'é"\n'.repeat(length / 4),
@@ -92,7 +92,7 @@ describe('a dataset', () => {
     for (const name of names) expect(await loadDataset(await write(name, writers[name]!(rows)))).toEqual(rows)
   })
 
-  it('of Parquet has JSON values: dates, large integers, bytes, lists and absent values', async () => {
+  it('of Parquet has JSON values for dates, large integers and bytes, and omits nulls', async () => {
     const bytes = parquetWriteBuffer({
       columnData: [
         { name: 'prompt', data: ['a', 'b'], type: 'STRING' },
@@ -110,14 +110,14 @@ describe('a dataset', () => {
     ])
   })
 
-  it('of CSV may have other delimiters, a byte order mark, empty lines and no line end', async () => {
+  it('of CSV supports other delimiters, a byte order mark, empty lines and no final newline', async () => {
     expect(await loadDataset(await write('a.csv', '\ufeffprompt;answer\n\n"x;""y""";2\n\nz;'), { delimiter: ';' })).toEqual([
       { prompt: 'x;"y"', answer: '2' },
       { prompt: 'z', answer: '' },
     ])
   })
 
-  it('may be an empty array, which has no rows', async () => {
+  it('fails with "has no rows" for an empty array or an empty file', async () => {
     for (const text of ['[]', ' [ ]\n', '', '\ufeff[]']) {
       expect((await refusal(async () => loadDataset(await write('a.json', text)))).message).toMatch(/a\.json has no rows/)
     }
@@ -171,7 +171,7 @@ describe('a dataset', () => {
       parquet([{ prompt: 'a', answer: 4 }]),
       /row 1 field "answer" must be a string/,
     ],
-  ])('with %s is refused by file, row and field', async (_what, name, content, message) => {
+  ])('with %s is rejected, naming file, row and field', async (_what, name, content, message) => {
     const path = await write(name, content)
     const error = await refusal(() => loadDataset(path))
     expect(error.code).toBe('INVALID_FILE')
@@ -180,7 +180,7 @@ describe('a dataset', () => {
     expect((await refusal(() => DatasetStream.open(path))).message).toBe(error.message)
   })
 
-  it.each(names)('with a huge row is refused as %s', async (name) => {
+  it.each(names)('with a row over maxRowBytes is rejected as %s', async (name) => {
     const path = await write(
       name,
       writers[name]!([
@@ -193,7 +193,7 @@ describe('a dataset', () => {
     expect(error.message).toMatch(/(line|row) 2.*(is|makes it) longer than maxRowBytes = 100000/)
   })
 
-  it('of a Parquet file that was damaged anywhere gives rows or its own error', async () => {
+  it('from a damaged Parquet file has rows or fails with INVALID_FILE', async () => {
     const rows = awkward(30, 3)
     const bytes = parquet(rows)
     const random = new Random(5)
@@ -210,7 +210,7 @@ describe('a dataset', () => {
     expect(refused).toBeGreaterThan(20)
   })
 
-  it('that is read in part holds no process up', async () => {
+  it('that is read in part lets the process exit', async () => {
     const paths = await Promise.all(names.map((name) => write(name, writers[name]!(awkward(3000)))))
     const index = new URL('../../dist/src/index.js', import.meta.url).href
     const script = `
@@ -222,7 +222,7 @@ describe('a dataset', () => {
     expect([status, stdout, stderr]).toEqual([0, 'true\n'.repeat(names.length), ''])
   })
 
-  it('is not read to its end when its signal fires', async () => {
+  it('fails with ABORTED when its signal fires during reading', async () => {
     const path = await write('a.jsonl', jsonl(awkward(20_000)))
     const controller = new AbortController()
     setImmediate(() => controller.abort())
@@ -230,7 +230,7 @@ describe('a dataset', () => {
   })
 
   it.each(['rows.jsonl', 'rows.json', 'rows.csv', 'rows.parquet'])(
-    'leaves the event loop its turns while %s is read',
+    'leaves the event loop free for other work while %s is read',
     async (name) => {
       const rows = Array.from({ length: 4000 }, (_, i) => ({ prompt: `${i}`, answer: `${i}`.repeat(400) }))
       const bytes = writers[name]!(rows)
@@ -269,7 +269,7 @@ describe('columns', () => {
   const rows = [{ question: 'q', meta: { gold: 'g', n: 3 }, id: 1 }]
   const load = async (columns: DatasetOptions['columns']) => loadDataset(await write('a.jsonl', jsonl(rows)), { columns })
 
-  it('are named, reached into, filled in, computed or left out; all others stay', async () => {
+  it('can be renamed, nested, templated, computed or dropped; all others stay', async () => {
     const columns = {
       prompt: { template: 'Q: {question} ({meta.n})\nWrite {} in \\boxed{}.' },
       answer: 'meta.gold',
@@ -302,7 +302,7 @@ describe('columns', () => {
     ['gsm8k', /line 1 field "answer" must be a string, got nothing/],
     ['math', /line 1 has no field "problem"/],
     ['countdown', /line 1 field "nums" must be an array of numbers, got nothing/],
-  ])('%j are refused by file, row and field', async (columns, message) => {
+  ])('given as %j are rejected, naming file, row and field', async (columns, message) => {
     const error = await refusal(() => load(columns))
     expect(error.code).toBe('INVALID_FILE')
     expect(error.message).toMatch(message)
@@ -312,12 +312,12 @@ describe('columns', () => {
     ['gsm', /columns must be one of 'gsm8k', 'math', 'countdown', got 'gsm'/],
     [{ prompt: 5 }, /columns\.prompt must be a column of the file/],
     [['prompt'], /columns(\.0)? must be/],
-  ])('%j are no columns', async (columns, message) => {
+  ])('given as %j are rejected', async (columns, message) => {
     const error = await refusal(() => load(columns as DatasetOptions['columns']))
     expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
   })
 
-  it('of GSM8K, MATH and countdown sets are ready', async () => {
+  it('have presets for GSM8K, MATH and countdown', async () => {
     const read = async (columns: 'gsm8k' | 'math' | 'countdown', row: Row) =>
       (await loadDataset(await write('a.jsonl', jsonl([row])), { columns }))[0]!
     const solution = 'She has 2*600=<<2*600=1200>>1200 eggs.\n#### 1,200'
@@ -343,12 +343,12 @@ describe('columns', () => {
   })
 })
 
-describe('the files of a set', () => {
+describe('the files of a dataset', () => {
   const one = (prompt: string) => jsonl([{ prompt }])
   const prompts = async (folder: string, options?: DatasetOptions) =>
     (await loadDataset(folder, options)).map(({ prompt }) => prompt)
 
-  it('are shards in the order of their names, without what describes the set', async () => {
+  it('are read in name order, without metadata files', async () => {
     const folder = await writeFolder({
       'data/b.jsonl': one('b'),
       'data/a.jsonl': one('a'),
@@ -424,7 +424,7 @@ configs:
       /format must be one of/,
     ],
     ['an option that there is not', { 'a.jsonl': one('a') }, { spilt: 'a' } as never, 'INVALID_ARGUMENT', /did you mean split\?/],
-  ])('with %s are refused', async (_what, files, options, code, message) => {
+  ])('with %s are rejected', async (_what, files, options, code, message) => {
     const error = await refusal(async () => loadDataset(await writeFolder(files), options))
     expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)])
   })
@@ -449,7 +449,7 @@ describe('a stream', () => {
       [`2.${end}`]: make(rows.slice(1201)),
     })
 
-  it('that fits into its buffer comes in the order of a loaded dataset, with its fingerprint', async () => {
+  it('that fits into its buffer has the order and fingerprint of a loaded dataset', async () => {
     const folder = await shards(jsonl, 'jsonl')
     const stream = await DatasetStream.open(folder, { seed: 5, shuffleBuffer: 3000 })
     expect(stream.rows).toBe(3000)
@@ -466,7 +466,7 @@ describe('a stream', () => {
     ['json', (rows: readonly Row[]) => JSON.stringify(rows)],
     ['csv', csv],
     ['parquet', (rows: readonly Row[]) => parquet(rows, { rowGroupSize: 500 })],
-  ] as const)('of %s brings every row once a pass, within its window, by seed and count alone', async (end, make) => {
+  ] as const)('of %s yields every row once per pass, shuffled per window by seed and position', async (end, make) => {
     const folder = await shards(make, end)
     const [seed, shuffleBuffer] = [3, 700]
     const stream = await DatasetStream.open(folder, { seed, shuffleBuffer })
@@ -491,13 +491,13 @@ describe('a stream', () => {
     ).not.toEqual(taken.slice(0, 20).map(({ prompt }) => prompt))
   })
 
-  it('takes what several callers ask for at once', async () => {
+  it('serves concurrent calls of take()', async () => {
     const stream = await DatasetStream.open(await shards(jsonl, 'jsonl'), { shuffleBuffer: 500 })
     const parts = await Promise.all([0, 400, 800, 2900].map((start) => stream.take(start, 200)))
     for (const [i, start] of [0, 400, 800, 2900].entries()) expect(parts[i]).toEqual(await stream.take(start, 200))
   })
 
-  it('has the fingerprint of its rows, whatever they lie in', async () => {
+  it('has the same fingerprint in every file format', async () => {
     const kept = rows.slice(0, 50)
     const prints = await Promise.all(
       names.map(async (name) => (await DatasetStream.open(await write(name, writers[name]!(kept)))).fingerprint),
@@ -507,7 +507,7 @@ describe('a stream', () => {
     expect(other.fingerprint).not.toBe(prints[0])
   })
 
-  it('says that a file has changed, and goes on when it is as it was', async () => {
+  it('fails when a file has changed, and continues once it is restored', async () => {
     const folder = await writeFolder({ 'a.jsonl': jsonl(rows.slice(0, 20)) })
     const path = join(folder, 'a.jsonl')
     const stamp = new Date(1_700_000_000_000)
@@ -531,7 +531,7 @@ describe('a stream', () => {
     )
   })
 
-  it('refuses counts and seeds that are none', async () => {
+  it('rejects invalid counts and seeds', async () => {
     const path = await write('a.jsonl', jsonl(rows.slice(0, 3)))
     expect((await refusal(() => DatasetStream.open(path, { seed: -1 }))).message).toMatch(/seed/)
     expect((await refusal(() => DatasetStream.open(path, { shuffleBuffer: 0 }))).message).toMatch(/shuffleBuffer/)

@@ -50,7 +50,7 @@ const prompts = async (options: DatasetOptions = {}) =>
   (await loadDataset('hub:org/tiny', { cacheDir, ...options })).map(({ prompt }) => prompt)
 
 describe('a dataset of the hub', () => {
-  it('is fetched only when that is asked for', async () => {
+  it('is downloaded only with download: true', async () => {
     const error = await refusal(() => prompts())
     expect(error.code).toBe('NOT_FOUND')
     expect(error.message).toMatch(
@@ -60,7 +60,7 @@ describe('a dataset of the hub', () => {
     expect(hub.requests).toEqual([])
   })
 
-  it('brings the files of its split and no others, and is found without a request afterwards', async () => {
+  it('downloads only the files of its split, and is later found without a request', async () => {
     expect(await prompts({ download: true })).toEqual(['a', 'b', 'c'])
     expect(sent().sort()).toEqual(
       ['README.md', 'main/train-00000-of-00002.parquet', 'main/train-00001-of-00002.parquet'].map((name) => `GET /cdn/${name}`),
@@ -76,7 +76,7 @@ describe('a dataset of the hub', () => {
     expect(hub.requests).toEqual([])
   })
 
-  it('says which file of another split is missing, and fetches what is', async () => {
+  it('names the missing file of another split, and then downloads only that', async () => {
     await downloadDataset('org/tiny', { cacheDir })
     const error = await refusal(() => prompts({ split: 'test' }))
     expect(error.message).toMatch(/is not in the cache: it has no main\/test-00000-of-00001\.parquet; download: true/)
@@ -85,20 +85,20 @@ describe('a dataset of the hub', () => {
     expect(sent()).toEqual(['GET /cdn/main/test-00000-of-00001.parquet'])
   })
 
-  it('that is complete is used when the hub does not answer', async () => {
+  it('is used from the cache when the hub does not answer', async () => {
     await downloadDataset('org/tiny', { cacheDir })
     const silent = { cacheDir, hubUrl: 'http://127.0.0.1:9' }
     expect(await downloadDataset('org/tiny', silent)).toBe(join(cacheDir, 'datasets--org--tiny', 'snapshots', commit))
     expect((await refusal(() => downloadDataset('org/tiny', { ...silent, split: 'test' }))).message).toMatch(/does not answer/)
   })
 
-  it('of other tools, who keep no list, is read as far as it is there', async () => {
+  it('is read from a cache without the file list that looplm keeps', async () => {
     await downloadDataset('org/tiny', { cacheDir })
     await rm(join(cacheDir, 'datasets--org--tiny', '.looplm'), { recursive: true })
     expect(await prompts()).toEqual(['a', 'b', 'c'])
   })
 
-  it('that was damaged on its way is refused and leaves nothing behind', async () => {
+  it('is rejected when damaged in transit, and leaves nothing behind', async () => {
     const name = 'main/train-00000-of-00002.parquet'
     const bytes = Buffer.from(hub.files.get(name)!)
     bytes[10]! ^= 1
@@ -117,12 +117,12 @@ describe('a dataset of the hub', () => {
     ['hub:org/tiny', { download: true, split: 'dev' }, 'INVALID_ARGUMENT', /split: org\/tiny has train, test; there is no "dev"/],
     ['hub:org/tiny', { download: true, config: 'x' }, 'INVALID_ARGUMENT', /config: org\/tiny has main; there is no "x"/],
     ['hub:org/tiny', { download: 'yes' as never }, 'INVALID_ARGUMENT', /download must be true or false/],
-  ])('%s with %j is refused', async (source, options, code, message) => {
+  ])('%s with %j is rejected', async (source, options, code, message) => {
     const error = await refusal(() => loadDataset(source, { cacheDir, ...options }))
     expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)])
   })
 
-  it('is fetched by looplm download --dataset, which says where it is', async () => {
+  it('is downloaded by looplm download --dataset, which prints its path', async () => {
     const args = ['download', 'org/tiny', '--cache-dir', cacheDir]
     const { code, stdout } = await runProgram([...args, '--dataset', '--split', 'test'], { cwd: root })
     expect([code, stdout]).toEqual([0, `${join(cacheDir, 'datasets--org--tiny', 'snapshots', commit)}\n`])

@@ -48,7 +48,7 @@ const listed = () => hub.requests.filter((request) => request.includes('/tree/')
 const checkpointFiles = () => [...hub.files.keys()].filter((name) => !name.includes('/') && !name.endsWith('.py')).sort()
 
 describe('a download', () => {
-  it('lies in the layout of the cache of Hugging Face, and loads', async () => {
+  it('has the layout of the Hugging Face cache, and loads', async () => {
     const seen: [string, number, number][] = []
     const folder = await download('org/tiny', { cacheDir, hubUrl: hub.url, onProgress: (...progress) => seen.push(progress) })
     expect(folder).toBe(join(repository(), 'snapshots', commit))
@@ -66,7 +66,7 @@ describe('a download', () => {
     expect(model.endTokens).toEqual([0, 2])
   })
 
-  it('happens only when it is asked for', async () => {
+  it('happens only with download: true', async () => {
     const error = await refusal(() => LoopLM.fromPretrained('org/tiny', { cacheDir }))
     expect(error.code).toBe('NOT_FOUND')
     expect(error.message).toMatch(/no folder org\/tiny; download: true fetches a model of that name/)
@@ -81,7 +81,7 @@ describe('a download', () => {
     }
   })
 
-  it('is found by its name afterwards, without a request', async () => {
+  it('is later found by name without a request', async () => {
     const folder = await download('org/tiny', { cacheDir, hubUrl: hub.url })
     hub.requests.length = 0
     using model = await LoopLM.fromPretrained('org/tiny', { cacheDir })
@@ -108,7 +108,7 @@ describe('a download', () => {
     expect(hub.requests).toEqual([])
   })
 
-  it('fetches nothing twice, and finds what it has when the hub does not answer', async () => {
+  it('fetches nothing twice, and uses the cache when the hub does not answer', async () => {
     const folder = await download('org/tiny', { cacheDir, hubUrl: hub.url })
     hub.requests.length = 0
     expect(await download('org/tiny', { cacheDir, hubUrl: hub.url })).toBe(folder)
@@ -135,7 +135,7 @@ describe('a download', () => {
     expect(await readFile(join(folder, 'model.safetensors'))).toEqual(hub.files.get('model.safetensors'))
   })
 
-  it('that was aborted is continued by the next one, and shows no half file meanwhile', async () => {
+  it('continues after an abort, and shows no partial file meanwhile', async () => {
     hub.breaks = (path) => (path === 'model.safetensors' ? 1000 : undefined)
     const controller = new AbortController()
     const onProgress = (file: string) => file === 'model.safetensors' && controller.abort()
@@ -151,7 +151,7 @@ describe('a download', () => {
     expect(await readFile(join(snapshot, 'model.safetensors'))).toEqual(hub.files.get('model.safetensors'))
   })
 
-  it.each(['model.safetensors', 'config.json'])('of a damaged %s is refused and leaves nothing behind', async (name) => {
+  it.each(['model.safetensors', 'config.json'])('of a damaged %s is rejected and leaves nothing behind', async (name) => {
     const bytes = Buffer.from(hub.files.get(name)!)
     bytes[20]! ^= 1
     hub.damaged.set(name, bytes)
@@ -169,19 +169,19 @@ describe('a download', () => {
     ['org/tiny', { revision: 'nope' }, 'NOT_FOUND', /has no org\/tiny at revision nope/],
     ['org/none', {}, 'NOT_FOUND', /has no org\/none at revision main/],
     ['org/secret', {}, 'NOT_FOUND', /private or gated: set HF_TOKEN/],
-  ] as const)('of %j %j is refused', async (name, options, code, message) => {
+  ] as const)('of %j %j is rejected', async (name, options, code, message) => {
     const error = await refusal(() => download(name, { cacheDir, hubUrl: hub.url, ...options }))
     expect(error.code).toBe(code)
     expect(error.message).toMatch(message)
   })
 
-  it('is made by looplm download, which says where it is', async () => {
+  it('is done by looplm download, which prints the folder', async () => {
     const { code, stdout, stderr } = await runDownload()
     expect([code, stdout]).toEqual([0, `${join(repository(), 'snapshots', commit)}\n`])
     expect(stderr).toContain('model.safetensors')
   })
 
-  it('ends with what its onProgress throws', async () => {
+  it('fails with the error that onProgress throws', async () => {
     const onProgress = () => {
       throw new RangeError('mine')
     }
@@ -189,7 +189,7 @@ describe('a download', () => {
     expect(sent()).toHaveLength(1)
   })
 
-  it('gives up where the hub has less of a file than it lists', async () => {
+  it('fails when the hub has fewer bytes of a file than it lists', async () => {
     hub.damaged.set('model.safetensors', hub.files.get('model.safetensors')!.subarray(0, 1000))
     const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url }))
     expect(error.code).toBe('INVALID_FILE')
@@ -205,7 +205,7 @@ async function runDownload(options: Partial<Parameters<typeof runProgram>[1]> = 
   return outcome
 }
 
-describe('downloads of the same files at once', () => {
+describe('concurrent downloads of the same files', () => {
   const everyFileOnce = () => checkpointFiles().map((name) => `GET /cdn/${name}`)
 
   it.each([2, 5])('%i calls in one process fetch each file once', async (calls) => {
@@ -242,7 +242,7 @@ describe('downloads of the same files at once', () => {
     }
   }
 
-  it('one goes on with what another had received when it was killed', async () => {
+  it('a waiting one continues the partial file of a killed one', async () => {
     const name = 'model.safetensors'
     let release = () => {}
     const gate = new Promise<void>((resolve) => (release = resolve))
@@ -263,7 +263,7 @@ describe('downloads of the same files at once', () => {
     expect(sent(name)).toHaveLength(3)
   })
 
-  it('one that waits can be aborted, and the other one ends', async () => {
+  it('a waiting one can be aborted while the other completes', async () => {
     let release = () => {}
     const gate = new Promise<void>((resolve) => (release = resolve))
     hub.held = () => gate
@@ -281,7 +281,7 @@ describe('downloads of the same files at once', () => {
     expect(sent().sort()).toEqual(everyFileOnce())
   })
 
-  it('wait for the lock of a blob that other tools hold', async () => {
+  it('wait for a blob lock that another tool holds', async () => {
     const name = 'model.safetensors'
     const locks = join(cacheDir, '.locks', 'models--org--tiny')
     await mkdir(locks, { recursive: true })
@@ -295,7 +295,7 @@ describe('downloads of the same files at once', () => {
     expect(await readFile(join(await other, name))).toEqual(hub.files.get(name))
   })
 
-  it('are warned of where the file system cannot lock', async () => {
+  it('warn when the file system does not support locks', async () => {
     const lock = vi.spyOn(native(), 'lockFile').mockImplementation(() => {
       throw new Error('no locks available')
     })
@@ -318,7 +318,7 @@ describe('without a network', () => {
   const offline = (revision: string) => download('org/tiny', { cacheDir, hubUrl: 'http://127.0.0.1:9', revision })
 
   it.each(['model.safetensors', 'tokenizer.json'])(
-    'what was aborted at %s is not offered, until it is complete',
+    'a download that was aborted at %s is not found until it is complete',
     async (name) => {
       const controller = new AbortController()
       const onProgress = (file: string) => file === name && controller.abort()
@@ -349,7 +349,7 @@ describe('without a network', () => {
     [['config.json', 'tokenizer.json'], 'model.safetensors'],
     [['model.safetensors'], 'config.json'],
     [['config.json', 'model.safetensors -> nothing'], 'model.safetensors'],
-  ])('other tools fetched %j: missing is %s', async (names, missing) => {
+  ])('with only %j in the cache, the missing file is %s', async (names, missing) => {
     const snapshot = join(repository(), 'snapshots', commit)
     await mkdir(snapshot, { recursive: true })
     await mkdir(join(repository(), 'refs'))
@@ -366,10 +366,10 @@ describe('without a network', () => {
   })
 })
 
-describe('a disk that cannot be written', () => {
+describe('a download to a disk that cannot be written', () => {
   const incomplete = () => join(repository(), 'blobs', `${sha256('model.safetensors')}.incomplete`)
 
-  it.skipIf(!existsSync('/dev/full'))('is named at once, not taken for a broken connection', async () => {
+  it.skipIf(!existsSync('/dev/full'))('fails at once with the cause, without a retry', async () => {
     await mkdir(join(repository(), 'blobs'), { recursive: true })
     await symlink('/dev/full', incomplete())
     const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url }))
@@ -380,7 +380,7 @@ describe('a disk that cannot be written', () => {
     expect(sent('model.safetensors')).toHaveLength(1)
   })
 
-  it('keeps what it could hold, and the next download goes on from there', async () => {
+  it('keeps a partial file, which the next download continues', async () => {
     const { code, stderr } = await runDownload({ shell: 'ulimit -f 16; exec' })
     expect(stderr).toMatch(/cannot write model\.safetensors to .*incomplete: the file would be larger .*\(ulimit -f\) \(EFBIG\)/)
     expect(code).toBe(2)
@@ -392,7 +392,7 @@ describe('a disk that cannot be written', () => {
     expect(await readFile(join(folder, 'model.safetensors'))).toEqual(hub.files.get('model.safetensors'))
   })
 
-  it('is named where it refuses a folder', async () => {
+  it('fails with the path when a folder cannot be created', async () => {
     await mkdir(repository(), { recursive: true })
     await writeFile(join(repository(), 'blobs'), 'a file')
     const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url }))

@@ -107,7 +107,7 @@ describe('a row in code', () => {
   const rl = (model: LoopLM, rows: unknown[]) =>
     new RLTTTrainer(model, { dataset: rows as Dataset, tokenizer, reward, promptsPerStep: 1, groupSize: 2, steps: 1 })
 
-  it.each([...malformed, ...withoutJson, ...unanswered])('with %s is refused by reinforcement', async (_what, row, message) => {
+  it.each([...malformed, ...withoutJson, ...unanswered])('with %s is rejected by RLTTTrainer', async (_what, row, message) => {
     using model = await newModel()
     const error = await refusal(async () => {
       for await (const _ of rl(model, [first, row]).run()) expect.unreachable()
@@ -117,7 +117,7 @@ describe('a row in code', () => {
     expect(error.message).toMatch(message)
   })
 
-  it.each([...malformed, ...unanswered])('with %s is refused by evaluate', async (_what, row, message) => {
+  it.each([...malformed, ...unanswered])('with %s is rejected by evaluate', async (_what, row, message) => {
     using model = await newModel()
     const error = await refusal(() =>
       evaluate(model, { dataset: [first, row] as Dataset, tokenizer, loops: [1], maxNewTokens: 1 }),
@@ -126,7 +126,7 @@ describe('a row in code', () => {
     expect(error.message).toMatch(new RegExp(message.source.replaceAll('dataset', '(dataset|evalDataset)')))
   })
 
-  it.each([...malformed, ...withoutJson])('with %s is refused by fine-tuning', async (_what, row, message) => {
+  it.each([...malformed, ...withoutJson])('with %s is rejected by PretrainTrainer', async (_what, row, message) => {
     using model = await newModel()
     const trainer = new PretrainTrainer(model, { dataset: [first, row] as Dataset, tokenizer, batchSize: 1, steps: 1 })
     const error = await refusal(async () => {
@@ -136,7 +136,7 @@ describe('a row in code', () => {
     expect(error.message).toMatch(message)
   })
 
-  it('of evalDataset is named there, before the first step', async () => {
+  it('that is wrong in evalDataset is rejected before the first step', async () => {
     using model = await newModel()
     const evalDataset = [first, { prompt: 3 }] as unknown as Dataset
     const options = { dataset: [first], evalDataset, tokenizer, batchSize: 1, steps: 1, evalEvery: 1 }
@@ -146,7 +146,7 @@ describe('a row in code', () => {
     expect(error.message).toMatch(/evalDataset\[1\] field "prompt" must be a string/)
   })
 
-  it('of a task of one’s own is held against the same rules', async () => {
+  it('from a custom task is checked like a row of a dataset', async () => {
     using model = await newModel({ vocab_size: 12 })
     const task = { ...tinyTask, sample: () => ({ prompt: 17, answer: '1' }) as never }
     const error = await refusal(() => evaluate(model, { task, problems: 1, loops: [1] }))
@@ -155,7 +155,7 @@ describe('a row in code', () => {
     )
   })
 
-  it('that the tokenizer refuses is named', async () => {
+  it('that the tokenizer rejects is named with its field', async () => {
     using model = await newModel({ vocab_size: 12 })
     const dataset = [{ prompt: '1+1=' }, { prompt: 'one and one' }]
     const error = await refusal(() => evaluate(model, { dataset, tokenizer: tinyTask.tokenizer, loops: [1] }))
@@ -166,19 +166,19 @@ describe('a row in code', () => {
     [{ length: 1, 0: first }, /dataset: must be an array of rows, a DatasetStream, a path/],
     [5, /dataset: must be an array of rows/],
     [new Map(), /dataset: must be an array of rows/],
-  ])('is not looked for in %o', async (dataset, message) => {
+  ])('is not read from an invalid dataset: %o', async (dataset, message) => {
     using model = await newModel()
     expect((await refusal(async () => new PretrainTrainer(model, { dataset } as never))).message).toMatch(message)
   })
 
-  it('of which there is none is an error', async () => {
+  it('is required: an empty dataset is rejected', async () => {
     using model = await newModel()
     expect((await refusal(() => evaluate(model, { dataset: [], tokenizer }))).message).toMatch(/has no rows/)
   })
 })
 
-describe('a row that is learned', () => {
-  it('may be text alone, which is learned whole', async () => {
+describe('a training row', () => {
+  it('may be a text field alone, all of which is trained on', async () => {
     using model = await newModel()
     const source = openProblems('test', model, { dataset: [first], tokenizer, seed: 0 })
     expect(await trainingSequence(source, { text: 'once' } as never)).toEqual({
@@ -190,7 +190,7 @@ describe('a row that is learned', () => {
     for await (const { type, metrics } of trainer.run()) if (type === 'step') expect(metrics.num_tokens).toBe(5 + 12)
   })
 
-  it('of a file may be text as well', async () => {
+  it('may have a text field in a file too', async () => {
     const path = join(root, 'text.jsonl')
     await writeFile(path, '{"text":"once"}\n{"prompt":"p","text":"a column"}\n')
     expect(await loadDataset(path)).toEqual([
@@ -201,7 +201,7 @@ describe('a row that is learned', () => {
     expect((await refusal(() => loadDataset(path))).message).toMatch(/line 1 field "text" must be a string/)
   })
 
-  it('shows its tools to the chat template', async () => {
+  it('passes its tools to the chat template', async () => {
     using model = await newModel()
     const source = openProblems('test', model, { dataset: [first], tokenizer: await chatting(), seed: 0 })
     const render = async (row: object) => source.tokenizer.decode((await trainingSequence(source, row as never)).tokens)
@@ -233,7 +233,7 @@ describe('a row that is learned', () => {
     [{ prompt: 'p', messages }, /has the fields "prompt" and "messages"; give one of them/],
     [{ messages, completion: 'ho' }, /has the fields "messages" and "completion"/],
     [{ text: '' }, /dataset\[0\] has 1 tokens; at least 2 are needed/],
-  ])('as %o is refused', async (row, message) => {
+  ])('is rejected as %o', async (row, message) => {
     using model = await newModel()
     const dataset = [row] as unknown as Dataset
     const trainer = new PretrainTrainer(model, { dataset, tokenizer: await chatting(), batchSize: 1, steps: 1 })
@@ -244,7 +244,7 @@ describe('a row that is learned', () => {
     expect(error.message).toMatch(message)
   })
 
-  it('that its template refuses is named', async () => {
+  it('that the chat template rejects is named with its field', async () => {
     using model = await newModel()
     const refusing = await chatting("{{ raise_exception('roles must alternate') }}")
     const trainer = new PretrainTrainer(model, { dataset: [{ messages }] as never, tokenizer: refusing, batchSize: 1, steps: 1 })
@@ -258,7 +258,7 @@ describe('a row that is learned', () => {
 describe('max_position_embeddings', () => {
   const long = { prompt: 'abcdefgh', answer: 'ij' }
 
-  it('bounds a prompt with its answer, by row', async () => {
+  it('limits a prompt with its answer, naming the row', async () => {
     using model = await newModel({ max_position_embeddings: 8 })
     const error = await refusal(() => evaluate(model, { dataset: [first, long], tokenizer, loops: [1] }))
     expect(error.code).toBe('INVALID_ARGUMENT')
@@ -267,7 +267,7 @@ describe('max_position_embeddings', () => {
     )
   })
 
-  it('bounds rollouts and what is learned', async () => {
+  it('limits rollouts and training rows', async () => {
     using model = await newModel({ max_position_embeddings: 10 })
     const rollout = new RLTTTrainer(model, {
       dataset: [{ prompt: 'abcdefghij' }],
@@ -288,7 +288,7 @@ describe('max_position_embeddings', () => {
     expect((await refusal(() => lesson('ij'))).message).toMatch(/dataset\[0\] has 11 tokens, and a sequence has at most 10/)
   })
 
-  it('is held against every row before the first step', async () => {
+  it('is checked for every row before the first step', async () => {
     using model = await newModel({ max_position_embeddings: 40 })
     const short = Array.from({ length: 50 }, () => first)
     const dataset = [...short, { prompt: 'x'.repeat(30), answer: 'y'.repeat(30) }]
@@ -303,7 +303,7 @@ describe('max_position_embeddings', () => {
     }
   })
 
-  it('leaves a prompt room for one token', async () => {
+  it('requires room for one token after a prompt', async () => {
     using model = await newModel({ max_position_embeddings: 9 })
     const source = openProblems('test', model, { dataset: [long], tokenizer, seed: 0 })
     expect((await encodePrompt(source, long)).tokens).toEqual(bytes('abcdefgh'))
@@ -312,7 +312,7 @@ describe('max_position_embeddings', () => {
 })
 
 describe('a large dataset', () => {
-  it('is hashed in slices, between which other work gets its turn', async () => {
+  it('is hashed without blocking the event loop', async () => {
     using model = await newModel()
     const text = 'x'.repeat(2 ** 19)
     const dataset = Array.from({ length: 64 }, (_, i) => ({ prompt: `${i}:`, answer: 'b', notes: text }))
@@ -329,7 +329,7 @@ describe('a large dataset', () => {
     expect(turns).toBeGreaterThanOrEqual(20) // a slice is a megabyte of 32
   })
 
-  it('is not read to its end when the run is aborted', async () => {
+  it('fails with ABORTED when the run is aborted while reading it', async () => {
     using model = await newModel()
     const dataset = Array.from({ length: 16 }, () => ({ prompt: 'a', answer: 'b', notes: 'x'.repeat(2 ** 20) }))
     const controller = new AbortController()

@@ -53,7 +53,7 @@ describe('a character tokenizer', () => {
     expect(tokenizer.encode('')).toEqual([])
   })
 
-  it('refuses an unknown character and names it, its place and the alphabet', () => {
+  it('rejects an unknown character, naming it, its position and the alphabet', () => {
     const error = errorOf(() => tokenizer.encode('12+x='))
     expect(error.code).toBe('INVALID_ARGUMENT')
     expect(error.message).toContain('"x" (U+0078) at position 3')
@@ -61,7 +61,7 @@ describe('a character tokenizer', () => {
     expect(errorOf(() => tokenizer.encode('1😀')).message).toContain('U+1F600')
   })
 
-  it('refuses an unknown id and names it', () => {
+  it('rejects an unknown id and names it', () => {
     expect(errorOf(() => tokenizer.decode([1, 12])).message).toContain('12')
     expect(errorOf(() => tokenizer.decode([-1])).code).toBe('INVALID_ARGUMENT')
     expect(errorOf(() => tokenizer.decode([0.5])).code).toBe('INVALID_ARGUMENT')
@@ -76,7 +76,7 @@ describe('a character tokenizer', () => {
     expect([tokenizer.bosTokenId, tokenizer.eosTokenId, tokenizer.padTokenId]).toEqual([undefined, undefined, undefined])
   })
 
-  it('refuses an empty alphabet, a character that occurs twice, half a surrogate pair and a special token that is a character', () => {
+  it('rejects an empty alphabet, a repeated character, half a surrogate pair and wrong special tokens', () => {
     expect(errorOf(() => Tokenizer.characters('')).message).toContain('empty')
     expect(errorOf(() => Tokenizer.characters('aba')).message).toContain('"a" occurs twice')
     expect(errorOf(() => Tokenizer.characters('a\ud83d')).message).toContain('surrogate')
@@ -166,14 +166,14 @@ describe('saving and loading', () => {
     expect(JSON.parse(await readFile(join(again.path, 'tokenizer_config.json'), 'utf8'))).toEqual(config)
   })
 
-  it('reads a file alone, with roles given by the caller', async () => {
+  it('reads a single file, with special tokens set by the caller', async () => {
     const { path } = await saved(Tokenizer.characters('ab', { special: { eos: '<eos>' } }), 'alone')
     const file = join(path, 'tokenizer.json')
     expect((await Tokenizer.fromFile(file)).eosTokenId).toBeUndefined()
     expect((await Tokenizer.fromFile(file, { eos_token: '<eos>' })).eosTokenId).toBe(2)
   })
 
-  it('cleans up spaces where transformers does: not for BPE, whose spaces are those of the text', async () => {
+  it('cleans up spaces as transformers does, and by default not for BPE', async () => {
     const { json } = await saved(Tokenizer.bytes(), 'spaces')
     const clean = { clean_up_tokenization_spaces: true }
     const bytes = [...Buffer.from("a , b . it 's")]
@@ -192,7 +192,7 @@ describe('saving and loading', () => {
     expect(new Tokenizer(words, clean).decode([6, 7, 8, 9, 0])).toBe("do notn't'a") // unlike the decoders' cleaning, "do not" stays
   })
 
-  it('applies the template of the post-processor unless told not to', async () => {
+  it('applies the template of the post-processor unless addSpecialTokens is false', async () => {
     const { json } = await saved(Tokenizer.characters('ab', { special: { bos: '<s>' } }), 'template')
     json.post_processor = {
       type: 'TemplateProcessing',
@@ -240,7 +240,7 @@ describe('a bad tokenizer file', () => {
       /field "pre_tokenizer.type" must be one of .*, got 'Magic'/,
     ],
   ]
-  it.each(cases)('with %s is refused by file and field', async (_what, content, message) => {
+  it.each(cases)('with %s is rejected, naming file and field', async (_what, content, message) => {
     const path = join(folder, 'bad.json')
     await writeFile(path, JSON.stringify(content))
     const failure = expect(Tokenizer.fromFile(path)).rejects
@@ -248,7 +248,7 @@ describe('a bad tokenizer file', () => {
     await expect(Tokenizer.fromFile(path)).rejects.toThrow(message)
   })
 
-  it('that is missing, a folder or not JSON is refused by name', async () => {
+  it('that is missing, a folder or not JSON is rejected', async () => {
     await expect(Tokenizer.fromFile(join(folder, 'none.json'))).rejects.toMatchObject({ code: 'NOT_FOUND' })
     await expect(Tokenizer.fromFile(folder)).rejects.toMatchObject({ code: 'INVALID_FILE' })
     await writeFile(join(folder, 'cut.json'), '{"model":')
@@ -350,13 +350,13 @@ describe('a bad tokenizer file', () => {
       /"added_tokens.0.lstrip" must be true or false/,
     ],
     ['another version', { version: '2.0' }, /"version" must be "1.0", got "2.0"/],
-  ])('with %s is refused by field', async (_what, parts, message) => {
+  ])('with %s is rejected, naming the field', async (_what, parts, message) => {
     const error = await refusal(() => new Tokenizer({ model: good, ...parts }, {}, 'some/tokenizer.json'))
     expect(error.message).toMatch(/some\/tokenizer\.json: field /)
     expect(error.message).toMatch(message)
   })
 
-  it('that truncates or pads in Python alone is refused where that would change the result', async () => {
+  it('with truncation or padding fails only where Python would change the tokens', async () => {
     const { json } = await saved(Tokenizer.bytes(), 'truncation')
     const encode = async (parts: object, text: string) => {
       const tokenizer = new Tokenizer({ ...json, ...parts }, {}, 'some/tokenizer.json')
@@ -384,7 +384,7 @@ describe('a bad tokenizer file', () => {
     expect(await encode({ padding: { ...padding, strategy: 'BatchLongest', pad_to_multiple_of: 8 } }, 'abc')).toMatch(/up to 8/)
   })
 
-  it('names a configured token that the vocabulary lacks', async () => {
+  it('is rejected for a configured token that the vocabulary lacks', async () => {
     const path = join(folder, 'lacking')
     await mkdir(path)
     await writeFile(join(path, 'tokenizer.json'), JSON.stringify({ model: good }))
@@ -395,7 +395,7 @@ describe('a bad tokenizer file', () => {
   })
 })
 
-describe('what is not text', () => {
+describe('a wrong argument of a tokenizer', () => {
   const tokenizer = Tokenizer.bytes()
   const messages = [{ role: 'user', content: 'Hi' }]
 
@@ -408,7 +408,7 @@ describe('what is not text', () => {
     ['a conversation', messages],
     ['bytes', new Uint8Array(2)],
     ['a String object', Object('a')],
-  ])('is refused by encode: %s', async (_what, value) => {
+  ])('is rejected by encode: %s', async (_what, value) => {
     for (const encode of [() => tokenizer.encode(value as string), () => tokenizer.encodeAsync(value as string)]) {
       const error = await refusal(encode)
       expect(error.code).toBe('INVALID_ARGUMENT')
@@ -426,13 +426,13 @@ describe('what is not text', () => {
     ['lists of ids', [65, [66]], /ids\[1\] must be a token id, got /],
     ['64-bit integers', BigInt64Array.of(65n), /ids\[0\] must be a token id, got /],
     ['a hole', Array(1), /ids\[0\] must be a token id, got undefined/],
-  ])('is refused by decode: %s', async (_what, value, message) => {
+  ])('is rejected by decode: %s', async (_what, value, message) => {
     const error = await refusal(() => tokenizer.decode(value as number[]))
     expect(error.code).toBe('INVALID_ARGUMENT')
     expect(error.message).toMatch(message)
   })
 
-  it('is refused among the options', async () => {
+  it('is rejected among the options', async () => {
     const wrong: (() => unknown)[] = [
       () => tokenizer.encode('a', { addSpecialToken: false } as never),
       () => tokenizer.encode('a', { addSpecialTokens: 'no' } as never),
@@ -442,7 +442,7 @@ describe('what is not text', () => {
     for (const action of wrong) expect((await refusal(action)).code).toBe('INVALID_ARGUMENT')
   })
 
-  it('half a surrogate pair is U+FFFD, as in UTF-8', () => {
+  it('is encoded as U+FFFD if it is half a surrogate pair', () => {
     expect(tokenizer.encode('a\ud83d')).toEqual([0x61, 0xef, 0xbf, 0xbd])
   })
 })

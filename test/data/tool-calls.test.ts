@@ -12,7 +12,7 @@ import { writeOuroFolder } from '../ouro-folder.js'
 const one = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "<x>"]}}\n</tool_call>'
 const other = '<tool_call>{"name": "now"}</tool_call>'
 
-describe('calls in a text', () => {
+describe('tool calls in generated text', () => {
   const pieces = (text: string, size: number) =>
     Array.from({ length: Math.ceil(text.length / size) }, (_, i) => text.slice(i * size, (i + 1) * size))
   const read = (text: string, size: number, most?: number) => {
@@ -84,7 +84,7 @@ describe('calls in a text', () => {
     for (const size of [1, 2, 3, 7, 1000]) expect(parts(text, size), `pieces of ${size}`).toEqual(expected)
   })
 
-  it('are none before the end of a thought that the prompt has opened', () => {
+  it('are ignored before the end of a thought that the prompt has opened', () => {
     for (const size of [1, 5, 1000]) {
       expect(parts(`${one}\n</think>\nYes.${other}`, size, { thinking: true })).toEqual({
         text: 'Yes.',
@@ -96,7 +96,7 @@ describe('calls in a text', () => {
     expect(opensThought('<|im_start|>assistant\n<think>\n\n</think>\n\n')).toBe(false)
   })
 
-  it('are dropped or kept where they are not wanted', () => {
+  it('are dropped or kept as text, as the option calls says', () => {
     const text = `a ${one} b <tool_call>no JSON</tool_call> c <think>t</think>d <tool_call>{"na`
     for (const size of [1, 4, 1000]) {
       expect(parts(text, size, { calls: 'drop' })).toEqual({ text: 'a b c d', reasoning: 't', calls: [] })
@@ -108,7 +108,7 @@ describe('calls in a text', () => {
     }
   })
 
-  it.each([100, 6000, 100_000])('nested %i deep are calls up to a bound, and text beyond it', (depth) => {
+  it.each([100, 6000, 100_000])('nested %i deep are calls up to a limit, and text beyond it', (depth) => {
     const nested = (open: string, close: string) =>
       `<tool_call>{"name":"f","arguments":{"a":${open.repeat(depth)}1${close.repeat(depth)}}}</tool_call>`
     for (const text of [nested('[', ']'), nested('{"a":', '}')]) {
@@ -127,7 +127,7 @@ describe('calls in a text', () => {
     ['calls that are none', (n: number) => '<tool_call></tool_call>'.repeat(n / 23)],
     ['a string without an end', (n: number) => `<tool_call>"${'\\"'.repeat(n / 2)}</tool_call>`],
     ['open brackets in a string', (n: number) => `<tool_call>{"name":"f","arguments":{"a":"${'['.repeat(n)}"}}</tool_call>`],
-  ])('take time linear in the text: %s, letter by letter', { timeout: 60_000 }, (_what, make) => {
+  ])('are found in linear time, letter by letter: %s', { timeout: 60_000 }, (_what, make) => {
     const cpu = (n: number) => {
       const text = make(n)
       const stream = new ToolCallStream()
@@ -142,7 +142,7 @@ describe('calls in a text', () => {
     expect(least(1)).toBeLessThan(40 * Math.max(least(0), 2000)) // 8 where it is linear, 64 where it is quadratic
   })
 
-  it('beyond the number that is wanted are dropped, with all that follows', () => {
+  it('beyond the maximum are dropped, with everything after them', () => {
     expect(read(`a ${one} b ${other} c`, 1, 1)).toEqual(['a', add])
   })
 })
@@ -205,7 +205,7 @@ describe("OpenAI's client", () => {
   const parsed = (calls: readonly { function?: { name?: string; arguments?: string } }[] | undefined) =>
     calls?.map((call) => [call.function!.name, JSON.parse(call.function!.arguments!)])
 
-  it('gets the call of a function, answers it, and gets the text', async () => {
+  it('gets a tool call, returns its result, and gets the answer', async () => {
     const { choices } = await client.chat.completions.create({ ...body(asked), tools })
     const { message, finish_reason } = choices[0]!
     expect(finish_reason).toBe('tool_calls')
@@ -218,7 +218,7 @@ describe("OpenAI's client", () => {
     expect(next.choices[0]!.message.tool_calls).toBeUndefined()
   })
 
-  it('gets several calls behind a text, or one where it wants one at a time', async () => {
+  it('gets several calls after a text, or one with parallel_tool_calls false', async () => {
     const both = { ...body([user('both')]), tools }
     const { choices } = await client.chat.completions.create(both)
     expect(choices[0]!.message.content).toBe('Two sums.')
@@ -234,7 +234,7 @@ describe("OpenAI's client", () => {
     )
   })
 
-  it('streams them, each with its index', async () => {
+  it('streams several tool calls, each with its index', async () => {
     const stream = client.chat.completions.stream({ ...body([user('both')]), tools, stream_options: { include_usage: true } })
     const indices: number[] = []
     for await (const { choices } of stream)
@@ -253,7 +253,7 @@ describe("OpenAI's client", () => {
     expect((await stream.totalUsage()).completion_tokens).toBeGreaterThan(20)
   })
 
-  it('runs functions by itself', async () => {
+  it('runs functions with runTools', async () => {
     const runner = client.chat.completions.runTools({
       ...body(asked),
       tools: [
@@ -266,7 +266,7 @@ describe("OpenAI's client", () => {
     expect(await runner.finalContent()).toBe('It is 3.')
   })
 
-  it('gets text where tools are off, and a call that is cut off as it is', async () => {
+  it('gets text with tool_choice none, and a call cut off by max_tokens as text', async () => {
     const none = await client.chat.completions.create({ ...body(asked), tools, tool_choice: 'none' })
     expect(none.choices[0]!.message).toMatchObject({ content: 'Three.' })
     const cut = await client.chat.completions.create({ ...body(asked), tools, max_tokens: 30 })
@@ -274,7 +274,7 @@ describe("OpenAI's client", () => {
     expect(cut.choices[0]!.message.content).toMatch(/^<tool_call>\n\{"name/)
   })
 
-  it('is forced, with arguments that fit its parameters', async () => {
+  it('gets a forced call whose arguments fit the parameters', async () => {
     const parameters = { type: 'object', properties: { a: { type: 'integer' }, b: { enum: ['x', 'y'] } }, required: ['a', 'b'] }
     const given = [...tools, { type: 'function' as const, function: { name: 'other', parameters } }]
     for (const tool_choice of ['required', { type: 'function', function: { name: 'other' } }] as const) {
@@ -305,7 +305,7 @@ describe("OpenAI's client", () => {
       { messages: [{ role: 'assistant', tool_calls: [{ function: { name: 'f', arguments: '[1]' } }] }] },
       'messages[0].tool_calls[0].function.arguments',
     ],
-  ])('is refused %j by name', async (change, param) => {
+  ])('gets a 400 that names the wrong field: %j', async (change, param) => {
     const error = await apiError(client.post('/chat/completions', { body: { ...body(asked), ...change } }))
     expect([error.status, error.param]).toEqual([400, param])
   })
@@ -313,14 +313,14 @@ describe("OpenAI's client", () => {
   it.each([
     ['a string', JSON.stringify(arguments_)],
     ['an object, as Ollama writes it', arguments_],
-  ])('gives arguments back as %s', async (_what, given) => {
+  ])('may return the arguments of a call as %s', async (_what, given) => {
     const made = { type: 'function', function: { name: 'add', arguments: given } }
     const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
     const { choices } = await client.chat.completions.create({ ...body(messages as never), tools })
     expect(choices[0]!.message.content).toBe('It is 3.')
   })
 
-  it.each([[''], [null], [undefined]])('may call without arguments: %j', async (given) => {
+  it.each([[''], [null], [undefined]])('may return a call without arguments: %j', async (given) => {
     const made = { type: 'function', function: { name: 'add', arguments: given } }
     const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
     const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
@@ -330,7 +330,7 @@ describe("OpenAI's client", () => {
     expect(rendered[1]!.tool_calls).toMatchObject([{ function: { name: 'add', arguments: {} } }])
   })
 
-  it('is told when the template has no place for tools', async () => {
+  it('gets a 400 when the chat template does not support tools', async () => {
     await writeOuroFolder(join(root, 'deaf'))
     await writeFile(join(root, 'deaf', 'chat_template.jinja'), '{% for m in messages %}{{ m.content }}{% endfor %}')
     using plain = await LoopLM.fromPretrained(join(root, 'deaf'))

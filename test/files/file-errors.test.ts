@@ -91,10 +91,10 @@ async function check(write: (path: string) => Promise<unknown>, path: string, me
 }
 
 describe.each(folders)('%s', (_what, write) => {
-  it.each(folderPlaces)('%s is refused, and nothing has changed', async (_where, path, message) => check(write, path, message))
+  it.each(folderPlaces)('%s fails and changes nothing', async (_where, path, message) => check(write, path, message))
 })
 describe.each(files)('%s', (_what, write) => {
-  it.each(filePlaces)('%s is refused, and nothing has changed', async (_where, path, message) => check(write, path, message))
+  it.each(filePlaces)('%s fails and changes nothing', async (_where, path, message) => check(write, path, message))
 })
 
 describe('a run in a folder', () => {
@@ -102,7 +102,7 @@ describe('a run in a folder', () => {
     ['whose checkpoints are a file', 'checkpoints'],
     ['whose config.yaml is a folder', 'config.yaml/x'],
     ['whose metrics.jsonl is a folder', 'metrics.jsonl/x'],
-  ])('%s is refused by name', async (_what, name) => {
+  ])('%s is rejected, naming the run folder', async (_what, name) => {
     const runDir = await mkdtemp(join(root, 'blocked-'))
     const [first, second] = name.split('/')
     if (second === undefined) await writeFile(join(runDir, name), 'mine')
@@ -132,7 +132,7 @@ describe('reading', () => {
     ['a configuration behind a link to itself', () => readTrainConfig(join(root, 'circle'), [])],
     ['a configuration that is not there', () => readTrainConfig(join(root, 'nowhere.yaml'), [])],
     ['a name that is too long', () => LoopLM.fromPretrained(join(root, 'x'.repeat(300)))],
-  ])('%s is refused in words', async (_what, read) => {
+  ])('%s fails with a readable message and the path', async (_what, read) => {
     const error = await refusal(read)
     expect(error.code, error.message).toMatch(/INVALID_FILE|NOT_FOUND/)
     expect(error.message).toContain(root)
@@ -141,7 +141,7 @@ describe('reading', () => {
 })
 
 it.each(['ENOSPC', 'EDQUOT', 'EROFS', 'EACCES', 'EPERM', 'EMFILE', 'ENFILE', 'EBUSY', 'EIO', 'EISDIR', 'ELOOP'])(
-  '%s is said in words, with what to do',
+  '%s becomes a message with the cause and a remedy',
   (code) => {
     const cause = Object.assign(new Error(`${code}: no, open '/x'`), { code })
     const { message } = fileError(cause, 'write', 'runs/a', 'run')

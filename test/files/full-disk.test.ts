@@ -56,7 +56,7 @@ async function fill(left: number): Promise<void> {
 const bytesFree = async () => statfs(disk!).then(({ bavail, bsize }) => bavail * bsize)
 
 describe.skipIf(disk === undefined)('on a full disk', () => {
-  it('a checkpoint is whole or not there, the one before it loads, and the run goes on when there is room', async () => {
+  it('no partial checkpoint stays, the previous one loads, and the run resumes with free space', async () => {
     const config = {
       ...configurations.pretrain,
       model: { ...configurations.pretrain.model, hidden_size: 32, intermediate_size: 64 },
@@ -104,7 +104,7 @@ describe.skipIf(disk === undefined)('on a full disk', () => {
     expect(steps).toEqual(steps.map((_, i) => i + 1))
   })
 
-  it('model.save leaves the folder that it would have replaced as it was', async () => {
+  it('model.save leaves an existing folder unchanged', async () => {
     await rm(join(disk!, 'filler'), { force: true })
     const folder = join(disk!, 'model')
     using model = await LoopLM.create({ ...tinyConfig, hidden_size: 64, intermediate_size: 96 }, { seed: 1 })
@@ -124,7 +124,7 @@ describe.skipIf(disk === undefined)('on a full disk', () => {
     expect(await parametersOf(kept)).toEqual(await parametersOf(model))
   })
 
-  it('an adapter, a tokenizer and an optimizer say so, and leave what they would have replaced', async () => {
+  it('saving an adapter, a tokenizer or an optimizer fails and leaves existing files unchanged', async () => {
     await rm(join(disk!, 'filler'), { force: true })
     using model = await LoopLM.create({ ...tinyConfig, hidden_size: 64, intermediate_size: 96 }, { seed: 1 })
     await model.addAdapter({ rank: 8 })
@@ -151,7 +151,7 @@ describe.skipIf(disk === undefined)('on a full disk', () => {
     }
   })
 
-  it('a download says so at once, and goes on when there is room', async () => {
+  it('a download fails at once, and continues when there is space', async () => {
     const hub = await startHub()
     try {
       const name = 'model.safetensors'

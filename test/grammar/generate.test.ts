@@ -13,7 +13,7 @@ afterAll(() => model.dispose())
 const one = async (options: GenerateOptions) => (await model.generate(['a'], { maxNewTokens: 600, ...options }))[0]!
 
 describe('an answer', () => {
-  it('parses and validates, for 50 random schemas and two models', async () => {
+  it('parses and validates against its schema, for 50 random schemas and two models', async () => {
     using other = await randomModel(2, model.tokenizer!)
     const random = generator(77)
     for (let i = 0; i < 50; i++) {
@@ -49,7 +49,7 @@ describe('an answer', () => {
     }
   })
 
-  it('follows rules', async () => {
+  it('follows EBNF rules', async () => {
     const ebnf = 'root ::= "(" sum ")"\nsum ::= number ("+" number){1,3}\nnumber ::= [1-9] [0-9]{0,2}'
     for (let seed = 0; seed < 8; seed++)
       expect((await one({ seed, grammar: { ebnf } })).text).toMatch(/^\([1-9]\d{0,2}(?:\+[1-9]\d{0,2}){1,3}\)$/)
@@ -66,7 +66,7 @@ describe('an answer', () => {
     expect([finishReason, tokens.length]).toEqual(['length', 4])
   })
 
-  it('does not end at an end token that is text, before the grammar does', async () => {
+  it('does not stop at an end token before the grammar ends', async () => {
     const ends = model.tokenizer!.encode('x')
     for (let seed = 0; seed < 8; seed++)
       expect((await one({ seed, stop: ends, grammar: { regex: '[wxyz]{3}x?' } })).text).toMatch(/^[wyz]{3}x?$/)
@@ -99,7 +99,7 @@ describe('an answer', () => {
   })
 })
 
-describe('what is refused', () => {
+describe('a grammar', () => {
   const message = async (options: object) => (await refusal(() => one(options as GenerateOptions))).message
   it.each([
     [{}, /grammar must have one of jsonSchema, regex and ebnf, got 0/],
@@ -113,15 +113,16 @@ describe('what is refused', () => {
     [{ jsonSchema: { not: {} } }, /jsonSchema: #\/not: this keyword is not supported in grammars/],
     [{ jsonSchema: { type: 'array', items: { multipleOf: 3 } } }, /#\/items\/multipleOf/],
     [{ jsonSchema: { $ref: '#/$defs/no' } }, /#\/\$ref: #\/\$defs\/no is not there/],
+    [{ jsonSchema: { $ref: '#', type: 'object' } }, /#\/type: cannot be combined with \$ref/],
     [{ jsonSchema: { oneOf: [{ type: 'integer' }, { type: 'number' }] } }, /may allow the same value.*use anyOf/],
     [{ jsonSchema: { type: 'number', minimum: 2, maximum: 1 } }, /no number .* lies between its bounds/],
     [{ jsonSchema: { type: 'text' } }, /#\/type: must be of null, boolean.*got "text"/],
     [{ jsonSchema: false }, /allows no value/],
-  ])('%j', async (grammar, words) => {
+  ])('is rejected as %j', async (grammar, words) => {
     expect(await message({ grammar })).toMatch(words)
   })
 
-  it('what does not go together', async () => {
+  it('is rejected with logitsProcessor, with speculate and without a tokenizer', async () => {
     const grammar = { regex: 'a' }
     expect(await message({ grammar, logitsProcessor: () => {} })).toMatch(/grammar cannot be combined with logitsProcessor/)
     expect(await message({ grammar, speculate: { loops: 1 }, exit: { rule: 'fixed' } })).toMatch(
@@ -132,7 +133,7 @@ describe('what is refused', () => {
     expect((await refusal(() => bare.generate([[1]], { grammar }))).message).toMatch(/grammar: the model has no tokenizer/)
   })
 
-  it('a grammar that the vocabulary cannot write, and others go on', async () => {
+  it('fails only its own request when the vocabulary cannot write it', async () => {
     using letters = await LoopLM.create({ ...model.config, vocab_size: 30, eos_token_id: 8 }, { seed: 1 })
     letters.tokenizer = Tokenizer.characters('abcdefgh', { special: { eos: '.' } })
     using scheduler = letters.scheduler()
@@ -144,7 +145,7 @@ describe('what is refused', () => {
     expect((await banned.result()).text).toBe('acd')
   })
 
-  it('a request that is cancelled or aborted while its grammar is compiled', async () => {
+  it('may be cancelled or aborted while it is compiled', async () => {
     using scheduler = model.scheduler()
     const grammar = { regex: '[a-z]{1,9}-new' }
     const cancelled = scheduler.add('a', { grammar })

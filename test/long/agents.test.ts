@@ -1,4 +1,5 @@
-// The agents of examples/agents learn: held-out success after reinforcement lies above that before, with intervals apart.
+// The agents of examples/agents learn: success on held-out problems is higher after reinforcement than before, and the intervals do not
+// overlap.
 import { expect, it } from 'vitest'
 import { calculator } from '../../examples/agents/calculator.js'
 import { proposer } from '../../examples/agents/proposer.js'

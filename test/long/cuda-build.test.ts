@@ -1,4 +1,5 @@
-// nvcc compiles every kernel for every chip without a warning, none of them spills, kernels that must round alike do, and the library loads where there is no driver.
+// nvcc compiles every kernel for every chip without a warning, and none of them spills. Kernels that must round alike do. The library loads
+// where there is no driver.
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -78,7 +79,7 @@ describe.skipIf(nvcc === undefined)('the CUDA library', () => {
     }
   })
 
-  it('shows one symbol and needs nothing but the C library', () => {
+  it('exports one symbol and needs only the C library', () => {
     const library = join(root, 'build', 'Release', 'looplm_cuda.so')
     const said = (...args: string[]) => spawnSync('readelf', [...args, '-W', library], { encoding: 'utf8' }).stdout
     const exported = [...said('--dyn-syms').matchAll(/(?:GLOBAL|WEAK|UNIQUE) +DEFAULT +\d+ (\S+)/g)].map((match) => match[1])

@@ -1,4 +1,5 @@
-// The three ways of decoding on device cuda over models, batches, exit rules and KV policies, and the reference.
+// The three ways of decoding on device cuda give the same bits, for many models, batches, exit rules and KV policies. Their greedy tokens
+// are those of the reference.
 import { beforeAll, describe, expect, it } from 'vitest'
 import { generateBy, total, ways } from '../decode-ways.js'
 import { buildEmulated } from '../emulated.js'
@@ -6,7 +7,7 @@ import { buildEmulated } from '../emulated.js'
 beforeAll(buildEmulated, 900_000)
 
 describe.each(['float32', 'bfloat16'])('decoding in %s', (dtype) => {
-  it('gives the same bits by launches, by graph and by one kernel', { timeout: 3_600_000 }, () => {
+  it('gives the same bits by separate launches, a graph, or one kernel', { timeout: 3_600_000 }, () => {
     const [launches, graph, token] = ways.map((way) => generateBy(way, 'cuda-emulated', dtype, 'long'))
     for (const [i, { from, rows, options, made }] of launches!.entries())
       for (const other of [graph!, token!])
@@ -16,7 +17,7 @@ describe.each(['float32', 'bfloat16'])('decoding in %s', (dtype) => {
   })
 })
 
-it('greedy tokens and their loops are those of the reference', { timeout: 3_600_000 }, () => {
+it('greedy tokens and their loops match the reference', { timeout: 3_600_000 }, () => {
   const [cuda, reference] = [
     generateBy('token', 'cuda-emulated', 'float32', 'long'),
     generateBy('token', 'reference', 'float64', 'long'),

@@ -1,4 +1,4 @@
-// Every kernel test on the emulated CUDA device, those that draw many thousand samples too.
+// Every kernel test on the emulated CUDA device, also those that draw many thousand samples.
 import { beforeAll, describe, expect, it } from 'vitest'
 import { buildEmulated, emulatedKernelTests } from '../emulated.js'
 

@@ -1,4 +1,4 @@
-// Models on the emulated CUDA device: every checkpoint where npm test takes one of a kind, and wavefront decoding with all readouts.
+// Models on the emulated CUDA device: every checkpoint (npm test uses one of each kind), and wavefront decoding with all readouts.
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import type { DeviceName } from '../../src/index.js'

@@ -1,5 +1,6 @@
-// Two hosts on one machine: network namespaces joined by a pair of virtual interfaces with the delay and the losses of a bad network (netem, or
-// native/test/slow_link.cpp where the kernel has none). Training by two processes, one on each, ends with the bits of two processes on one host.
+// Two hosts on one machine: network namespaces joined by a pair of virtual interfaces with the delay and the losses of a bad network
+// (netem, or native/test/slow_link.cpp where the kernel has none). Training by two processes, one on each host, gives the bits of two
+// processes on one host.
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -101,13 +102,13 @@ describe.runIf(reason === undefined)('two hosts with 5 ms and 1 % of losses betw
     return places.map(written)
   }
 
-  it('a training loop ends with the bits of one host, also with gradients that travel during the backward pass', async () => {
+  it('a training loop gives the bits of one host, also with gradients sent during backward', async () => {
     const [near, far] = await both(join(import.meta.dirname, '..', 'parallel-rank.mjs'), 'train')
     expect(near!.length).toBe(2)
     expect(far).toEqual(near)
   })
 
-  it('a run of trainers ends with the bits of one host', async () => {
+  it('a run of trainers gives the bits of one host', async () => {
     const [near, far] = await both(join(import.meta.dirname, '..', 'trainer-rank.mjs'), 'pretrain,lora', { LOOPLM_STEPS: '3' })
     expect(near!.length).toBe(2)
     for (const [rank, found] of far!.entries())

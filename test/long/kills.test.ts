@@ -1,4 +1,5 @@
-// Kills at random moments: 25 over each configuration of the trainers, with a checkpoint at every step.
+// Kills at random moments, 25 for each configuration of the trainers, with a checkpoint at every step. The result equals that of an
+// undisturbed run.
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -15,13 +16,13 @@ const kills = 25
 const steps = 300
 
 it.each(Object.entries(configurations))(
-  '%s: 25 kills, and what is left equals the run that nobody disturbed',
+  '%s: a run that is killed 25 times ends with the results of an undisturbed one',
   async (name, config) => {
     await runStraight(root, `${name}-whole`, config, steps)
     const report = await killAndResume(root, `${name}-killed`, config, { kills, steps, seed: 11 })
     console.log(
-      `${name}: ${report.kills} kills, ${report.whileSaving} while a folder was half-written, ${report.whileStarting} before a life's first step, ` +
-        `${report.lives} lives that made a step`,
+      `${name}: ${report.kills} kills, ${report.whileSaving} while a folder was half-written, ` +
+        `${report.whileStarting} before the first step after a start, ${report.lives} starts that made a step`,
     )
     expect(report.kills).toBe(kills)
     expect(await outcomeOf(root, `${name}-killed`, steps)).toEqual(await outcomeOf(root, `${name}-whole`, steps))

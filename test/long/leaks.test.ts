@@ -6,7 +6,7 @@ import { collectGarbage } from '../garbage.js'
 import { measureLeaks } from '../leaks.js'
 import { tinyBatch, tinyConfig } from '../tiny.js'
 
-it('ten thousand cycles of update, generate and dispose hold the memory flat', async () => {
+it('memory stays flat over ten thousand cycles of update, generate and dispose', async () => {
   const { slope, resident, engine, seconds } = await measureLeaks(10_000, 0.3)
   console.log(
     `10000 cycles in ${seconds.toFixed(0)} s: resident ${(resident / 2 ** 20).toFixed(1)} MiB at the end, slope ${slope.toFixed(0)} bytes per ` +
@@ -16,7 +16,7 @@ it('ten thousand cycles of update, generate and dispose hold the memory flat', a
   expect(slope).toBeLessThan(1000)
 })
 
-it('eight worker threads are terminated with work pending, twenty times, and the engine works on', async () => {
+it('the engine keeps working after workers are terminated with work pending', async () => {
   const script = `
     const { parentPort, workerData } = require('node:worker_threads')
     import(workerData.index).then(async ({ LoopLM, RLTTTrainer }) => {

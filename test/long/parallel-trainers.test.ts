@@ -1,4 +1,5 @@
-// Every trainer on 1 to 4 ranks under every MPI, resumed by other numbers of ranks, and what it sends.
+// Every trainer on 1 to 4 ranks under every MPI: the difference from one process, resuming with other numbers of ranks, and the bytes that
+// are sent.
 import { cpSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,7 +11,7 @@ const scenarios = ['pretrain', 'stage2', 'lora', 'looprpt', 'objective', 'update
 const sizes = [1, 2, 3, 4]
 
 describe.each(installed)('under %s', (mpi) => {
-  it('first rollouts are those of one process, ranks agree, runs repeat, parameters are those of one process within 1e-5', async () => {
+  it('ranks agree, repeat, and match one process within 1e-5', async () => {
     const alone = await runRanks(undefined, 1, scenarios)
     for (const size of sizes) {
       const first = await runRanks(mpi, size, scenarios)
@@ -27,11 +28,12 @@ describe.each(installed)('under %s', (mpi) => {
         farthest = Math.max(farthest, far)
         expect(far, `${name} on ${size}`).toBeLessThan(size === 1 ? 1e-30 : 1e-5)
       }
-      console.log(`${mpi}, ${size} ranks: at most ${farthest.toExponential(1)} from one process after ten steps`)
+      const word = size === 1 ? 'rank' : 'ranks'
+      console.log(`${mpi}, ${size} ${word}: at most ${farthest.toExponential(1)} from one process after ten steps`)
     }
   })
 
-  it('checkpoints of four ranks go on with one to four, those of one with three; the same number bit for bit', async () => {
+  it('checkpoints resume on other numbers of ranks, and bit for bit on the same number', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-resumed-'))
     const at = (name: string) => ({ LOOPLM_RUN_DIR: join(folder, name) })
     for (const [from, others] of [
@@ -52,14 +54,14 @@ describe.each(installed)('under %s', (mpi) => {
           expect(far, `${name} ${from} on ${size}`).toBeLessThan(1e-5)
         }
         console.log(
-          `${mpi}: ${from} ranks resumed by ${size} are at most ${farthest.toExponential(1)} from ${from} undisturbed ones`,
+          `${mpi}: a run of ${from} resumed by ${size} is at most ${farthest.toExponential(1)} from an undisturbed one of ${from}`,
         )
       }
     }
     rmSync(folder, { recursive: true })
   })
 
-  it('a step sends (N-1)/N of gradients and parameters within 1 %, with an adapter those of the adapter', async () => {
+  it('a step sends (N-1)/N of the trained gradients and parameters within 1 %', async () => {
     const names = ['pretrain', 'lora']
     const wide = { LOOPLM_WIDTH: '256', LOOPLM_STEPS: '3' }
     for (const size of sizes.slice(1)) {

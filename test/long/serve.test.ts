@@ -1,4 +1,4 @@
-// Ten minutes of everything a server meets at once; its memory at the end is that of the beginning. LOOPLM_SOAK_SECONDS shortens it.
+// Ten minutes of everything a server meets at once. Its memory at the end is that of the beginning. LOOPLM_SOAK_SECONDS shortens it.
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { connect } from 'node:net'
@@ -111,7 +111,7 @@ async function act(client: OpenAI, url: URL, random: Random): Promise<void> {
   }
 }
 
-it(`${seconds} s of load leave the memory flat`, { timeout: (seconds + 600) * 1000 }, async () => {
+it(`memory stays flat over ${seconds} s of load`, { timeout: (seconds + 600) * 1000 }, async () => {
   const server = spawn(process.execPath, [
     '--max-semi-space-size=1', // the collector comes often, and the memory rises between its visits by little
     '--max-old-space-size=64',

@@ -49,7 +49,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     ['reference', 'float64', 1e-9],
     ['cpu', 'float32', 2e-3],
     [emulated, 'float32', 2e-3],
-  ] as const)('on %s are what the formulas say, in prompts and behind them', async (device, dtype, tolerance) => {
+  ] as const)('agree with the formulas on %s, in prompts and after them', async (device, dtype, tolerance) => {
     using model = await LoopLM.create(config, { device, dtype, seed: 1 })
     const parameters: Parameters = await parametersOf(model)
     for (const length of [60, 150]) {
@@ -63,7 +63,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     expect((await model.generate([prompt(150)], { ...open, cacheType }))[0]!.logprobs).not.toEqual(plain[0]!.logprobs)
   })
 
-  it('are those of the last loop where loops share a plane, and of the exit in deeper loops', async () => {
+  it('agree with the formulas under early exits, for both values of kv', async () => {
     using model = await LoopLM.create(config, { device: 'reference', seed: 1 })
     const parameters: Parameters = await parametersOf(model)
     const leaves = (states: number[][]) => states.length === 2
@@ -82,7 +82,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     ['reference', 'float64'],
     [emulated, 'bfloat16'],
   ] as const)(
-    'on %s in %s give a request the same bits alone, together, in pieces and behind other prompts',
+    'give a request the same bits alone, batched, in pieces and after other prompts, on %s in %s',
     async (device, dtype) => {
       using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 2 }, { device, dtype, seed: 2 })
       const prompts = [...lengths.map((length) => prompt(length, 1, 50)), [...prompt(140, 1, 50), 9, 9]]
@@ -101,7 +101,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     },
   )
 
-  it('give drafts and wavefronts the tokens of plain decoding, with every exit, across blocks', async () => {
+  it('give drafts and wavefronts the tokens of plain decoding, across blocks', async () => {
     using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 4 }, { device: 'cpu', seed: 5, threads: 1 })
     const requests: GenerateOptions[] = [
       { temperature: 0 },
@@ -123,7 +123,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     }
   })
 
-  it('go on behind kept requests from whole blocks', async () => {
+  it('continue kept requests from whole blocks', async () => {
     using model = await LoopLM.create(config, { device: 'cpu', seed: 1 })
     using scheduler = model.scheduler({ cacheType })
     const first = scheduler.add(prompt(100), { ...open, keep: true })
@@ -139,7 +139,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     expect(scheduler.stats().cachedTokens).toBe(0)
   })
 
-  it.each(readdirSync(families))('family %s: near those of the whole rows, whatever the pieces', async (name) => {
+  it.each(readdirSync(families))('family %s: stay close to the plain cache, also with prompts in pieces', async (name) => {
     const published = JSON.parse(readFileSync(join(families, name, 'config.json'), 'utf8'))
     using model = await LoopLM.create({ ...published, max_position_embeddings: 256 }, { device: 'cpu', seed: 1 })
     const options = { maxNewTokens: 12, stop: [], temperature: 0, exit: { rule: 'fixed' } } as const
@@ -159,7 +159,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
     expect(await Promise.all(requests.map((request) => request.result()))).toEqual(made)
   })
 
-  it('take the memory that the estimate says', async () => {
+  it('save as much memory as estimateMemory reports', async () => {
     using model = await LoopLM.create({ ...smallConfig, hidden_size: 256 }, { device: 'cpu', dtype: 'bfloat16' })
     const held = async (type: CacheType) => {
       const before = memory().bytes
@@ -178,8 +178,8 @@ describe.each(types)('keys and values in %s', (cacheType) => {
   })
 })
 
-describe('residuals', () => {
-  it('are those of int4 where there is one loop, or one plane', async () => {
+describe('the cache type residual', () => {
+  it('equals int4 with one loop or a shared cache', async () => {
     using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 3 }, { device: 'cpu', seed: 4 })
     for (const more of [{ loops: 1 }, { kv: 'shared' }] satisfies GenerateOptions[]) {
       const options = { ...open, ...more, temperature: 0 }
@@ -191,7 +191,7 @@ describe('residuals', () => {
     )
   })
 
-  it('serve requests of fewer loops beside others', async () => {
+  it('serves requests with different loop counts side by side', async () => {
     using model = await LoopLM.create({ ...smallConfig, total_ut_steps: 4 }, { device: 'cpu', seed: 4 })
     using scheduler = model.scheduler({ cacheType: 'residual', promptCache: true, prefillTokens: 90 })
     const all = [1, 4, 3, 2, 4].map((loops, sequence) => ({ ...open, loops, sequence }))
@@ -204,8 +204,8 @@ describe('residuals', () => {
   })
 })
 
-describe('what is refused', () => {
-  it('another type than the scheduler has, and one that there is not', async () => {
+describe('an invalid cacheType', () => {
+  it('is rejected if it differs from the scheduler or does not exist', async () => {
     using model = await LoopLM.create(config, { device: 'cpu' })
     using scheduler = model.scheduler({ cacheType: 'int4' })
     expect((await refusal(() => scheduler.add([1], { cacheType: 'int8' }))).message).toMatch(

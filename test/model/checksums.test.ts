@@ -116,7 +116,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
     ['a saved model', saved, loadModel],
     ['a quantized model', quantized, loadModel],
     ['an adapter', adapter, loadAdapter],
-  ])('in %s is seen', async (_, folder, read) => {
+  ])('is detected in %s', async (_, folder, read) => {
     const settings = ['generation_config.json', 'tokenizer_config.json'] // people edit them: they have no checksum
     for (const [file, outcomes] of await flipAll(folder, read, 40, settings)) {
       if (file.endsWith('.safetensors')) expect(outcomes.warning, file).toBe(0)
@@ -124,7 +124,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
     }
   })
 
-  it('in a checkpoint of a run is seen, or the run goes on as it would have', async () => {
+  it('is detected in a checkpoint of a run, or has no effect on the run', async () => {
     const found = await flipAll(join(run, 'checkpoints', 'step-2'), resume, 20)
     expect([...found.keys()]).toEqual(
       expect.arrayContaining(['optimizer.safetensors', 'teacher.safetensors', 'trainer_state.json']),
@@ -133,7 +133,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
       expect(found.get(file)!.error, file).toBeGreaterThan(12)
   })
 
-  it('in the data of weights names the tensor, and what to do', async () => {
+  it('is reported with tensor name and advice in the data of weights', async () => {
     const bytes = await readFile(join(saved, 'model.safetensors'))
     const begin = 8 + Number(bytes.readBigUInt64LE(0))
     const header = JSON.parse(bytes.toString('utf8', 8, begin))
@@ -149,7 +149,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
     }
   })
 
-  it('in several tensors names the first of them, whatever the number of threads', async () => {
+  it('is reported for the first of several damaged tensors, with any number of threads', async () => {
     const bytes = await readFile(join(saved, 'model.safetensors'))
     const begin = 8 + Number(bytes.readBigUInt64LE(0))
     using model = await LoopLM.create(tinyConfig, { threads: 1 })
@@ -167,7 +167,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
   })
 })
 
-describe('files of different checkpoints', () => {
+describe('mixed or damaged files of a checkpoint', () => {
   const mix = async (file: string) => {
     const folder = join(await mkdtemp(join(root, 'mixed-')), 'step-2')
     await cp(join(run, 'checkpoints', 'step-2'), folder, { recursive: true })
@@ -176,7 +176,7 @@ describe('files of different checkpoints', () => {
   }
 
   it.each(['model.safetensors', 'optimizer.safetensors', 'teacher.safetensors'])(
-    'are not resumed from: %s of an earlier step',
+    'are rejected on resume: %s of an earlier step',
     async (file) => {
       const error = await refusal(async () => resume(await mix(file)))
       expect(error.code).toBe('INVALID_FILE')
@@ -188,7 +188,7 @@ describe('files of different checkpoints', () => {
     },
   )
 
-  it('are not resumed from: a state of an earlier step, a model that was saved there later', async () => {
+  it('are rejected on resume: an earlier state, or a model saved there later', async () => {
     expect((await refusal(async () => resume(await mix('trainer_state.json')))).message).toMatch(
       /step: is 1 in the folder of step 2/,
     )
@@ -198,7 +198,7 @@ describe('files of different checkpoints', () => {
     expect((await refusal(() => resume(folder))).message).toMatch(/model\.safetensors has the checksum .* of another checkpoint/)
   })
 
-  it('are not resumed from when a file was cut, or has no checksum', async () => {
+  it('are rejected on resume: a file that was cut or has no checksum', async () => {
     const folder = await mix('config.json')
     const path = join(folder, 'optimizer.safetensors')
     const bytes = await readFile(path)
@@ -215,7 +215,7 @@ describe('files of different checkpoints', () => {
     )
   })
 
-  it('refused leave the run, the model and the trainer as they were', async () => {
+  it('leave run, model and trainer unchanged when they are rejected', async () => {
     const runDir = join(root, 'refused-run')
     await cp(run, runDir, { recursive: true })
     const files = join(runDir, 'checkpoints')
@@ -232,7 +232,7 @@ describe('files of different checkpoints', () => {
     expect((await trainer.update({ sequences: [[1, 2, 3]] })).loss).toBeTypeOf('number')
   })
 
-  it('of the reference of a run is seen too', async () => {
+  it('are rejected on resume: a damaged reference model', async () => {
     const runDir = join(root, 'reference-run')
     const make = (model: LoopLM, steps: number) =>
       new RLTTTrainer(model, {
@@ -255,7 +255,7 @@ describe('files of different checkpoints', () => {
 })
 
 describe('files without checksums', () => {
-  it('load as before: of another tool, and a checkpoint of the version before', async () => {
+  it('load without a warning from other tools and from an earlier version', async () => {
     const folder = join(root, 'others')
     await cp(saved, folder, { recursive: true })
     await withoutChecksums(folder)
@@ -269,7 +269,7 @@ describe('files without checksums', () => {
   })
 })
 
-it('checksums are XXH64 of the tensors in the order of the data, and of the header with zeros in their place', async () => {
+it('checksums are XXH64 of each tensor, and of the header with zeros in their place', async () => {
   for (const path of [join(saved, 'model.safetensors'), join(adapter, 'adapter_model.safetensors')]) {
     const bytes = await readFile(path)
     const begin = 8 + Number(bytes.readBigUInt64LE(0))
@@ -284,7 +284,7 @@ it('checksums are XXH64 of the tensors in the order of the data, and of the head
 })
 
 describe('an edited file beside the weights', () => {
-  it('is warned of once a load, with its name, until the folder is saved again', async () => {
+  it('causes one warning with its name per load, until the folder is saved again', async () => {
     const folder = join(root, 'edited')
     await cp(saved, folder, { recursive: true })
     const path = join(folder, 'config.json')
@@ -304,7 +304,7 @@ describe('an edited file beside the weights', () => {
     warnings.mockReset()
   })
 
-  it('such as a trainer’s state is an error: nothing else says where a run stood', async () => {
+  it('is an error if it is the state of a trainer', async () => {
     const folder = join(root, 'state', 'step-2')
     await cp(join(run, 'checkpoints', 'step-2'), folder, { recursive: true })
     const path = join(folder, 'trainer_state.json')
@@ -327,7 +327,7 @@ describe('an edited file beside the weights', () => {
   })
 })
 
-it('the state of an optimizer is checked outside of a run too', async () => {
+it('the checksum of an optimizer state is also verified outside a run', async () => {
   using model = await LoopLM.create(tinyConfig, { seed: 1 })
   using optimizer = new AdamW(model)
   await model.score([[1, 2, 3]])

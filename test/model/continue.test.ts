@@ -37,7 +37,7 @@ async function episode(scheduler: Scheduler) {
 
 describe.each(targets)('on $device in $dtype', ({ device, dtype, bound }) => {
   it.each(triedOn(device, readdirSync(root)))(
-    '%s: turns have the log-probabilities of the whole, and no token runs twice',
+    '%s: turns have the log-probabilities of the whole sequence, and no token is computed twice',
     async (name) => {
       using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
       using scheduler = model.scheduler({ prefillTokens: 3 })
@@ -58,7 +58,7 @@ describe.each(targets)('on $device in $dtype', ({ device, dtype, bound }) => {
 describe('a kept request', () => {
   const open = async () => LoopLM.create({ ...tinyConfig, num_hidden_layers: 2 }, { device: 'cpu', seed: 3 })
 
-  it('makes the same bits where it was evicted and with others beside it', async () => {
+  it('gives the same bits after eviction and beside other requests', async () => {
     using model = await open()
     using alone = model.scheduler()
     const { tokens } = await episode(alone)
@@ -68,7 +68,7 @@ describe('a kept request', () => {
     expect(tight.stats().evicted).toBeGreaterThan(0)
   })
 
-  it('branches at any of its tokens', async () => {
+  it('can be forked at one of its tokens', async () => {
     using model = await open()
     using scheduler = model.scheduler()
     const trunk = scheduler.add(prompt, { ...options, maxNewTokens: 6 })
@@ -88,7 +88,7 @@ describe('a kept request', () => {
     expect((await refusal(() => scheduler.continue(trunk, [1]))).message).toContain('it was released')
   })
 
-  it('goes on inside its prompt, and where it was stopped', async () => {
+  it('can be continued inside its prompt and after a stop', async () => {
     using model = await open()
     using scheduler = model.scheduler()
     const first = scheduler.add(prompt, options)
@@ -111,7 +111,7 @@ describe('a kept request', () => {
     behind.release()
   })
 
-  it('goes on behind a stop text', async () => {
+  it('can be continued after a stop string', async () => {
     using model = await open()
     model.tokenizer = tinyTask.tokenizer
     using scheduler = model.scheduler()
@@ -125,7 +125,7 @@ describe('a kept request', () => {
     expect(scheduler.stats().reused).toBe(prompt.length + tokens.length - 1)
   })
 
-  it('says what it cannot do', async () => {
+  it('rejects continuations that are not possible, with the reason', async () => {
     using model = await open()
     using scheduler = model.scheduler()
     const plain = scheduler.add(prompt, { maxNewTokens: 2, stop: [] })

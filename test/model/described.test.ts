@@ -36,7 +36,7 @@ function logprobs(model: LoopLM, p: Parameters, i: number): number[] {
 it.each([
   ['reference', 1e-12],
   ['cpu', 1e-5],
-] as const)('scores as its description says (%s)', async (device, bound) => {
+] as const)('a registered family scores as its description says (%s)', async (device, bound) => {
   using model = await LoopLM.create(config, { device, seed: 1 })
   expect(model.family).toBe('two_registers')
   const scores = await model.score(sequences, { initialStates })
@@ -45,7 +45,7 @@ it.each([
 })
 
 it.each(['none', 'loop', 'layer'] as const)(
-  'has the gradient of its loss: central differences, recompute %s',
+  'a registered family has the gradient of its loss by central differences, recompute %s',
   async (recompute) => {
     using model = await LoopLM.create(config, { device: 'reference', seed: 1 })
     await model.backward(sequences, coefficients, { initialStates, recompute })
@@ -58,7 +58,7 @@ it.each(['none', 'loop', 'layer'] as const)(
   },
 )
 
-it('learns', async () => {
+it('a registered family learns', async () => {
   using model = await LoopLM.create(config, { seed: 1 })
   const batch = { sequences, promptLengths: [1, 1], advantages: [1, 1] }
   const mean = async () => {
@@ -71,7 +71,7 @@ it('learns', async () => {
   expect(await mean()).toBeLessThan(0.5 * before)
 })
 
-it('is saved and loaded to the last bit', async () => {
+it('a registered family is saved and loaded bit for bit', async () => {
   using model = await LoopLM.create(config, { seed: 1 })
   await model.save(folder)
   using again = await LoopLM.fromPretrained(folder)

@@ -44,7 +44,7 @@ describe.each(places)('embed on $device in $dtype', ({ device, dtype, tolerance 
     }
   })
 
-  it('is that of the loop that was asked for', async () => {
+  it('returns the state of the requested loop', async () => {
     const [first] = await model.embed([sequences[0]!], { loops: 1 })
     expectMean(first!, await states(sequences[0]!, { loops: 1 }))
     expect(first).not.toEqual((await model.embed([sequences[0]!]))[0])
@@ -56,7 +56,7 @@ describe.each(places)('embed on $device in $dtype', ({ device, dtype, tolerance 
   })
 })
 
-it('a mean over no response is refused', async () => {
+it('embed and responseMeans reject sequences without a response', async () => {
   using model = await LoopLM.create(tinyConfig, { device: 'reference' })
   const cases: [() => unknown, RegExp][] = [
     [() => model.embed([[1, 2]], { promptLengths: [2] }), /promptLengths\[0\] .* at most 1, got 2/],

@@ -55,7 +55,7 @@ describe('a new model', () => {
     expect(clone.endTokens).toEqual([id('<eos>')])
   })
 
-  it('takes over those that the tokenizer has', async () => {
+  it('takes only the special tokens that its tokenizer has', async () => {
     using model = await newModel()
     model.tokenizer = new Tokenizer(json, { eos_token: '<eos>' })
     expect(model.config).toMatchObject({ eos_token_id: id('<eos>'), bos_token_id: null })
@@ -64,7 +64,7 @@ describe('a new model', () => {
     expect(model.endTokens).toEqual([])
   })
 
-  it('keeps what its configuration names', async () => {
+  it('keeps the special tokens that its configuration names', async () => {
     using model = await newModel({ eos_token_id: [7, 8], bos_token_id: 9, pad_token_id: 0 })
     model.tokenizer = named()
     expect(model.endTokens).toEqual([7, 8])
@@ -82,7 +82,7 @@ describe('a new model', () => {
     expect(model.endTokens).toEqual([id('<eos>')])
   })
 
-  it('ends where the chat template ends a turn, too', async () => {
+  it('also stops at the token with which the chat template ends a turn', async () => {
     using model = await newModel()
     model.tokenizer = named({ chat_template: turns('<pad>') })
     expect(model.endTokens).toEqual([id('<eos>'), id('<pad>')])
@@ -91,7 +91,7 @@ describe('a new model', () => {
     expect(generation.eos_token_id).toEqual([id('<eos>'), id('<pad>')])
   })
 
-  it('of a folder that names no end ends where its tokenizer does', async () => {
+  it('takes the end token of its tokenizer if the loaded folder names none', async () => {
     using model = await newModel()
     const { folder, config, generation } = await saved(model, 'silent')
     expect([config.eos_token_id, generation.eos_token_id]).toEqual([null, null])
@@ -104,8 +104,8 @@ describe('a new model', () => {
   })
 })
 
-describe('what is learned ends where generation stops', () => {
-  it('with the end token of the tokenizer', async () => {
+describe('the end token of training and generation', () => {
+  it('is that of the tokenizer if the model names none', async () => {
     using model = await newModel()
     using trainer = new PretrainTrainer(model, { ...lesson, tokenizer: named() })
     await finish(trainer)
@@ -128,7 +128,7 @@ describe('what is learned ends where generation stops', () => {
     }
   })
 
-  it('with the end token of the model, where the tokenizer names none', async () => {
+  it('is that of the model if the tokenizer names none', async () => {
     using model = await newModel({ eos_token_id: 5 })
     using trainer = new PretrainTrainer(model, { ...lesson, tokenizer: nameless() })
     await finish(trainer)
@@ -138,7 +138,7 @@ describe('what is learned ends where generation stops', () => {
     })
   })
 
-  it('in an evaluation of a model without its own tokenizer', async () => {
+  it('also ends answers in evaluations of a model without a tokenizer', async () => {
     using model = await newModel()
     using trainer = new PretrainTrainer(model, { ...lesson, tokenizer: named() })
     await finish(trainer)
@@ -154,12 +154,12 @@ describe('what is learned ends where generation stops', () => {
     ['both, differently', { eos_token_id: 3 }, () => named(), [3]],
     ['neither', {}, nameless, []],
     ['the model: nowhere', { eos_token_id: [] }, () => named(), []],
-  ])('as said by %s', async (_who, fields, tokenizer, ends) => {
+  ])('is set by %s', async (_who, fields, tokenizer, ends) => {
     using model = await newModel(fields)
     expect(stopTokens(model, tokenizer())).toEqual(ends.map((end) => (typeof end === 'string' ? id(end) : end)))
   })
 
-  it('in packed text', async () => {
+  it('is appended to packed text', async () => {
     const path = join(root, 'text.txt')
     await writeFile(path, 'abc')
     const last = async (fields: object, tokenizer: Tokenizer) => {
@@ -176,7 +176,7 @@ describe('what is learned ends where generation stops', () => {
     expect(await last({}, nameless())).toEqual([])
   })
 
-  it('in packed text that a trainer reads', async () => {
+  it('is appended to packed text that a trainer reads', async () => {
     const corpus = join(root, 'packed.txt')
     await writeFile(corpus, 'abc')
     const tokens = async (fields: object) => {
@@ -188,7 +188,7 @@ describe('what is learned ends where generation stops', () => {
     expect([await tokens({ eos_token_id: 3 }), await tokens({})]).toEqual([4, 3])
   })
 
-  it('in conversations whose template writes no end', async () => {
+  it('is appended to conversations whose template writes none', async () => {
     const messages = [
       { role: 'user', content: 'a' },
       { role: 'assistant', content: 'b' },
@@ -203,7 +203,7 @@ describe('what is learned ends where generation stops', () => {
     expect(await tokens(named({ chat_template: turns('<eos>') }))).toBe(text.length + 2)
   })
 
-  it('in a checkpoint of a run, which has the tokenizer of the data', async () => {
+  it('is saved in checkpoints of a run, with the tokenizer of the data', async () => {
     const runDir = join(root, 'run')
     using model = await newModel()
     using trainer = new PretrainTrainer(model, { ...lesson, steps: 1, tokenizer: named(), runDir })
@@ -214,7 +214,7 @@ describe('what is learned ends where generation stops', () => {
   })
 })
 
-describe('a run says', () => {
+describe('a run', () => {
   async function warnings(fields: object, tokenizer: Tokenizer, options = {}): Promise<string[]> {
     using model = await newModel(fields)
     const onWarning = vi.fn()
@@ -252,19 +252,19 @@ describe('a run says', () => {
       conversation,
       /^the chat template ends an answer with token 258, but generation does not stop there. Add it to eos_token_id/,
     ],
-  ])('%s', async (_what, fields, tokenizer, options, message) => {
+  ])('warns %s', async (_what, fields, tokenizer, options, message) => {
     const said = await warnings(fields, tokenizer(), options)
     expect(said.filter((text) => message.test(text))).toHaveLength(1)
   })
 
-  it('nothing where they agree', async () => {
+  it('gives no warning if model and tokenizer agree', async () => {
     expect(await warnings({}, named())).toEqual([])
     expect(await warnings({ eos_token_id: [257, 3], bos_token_id: 256 }, named())).toEqual([])
     expect(await warnings({ eos_token_id: 3 }, nameless())).toEqual([])
     expect(await warnings({}, named({ chat_template: turns('<pad>') }), conversation)).toEqual([])
   })
 
-  it('that the data has another tokenizer than the model', async () => {
+  it('warns that the data has another tokenizer than the model', async () => {
     using model = await newModel()
     model.tokenizer = named()
     const onWarning = vi.fn()
@@ -287,7 +287,7 @@ describe('completions that are all cut off', () => {
     return list.filter((message) => message.includes('cut off'))
   }
 
-  it('are warned of after two steps, with what ends a completion', async () => {
+  it('cause a warning after two steps that names the end token', async () => {
     const never = await warnings(
       async (onWarning) =>
         new RLTTTrainer(await newModel({ eos_token_id: 9 }), { ...options, dataset: rows, tokenizer: nameless(), onWarning }),
@@ -296,14 +296,14 @@ describe('completions that are all cut off', () => {
     expect(never[0]).toMatch(/^step 2: .*A completion ends at token 9: .*Raise maxNewTokens/)
   })
 
-  it('are warned of where there is no end token at all', async () => {
+  it('cause a warning that the model has no end token', async () => {
     const none = await warnings(
       async (onWarning) => new RLTTTrainer(await newModel(), { ...options, dataset: rows, tokenizer: nameless(), onWarning }),
     )
     expect(none).toEqual([expect.stringMatching(/The model has no end token: set its eos_token_id/)])
   })
 
-  it('are not where one ends, and not in tasks whose answers have one length', async () => {
+  it('cause no warning if one ends, or in tasks with answers of one length', async () => {
     const ending = async (onWarning: (message: string) => void) => {
       const model = await newModel({ eos_token_id: Array.from({ length: 250 }, (_, i) => i) })
       return new RLTTTrainer(model, { ...options, dataset: rows, tokenizer: nameless(), onWarning })
@@ -315,7 +315,7 @@ describe('completions that are all cut off', () => {
     expect(await warnings(fixed)).toEqual([])
   })
 
-  it('in an evaluation are warned of at once', async () => {
+  it('cause a warning at once in an evaluation', async () => {
     using model = await newModel({ eos_token_id: 9 })
     const onWarning = vi.fn()
     const evaluated = { ...options, steps: 1, dataset: rows, evalDataset: rows, evalEvery: 1, tokenizer: nameless(), onWarning }
@@ -328,7 +328,7 @@ describe('completions that are all cut off', () => {
 })
 
 describe('events', () => {
-  it('of steps carry every completion with its rewards; completions.jsonl has the first of them', async () => {
+  it('contain every completion of a step; completions.jsonl gets the first few', async () => {
     const runDir = join(root, 'completions')
     using model = await newModel()
     const reward = [
@@ -355,7 +355,7 @@ describe('events', () => {
     expect(written.map((line) => JSON.parse(line))).toEqual(lines)
   })
 
-  it('of steps without sampling carry none', async () => {
+  it('contain no completions for steps without sampling', async () => {
     using model = await tinyModel('cpu')
     using trainer = new PretrainTrainer(model, { task: tinyTask, batchSize: 2, steps: 1 })
     for await (const event of trainer.run()) if (event.type === 'step') expect(event.completions).toEqual([])

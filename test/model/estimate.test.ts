@@ -43,7 +43,7 @@ describe('an estimate of memory', () => {
     (['float32', 'bfloat16'] as const).flatMap((dtype) =>
       (['none', 'loop', 'layer'] as const).map((recompute) => [dtype, recompute] as const),
     ),
-  )('of a model in %s, recompute %s, is within 5 % of what the engine holds', async (dtype, recompute) => {
+  )('is within 5 % of the allocated memory: %s, recompute %s', async (dtype, recompute) => {
     const before = memory().bytes
     using model = await LoopLM.create(sizes, { dtype })
     const estimate = estimateMemory(model.config, { dtype, recompute })
@@ -58,7 +58,7 @@ describe('an estimate of memory', () => {
     readdirSync(families).flatMap((name) =>
       (['none', 'loop', 'layer'] as Recompute[]).map((recompute) => [name, recompute] as const),
     ),
-  )('of %s, recompute %s, is within 5 % too', async (name, recompute) => {
+  )('is within 5 % of the allocated memory: family %s, recompute %s', async (name, recompute) => {
     const before = memory().bytes
     using model = await LoopLM.fromPretrained(join(families, name))
     const estimate = estimateMemory(model.config, { dtype: 'float32', recompute })
@@ -89,7 +89,7 @@ describe('an estimate of memory', () => {
     expect(estimateMemory(model.config, { loops: 2 }).cachePerToken).toBe(cachePerToken / 2)
   })
 
-  it('refuses what it does not know', async () => {
+  it('rejects an unknown dtype and zero loops', async () => {
     using model = await LoopLM.create(sizes)
     expect((await refusal(() => estimateMemory(model.config, { dtype: 'int8' as never }))).message).toMatch(
       /dtype must be one of/,
@@ -128,7 +128,7 @@ describe('on the command line', () => {
     expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
   })
 
-  it('large models have the micro-batches that a trainer takes, whose activations are bounded', async () => {
+  it('looplm estimate and plan bound the activations of large models', async () => {
     await writeFile(join(root, 'large.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...ouro }))
     await writeFile(join(root, 'large.yaml'), stringify({ trainer: 'rltt', model: ouro, task: 'addition', dtype: 'bfloat16' }))
     const most = 3 * 2 ** 30 // an update keeps 2 GiB, the rest is worked on
@@ -138,6 +138,25 @@ describe('on the command line', () => {
       const plan = await looplm('plan', 'large.yaml', '--no-time', '--json', '--set', `recompute=${recompute}`)
       expect(JSON.parse(plan.stdout).activations).toBeLessThan(most)
     }
+  })
+
+  it('a plan takes the dtype in which the model is loaded', async () => {
+    using model = await LoopLM.create({ ...sizes, hidden_size: 64, intermediate_size: 128 })
+    await model.save(join(root, 'float32'))
+    await model.save(join(root, 'bfloat16'), { dtype: 'bfloat16' })
+    for (const dtype of ['float32', 'bfloat16'] as const) {
+      using codes = await LoopLM.fromPretrained(join(root, 'float32'), { dtype, quantize: 'int8' })
+      await codes.save(join(root, `codes-${dtype}`))
+    }
+    for (const name of ['float32', 'bfloat16', 'codes-float32', 'codes-bfloat16']) {
+      await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: name, task: 'addition' }))
+      const { stdout, stderr } = await looplm('plan', 'stored.yaml', '--no-time', '--json')
+      expect(stderr).toBe('')
+      using loaded = await LoopLM.fromPretrained(join(root, name))
+      expect(JSON.parse(stdout).dtype, name).toBe(loaded.place.dtype)
+    }
+    await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: 'gone', task: 'addition' }))
+    expect((await looplm('plan', 'stored.yaml')).stderr).toMatch(/looplm plan: no folder gone/)
   })
 
   it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {

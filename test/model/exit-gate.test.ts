@@ -24,7 +24,7 @@ const sequences = [
 describe.each(['nanbeige', 'huginn', 'retrofit_olmo2', 'hrm_text'])('%s', (name) => {
   const folder = join(familiesFolder, name)
 
-  it('has the same scores with one, and half of what is left leaves after every loop at first', async () => {
+  it('scores the same with a new exit gate, which exits with probability 1/2 per loop', async () => {
     using plain = await LoopLM.fromPretrained(folder)
     using model = await LoopLM.fromPretrained(folder, { exitGate: true })
     const [want, scores] = [await plain.score(sequences), await model.score(sequences)]
@@ -39,7 +39,7 @@ describe.each(['nanbeige', 'huginn', 'retrofit_olmo2', 'hrm_text'])('%s', (name)
     ])
   })
 
-  it('is saved beside the published form, and loaded without being asked for', async () => {
+  it('saves the exit gate with the published tensors and loads it without an option', async () => {
     using model = await LoopLM.fromPretrained(folder, { exitGate: true })
     using trainer = new PretrainTrainer(model, { learningRate: 0.05 })
     await trainer.update({ sequences })
@@ -60,7 +60,7 @@ describe.each(['nanbeige', 'huginn', 'retrofit_olmo2', 'hrm_text'])('%s', (name)
     await expect(plain.copyParametersFrom(model)).rejects.toThrow(/configuration describes another computation/)
   })
 
-  it('is created with one, and Stage II trains it alone', async () => {
+  it('can be created with an exit gate, which Stage II trains alone', async () => {
     using model = await LoopLM.create(configOf(name), { exitGate: true, seed: 1 })
     const before = await parametersOf(model)
     using trainer = new PretrainTrainer(model, { stage: 2, learningRate: 0.05 })
@@ -79,7 +79,7 @@ it('a model that has a gate keeps it', async () => {
   expect(model.config).toEqual(plain.config)
 })
 
-it('what needs a gate says how to have one', async () => {
+it('features that need an exit gate fail with advice how to add one', async () => {
   const config = configOf('nanbeige')
   using model = await LoopLM.create(config)
   const remedy = /create or load the model with exitGate: true/
@@ -93,7 +93,7 @@ it('what needs a gate says how to have one', async () => {
   expect((await refusal(() => LoopLM.create(config, { exitGate: 1 as never }))).message).toMatch(/exitGate/)
 })
 
-it('Nanbeige leaves its loops by the gate', async () => {
+it('Nanbeige exits early by an added gate', async () => {
   using model = await LoopLM.create(configOf('nanbeige'), { exitGate: true, seed: 1 })
   const loops = async (bias: number) => {
     await model.setParameter(gate[1]!, [bias])
@@ -120,10 +120,10 @@ async function gated(name: string, seed: number): Promise<LoopLM> {
   return model
 }
 
-describe.each(['nanbeige', 'nanbeige_flags', 'huginn'])('on a %s model, gradients are the derivative of the loss', (name) => {
+describe.each(['nanbeige', 'nanbeige_flags', 'huginn'])('gradients of a %s model with an exit gate', (name) => {
   const promptLengths = [2, 1]
 
-  it.each(['RLTT with exit-pdf weights', 'Stage I'] as const)('%s', async (which) => {
+  it.each(['RLTT with exit-pdf weights', 'Stage I'] as const)('are the derivative of the loss: %s', async (which) => {
     using model = await gated(name, 1)
     const { architecture: a } = model
     const own = await parametersOf(model)
@@ -162,7 +162,7 @@ describe.each(['nanbeige', 'nanbeige_flags', 'huginn'])('on a %s model, gradient
   it.each([
     ['with the defaults', {}],
     ['rollout by rollout, recomputed', { tokensPerMicroBatch: 1, recompute: 'loop', antithetic: true }],
-  ] as const)('LoopRPT %s', async (_, more) => {
+  ] as const)('are the derivative of the LoopRPT loss: %s', async (_, more) => {
     using model = await gated(name, 1)
     using teacher = await gated(name, 2)
     const { architecture: a } = model
@@ -204,7 +204,7 @@ describe.each(['nanbeige', 'nanbeige_flags', 'huginn'])('on a %s model, gradient
   })
 })
 
-it('LoopRPT refuses noise before a norm that the loops do not have', async () => {
+it('LoopRPT rejects noise before a norm that the loops do not have', async () => {
   using model = await gated('huginn', 1)
   using trainer = new LoopRPTTrainer(model, { noiseSite: 'residual', rollouts: 2 })
   expect((await refusal(() => trainer.update({ sequences }))).message).toMatch(/noiseSite residual is before the norm/)

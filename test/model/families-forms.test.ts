@@ -57,7 +57,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
     }
   }
 
-  it.each(['float32', 'bfloat16'] as const)('scores in %s as near as a plain evaluation does', async (dtype) => {
+  it.each(['float32', 'bfloat16'] as const)('scores in %s as accurately as a plain evaluation', async (dtype) => {
     using model = await LoopLM.fromPretrained(folder, { dtype })
     await expectNear(model)
   })
@@ -65,7 +65,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
   it.each([
     ['int8', 'bfloat16'],
     ['int4', 'float32'],
-  ] as const)('in %s and %s computes what a model with those weights does, saved and loaded too', async (quantize, dtype) => {
+  ] as const)('scores accurately in %s and %s, and the same after save and load', async (quantize, dtype) => {
     const config = { ...json(folder, 'config.json'), ...wide[name] } as LoopLMConfigInput
     using plain = await LoopLM.create(config, { dtype, seed: 3 })
     using exact = await LoopLM.create(config, { dtype, seed: 3, quantize, groupSize: 32, activations: 'float' })
@@ -103,7 +103,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
       return model
     }
 
-    it('has one for every matrix of the blocks, fused ones whole', async () => {
+    it('has one pair of LoRA matrices per matrix of the blocks, fused or not', async () => {
       using model = await adapted('cpu')
       const matrices = model.architecture.parameters.filter(({ role }) => /^(attention|attentionOutput|gateUp|down)$/.test(role))
       const path = ({ name }: { name: string }) => name.replace(/\.weight$/, '')
@@ -129,7 +129,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
         expect(relativeError(own.logprobs[i]!, sum.logprobs[i]!)).toBeLessThan(dtype === 'float64' ? 1e-12 : 1e-4)
     })
 
-    it('has the gradient of a loss: central differences', async () => {
+    it('has a gradient that agrees with central differences', async () => {
       using model = await adapted('reference')
       const loops = model.architecture.loops
       const used = sequences.slice(0, some)
@@ -158,7 +158,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
       expectDerivative(await model.gradients(), adapter, loss)
     })
 
-    it('is trained alone, saved under published names and loaded to the last bit', async () => {
+    it('trains only the adapter, saves published names and loads bit for bit', async () => {
       using model = await LoopLM.fromPretrained(folder)
       await model.addAdapter({ rank: 2 })
       const before = await parametersOf(model)
@@ -175,7 +175,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
       expect(await other.score(sequences, given)).toEqual(await model.score(sequences, given))
     })
 
-    it('comes from a trainer too', async () => {
+    it('gets the adapter from the option lora of a trainer', async () => {
       using model = await LoopLM.fromPretrained(folder)
       using trainer = new RLTTTrainer(model, { weights: 'uniform', lora: { rank: 2 } })
       await trainer.update({ sequences, promptLengths: batch.promptLengths, advantages: sequences.map((_, i) => (i % 2) - 0.5) })
@@ -183,7 +183,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
     })
   })
 
-  it('decays matrices with two dimensions and nothing else', async () => {
+  it('applies weight decay only to matrices', async () => {
     using model = await LoopLM.fromPretrained(folder)
     const before = await parametersOf(model)
     const T = model.architecture.loops
@@ -221,7 +221,7 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
     expect(unmoved.map((p) => p.name)).toEqual(notes.family === 'hrm_text' ? ['model.z_L_init'] : [])
   })
 
-  it('begins with its published initialiser', async () => {
+  it('is initialized as published', async () => {
     const config = { ...json(folder, 'config.json'), ...wide[name] }
     using model = await LoopLM.create(config, { seed: 1 })
     for (const { name, shape } of model.parameters()) {

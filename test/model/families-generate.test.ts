@@ -94,7 +94,7 @@ describe.each(cases)('%s', (name) => {
       }
   })
 
-  it('exits where every rule says, over a cache, as in plain TypeScript', async () => {
+  it('exits by every rule at the same loops as plain TypeScript', async () => {
     using model = await LoopLM.fromPretrained(folderOf(name), { device: 'reference' })
     const decoder = await FamilyDecoder.of(model)
     const loops = loopsOf(name)
@@ -127,7 +127,7 @@ describe.each(cases)('%s', (name) => {
     if (loops > 3) expect(varied, 'rules that told tokens apart').toBeGreaterThan(6)
   })
 
-  it('exits by the gate of a model that was given one, which reads what the head reads', async () => {
+  it('exits by an added gate at the loop that score predicts', async () => {
     using model = await LoopLM.fromPretrained(folderOf(name), { device: 'reference', exitGate: true })
     const weight = Float64Array.from({ length: model.architecture.hidden }, (_, i) => Math.sin(5 * i + 1))
     await model.setParameter('model.early_exit_gate.weight', weight)
@@ -164,7 +164,7 @@ describe.each(cases)('%s', (name) => {
     expect(scheduler.stats()).toMatchObject({ rows: 0, waiting: 0, cachedTokens: 0 })
   })
 
-  it('speculates to the tokens of plain decoding', async () => {
+  it('gives the tokens of plain decoding with speculation', async () => {
     using model = await LoopLM.fromPretrained(folderOf(name), { device: 'cpu', dtype: 'float32' })
     const loops = loopsOf(name)
     for (const temperature of [0, 0.8]) {
@@ -210,9 +210,9 @@ function leaves(exit: ExitRule): (seen: Seen) => boolean {
   }
 }
 
-describe('what a family does not allow is refused by name', () => {
+describe('options that a family does not support', () => {
   const load = (name: string) => LoopLM.fromPretrained(folderOf(name), { device: 'cpu', dtype: 'float32' })
-  it.each(['nanbeige', 'hrm_text'])('more loops than %s has', async (name) => {
+  it.each(['nanbeige', 'hrm_text'])('are rejected by name: more loops than %s has', async (name) => {
     using model = await load(name)
     const loops = notesOf(name).loops + 1
     const sequences = [[1, 2, 3]]
@@ -225,7 +225,7 @@ describe('what a family does not allow is refused by name', () => {
     const error = await refusal(() => model.generate([[1, 2]], { loops }))
     expect(error.message).toMatch(/loops: models of family \w+ have 2, got 3: .*at most 2/)
   })
-  it.each(['nanbeige', 'huginn', 'hrm_text'])('planes that the loops of %s share, unless it is said with force', async (name) => {
+  it.each(['nanbeige', 'huginn', 'hrm_text'])('are rejected by name: a shared cache of %s without force', async (name) => {
     using model = await load(name)
     const error = await refusal(() => model.generate([[1, 2]], { kv: 'shared' }))
     expect(error.code).toBe('UNSUPPORTED')
@@ -235,7 +235,7 @@ describe('what a family does not allow is refused by name', () => {
     using scheduler = model.scheduler({ kv: { planes: 'shared', force: true }, prefillTokens: 2 })
     expect(await scheduler.add([1, 2, 3, 4], open).result(), 'the prompt in pieces').toEqual(forced[0])
   })
-  it('initial states of another shape, or of a family that has none', async () => {
+  it('are rejected by name: initial states of a wrong shape or for a family without them', async () => {
     using huginn = await load('huginn')
     const error = await refusal(() => huginn.generate([[1, 2]], { maxNewTokens: 3, initialStates: [new Float32Array(7)] }))
     expect(error.message).toMatch(/initialStates\[0\].*\(prompt \+ maxNewTokens\) × 16 = 80/)
@@ -244,7 +244,7 @@ describe('what a family does not allow is refused by name', () => {
   })
 })
 
-describe('quantized and adapted models generate', () => {
+describe('quantized and adapted models', () => {
   /** Sizes that groups of 32 divide. */
   const wide = (name: string) => {
     const config = JSON.parse(readFileSync(join(folderOf(name), 'config.json'), 'utf8'))
@@ -253,7 +253,7 @@ describe('quantized and adapted models generate', () => {
     const layout = { huginn: 'huginn', retrofit_llama: 'llama', retrofit_olmo2: 'olmo2' }[name]
     return { ...config, ...sizes, ...(layout === undefined ? {} : { ...raven, looplm_layout: layout }) }
   }
-  it.each(cases)('%s as they score', async (name) => {
+  it.each(cases)('generate with the log-probabilities of score: %s', async (name) => {
     const place = { device: 'cpu', dtype: 'float32' } as const
     const int8 = { quantize: 'int8', groupSize: 32, seed: 3 } as const
     using quantized = await LoopLM.create(wide(name), { ...place, ...int8, activations: 'float' })

@@ -137,19 +137,19 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
   })
 })
 
-describe('what a family does not have is refused by name', () => {
+describe('options that a family does not have', () => {
   const config = JSON.parse(readFileSync(join(root, 'nanbeige', 'config.json'), 'utf8'))
   it.each([
     ['enable_mhc', true, /enable_mhc: is set, but hyper-connections/],
     ['loop_share_kv', true, /loop_share_kv/],
     ['loop_loss_weights', [0.7, 0.7], /loop_loss_weights: must sum to at most 1, got 1.4/],
     ['rope_scaling', { rope_type: 'yarn' }, /rope_scaling/],
-  ])('%s of Nanbeige', async (field, value, message) => {
+  ])('are rejected by name: %s of Nanbeige', async (field, value, message) => {
     const error = await refusal(() => LoopLM.create({ ...config, [field]: value }))
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(message)
   })
-  it('an exit gate', async () => {
+  it('are rejected by name: an exit gate', async () => {
     using model = await LoopLM.create(config)
     using trainer = new RLTTTrainer(model, { weights: 'exit-pdf' })
     const update = () => trainer.update({ sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] })
@@ -158,7 +158,7 @@ describe('what a family does not have is refused by name', () => {
   })
 })
 
-it('first states are drawn from the tokens, whatever the batch', async () => {
+it('initial states depend on the tokens and the seed, not on the batch', async () => {
   using model = await LoopLM.fromPretrained(join(root, 'huginn'), { device: 'cpu', dtype: 'float32' })
   const [alone] = (await model.score([[1, 2, 3, 4]])).logprobs
   const beside = (

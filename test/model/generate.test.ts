@@ -59,7 +59,7 @@ describe.each([
       expectRounded(generated(got), of, (scored) => generated(scored.logprobs))
   })
 
-  it('reads a token from the loop at which its gate says so, with the log-probability of that loop', async () => {
+  it('reads a token at the loop where the gate exits, with its log-probability', async () => {
     const early = await model.generate(prompts, { ...open, exit: { rule: 'gate', threshold: 1e-6 } })
     for (const { loops } of early) expect(loops).toEqual(Array(8).fill(1))
     const whole = prompts.map((prompt, i) => [...prompt, early[i]!.tokens[0]!])
@@ -74,7 +74,7 @@ describe.each([
     expect(shared!.loops.every((loop) => loop >= 1 && loop <= 3)).toBe(true)
   })
 
-  it('ends with NON_FINITE, naming position and loop, where the log-probability of a drawn token is not finite', async () => {
+  it('fails with NON_FINITE, position and loop if the log-probability of a token is not finite', async () => {
     using broken = await model.clone()
     const large = dtype === 'float64' ? 1.7e308 : 3e38
     await broken.setParameter('lm_head.weight', new Float64Array(20 * 16).fill(large))
@@ -116,7 +116,7 @@ describe('stopping', () => {
   afterAll(() => model.dispose())
   const long: GenerateOptions = { maxNewTokens: 40, seed: 1 }
 
-  it('at a token id keeps that token and says why', async () => {
+  it('at a token id keeps the token and reports the reason stop', async () => {
     const [all] = await model.generate([[1]], { ...long, stop: [] })
     const stop = all!.tokens[5]!
     const at = all!.tokens.indexOf(stop)
@@ -143,7 +143,7 @@ describe('stopping', () => {
     expect(unstopped.every(({ tokens }) => tokens.length === 40)).toBe(true)
   })
 
-  it('at a text ends the text before it and keeps all tokens, in a batch and in a stream', async () => {
+  it('at a stop string cuts the text and keeps all tokens, also in streams', async () => {
     const [all] = await model.generate(['1+1='], { ...long, stop: [] })
     const text = all!.text!
     const stop = text.slice(6, 9)
@@ -162,13 +162,13 @@ describe('stopping', () => {
     expect(tokens).toEqual(cut!.tokens)
   })
 
-  it('at a special token may be asked for by its text', async () => {
+  it('at a special token can be requested by its string', async () => {
     const byId = await model.generate(Array(16).fill([1]), { ...long, stop: [19] })
     const byText = await model.generate(Array(16).fill([1]), { ...long, stop: ['<eos>'] })
     expect(byText).toEqual(byId)
   })
 
-  it('by leaving a stream early gives its memory back', async () => {
+  it('by leaving a stream early frees its memory', async () => {
     const leave = async () => {
       for await (const _ of model.stream([1, 2], { ...long, stop: [] })) break
       await model.score([[1, 2]])
@@ -191,7 +191,7 @@ describe('stopping', () => {
 })
 
 describe('filters', () => {
-  it('of one token make sampling greedy', async () => {
+  it('make sampling greedy if they leave one token', async () => {
     using model = await LoopLM.create(config, { seed: 11 })
     const greedy = await model.generate(prompts, { ...open, temperature: 0 })
     for (const filter of [{ topK: 1 }, { topP: 1e-9 }, { minP: 0.999 }]) {
@@ -205,7 +205,7 @@ describe('filters', () => {
 })
 
 describe('arguments', () => {
-  it('that are wrong are named with their value and what is allowed', async () => {
+  it('are rejected with their value and the allowed values if they are wrong', async () => {
     using model = await LoopLM.create(config)
     const generate = async (options: object, batch: unknown = prompts) =>
       (await refusal(() => model.generate(batch as number[][], options))).message
@@ -234,7 +234,7 @@ describe('arguments', () => {
     expect(await generate({ speculate: 2 })).toMatch(/speculate must be an object with fields such as loops, got 2/)
   })
 
-  it('that there are not are refused by name, with the nearest one', async () => {
+  it('are rejected by name with a suggestion if they are unknown', async () => {
     using model = await LoopLM.create(config)
     const generate = async (options: object) => {
       const error = await refusal(() => model.generate(prompts, options))
@@ -259,7 +259,7 @@ describe('arguments', () => {
 })
 
 describe('streamed text', () => {
-  it('waits for whole characters and for what may become a stop text', () => {
+  it('waits for whole characters and for what may become a stop string', () => {
     const bytes = Tokenizer.bytes()
     const pieces = (text: string, stops: string[]) => {
       const stream = new TextStream(bytes, stops)

@@ -257,13 +257,13 @@ const cases: [what: string, bytes: () => Buffer, message: RegExp][] = [
   ],
 ]
 
-it('the file that they are made of loads', async () => {
+it('the unmodified file loads', async () => {
   await writeFile(path, good())
   using model = await load()
   expect(model.quantization).toEqual({ bits: 8, groupSize: 32 })
 })
 
-it.each(cases)('a file that %s is refused', async (_, bytes, message) => {
+it.each(cases)('a file that %s is rejected', async (_, bytes, message) => {
   await writeFile(path, bytes())
   const error = await refusal(load)
   expect(error.message).toMatch(message)
@@ -271,7 +271,7 @@ it.each(cases)('a file that %s is refused', async (_, bytes, message) => {
   expect(['INVALID_FILE', 'INVALID_CONFIG', 'UNSUPPORTED']).toContain(error.code)
 })
 
-it('of hundreds of files with a few bytes changed, each loads or is refused with an error of looplm', async () => {
+it('files with random byte changes load or are rejected with a LoopLMError', async () => {
   const next = generator(11)
   const whole = good()
   const headerEnd = whole.indexOf(entries[0]!.data.subarray(0, 16))

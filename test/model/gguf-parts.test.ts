@@ -84,20 +84,20 @@ describe.each([
     whole = await facts(await writeGguf(join(root, `${name}.gguf`), made.metadata, made.entries))
   })
 
-  it('is the same in parts, whichever is named', async () => {
+  it('is the same model in several parts, whichever part is named', async () => {
     const paths = await writeGgufParts(join(root, name), made.metadata, made.entries, { perPart: 5 })
     expect(paths.length).toBeGreaterThan(2)
     for (const path of [paths[0]!, paths.at(-1)!]) expect(await facts(path)).toEqual(whole)
   })
 
-  it('is the same with a first part without tensors, and in its own folder', async () => {
+  it('is the same model in a folder whose first part has no tensors', async () => {
     const folder = join(root, `${name}-folder`)
     await mkdir(folder)
     await writeGgufParts(join(folder, 'model'), made.metadata, made.entries, { perPart: 9, emptyFirst: true })
     expect(await facts(folder)).toEqual(whole)
   })
 
-  it('is the same with queries, keys and values in one tensor', async () => {
+  it('is the same model with queries, keys and values in one tensor', async () => {
     const fused = fuseQkv(made.entries)
     expect(fused.length).toBeLessThan(made.entries.length)
     expect(await facts(await writeGguf(join(root, `${name}-fused.gguf`), made.metadata, fused))).toEqual(whole)
@@ -106,7 +106,7 @@ describe.each([
   })
 })
 
-describe('parts that are not all of one model', () => {
+describe('parts of a GGUF file', () => {
   let paths: string[]
   let made: Case
   beforeAll(async () => {
@@ -127,14 +127,14 @@ describe('parts that are not all of one model', () => {
   }
   const refused = (path: string) => refusal(() => LoopLM.fromPretrained(path))
 
-  it.each([1, 2, 3])('part %i is missing: the error names it', async (number) => {
+  it.each([1, 2, 3])('are rejected with the path of the missing part %i', async (number) => {
     const folder = await folderWith(`missing-${number}`, number)
     const { code, message } = await refused(folder)
     expect(code).toBe('NOT_FOUND')
     expect(message).toContain(`part ${number} is missing: put ${join(folder, basename(paths[number - 1]!))} beside it`)
   })
 
-  it('a part of another model, or a part twice, is refused', async () => {
+  it('are rejected if one is of another model or appears twice', async () => {
     const others = await writeGgufParts(join(root, 'other'), made.metadata, made.entries.slice(1), { perPart: 9 })
     const other = await refused(await folderWith('other', 2, others[1]!))
     expect(other.code).toBe('INVALID_FILE')
@@ -145,7 +145,7 @@ describe('parts that are not all of one model', () => {
   it.each([
     ['in two parts', 8, 17, () => /tensor ".*" is also in .*broken-in-two-parts.broken-00001-of-00003/],
     ['in none', 10, 18, () => new RegExp(`have ${made.entries.length - 1} tensors, their keys say ${made.entries.length}`)],
-  ])('a tensor %s is refused', async (what, from, to, message) => {
+  ])('are rejected if a tensor is %s', async (what, from, to, message) => {
     const split: Metadata = { 'split.no': ['u16', 1], 'split.count': ['u16', 3] }
     const total: Metadata = { 'split.tensors.count': ['i32', made.entries.length] }
     const second = await writeGguf(join(root, `${what}.gguf`), { ...split, ...total }, made.entries.slice(from, to))
@@ -154,7 +154,7 @@ describe('parts that are not all of one model', () => {
     expect(said).toMatch(message())
   })
 
-  it('a part cut short is refused by its name', async () => {
+  it('are rejected by name if one is cut short', async () => {
     const bytes = await readFile(paths[1]!)
     const cut = join(root, 'cut.gguf')
     await writeFile(cut, bytes.subarray(0, bytes.length - 64))

@@ -119,7 +119,7 @@ describe.each([
   })
 
   it.each(['reference', 'cpu'] as const)(
-    'has the log-probabilities and texts of the original, bit for bit, on %s',
+    'has the log-probabilities and greedy tokens of the original, bit for bit, on %s',
     async (device) => {
       using original = await LoopLM.fromPretrained(folder, { device })
       const [model, messages] = await warnings(() => LoopLM.fromPretrained(path, { device }))
@@ -138,7 +138,7 @@ describe.each([
   )
 })
 
-it('a model without an exit gate generates, refuses what needs one by name, and is saved as such', async () => {
+it('a model without an exit gate generates, rejects gate options and is saved without one', async () => {
   const { gguf } = await make('no-gate', sizes, () => 'F32')
   using model = await LoopLM.fromPretrained(gguf)
   expect(model.parameters().some(({ name }) => name.includes('gate.'))).toBe(false)
@@ -160,7 +160,7 @@ describe.each(['F32', 'F16', 'BF16', 'F64', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_
   'type %s',
   (type) => {
     const config = type.endsWith('K') ? large : sizes
-    it('is the plain model of the values of its blocks', async () => {
+    it('loads as the plain model with the values of its blocks', async () => {
       const { gguf, plain } = await make(`plain-${type}`, config, () => type)
       using original = await LoopLM.fromPretrained(await folderOf(`plain-${type}`, config, plain), { device: 'reference' })
       using exact = await LoopLM.fromPretrained(gguf, { device: 'reference', dequantize: true })
@@ -237,7 +237,7 @@ describe.each([
     expect(await model.generate([[1, 2, 3], [4]], options)).toEqual(await own.generate([[1, 2, 3], [4]], options))
   })
 
-  it('is saved and loaded as it is, and means the same in float64', async () => {
+  it('survives save and load, and has the same values in float64', async () => {
     using model = await LoopLM.fromPretrained(made.gguf)
     const again = join(root, `${name}-saved`)
     await model.save(again)
@@ -251,7 +251,7 @@ describe.each([
       for (const [j, value] of row.entries()) expect(value).toBeCloseTo(want.logprobs[i]![j]!, 10)
   })
 
-  it('is quantized anew where other bits are asked for, and refuses a contradiction', async () => {
+  it('is requantized on request, and rejects quantize together with dequantize', async () => {
     using other = await LoopLM.fromPretrained(made.gguf, { quantize: bits === 8 ? 'int4' : 'int8', groupSize: 32 })
     expect(other.quantization).toEqual({ bits: 12 - bits, groupSize: 32 })
     const error = await refusal(() => LoopLM.fromPretrained(made.gguf, { quantize: 'int8', dequantize: true }))
@@ -259,7 +259,7 @@ describe.each([
   })
 })
 
-it('blocks of several types become plain values, and the file says which', async () => {
+it('blocks of several types are loaded as plain values', async () => {
   const { gguf, plain } = await make('mixed', large, (name) => (/v_proj|down|lm_head/.test(name) ? 'Q6_K' : 'Q4_K'))
   using model = await LoopLM.fromPretrained(gguf)
   expect(model.quantization).toBeUndefined()
@@ -268,7 +268,7 @@ it('blocks of several types become plain values, and the file says which', async
 })
 
 describe('where the file is', () => {
-  it('a folder with one GGUF file and no safetensors is that file; with several one must be named', async () => {
+  it('a folder with one GGUF file loads it; with several one must be named', async () => {
     const { gguf } = await make('alone', sizes, () => 'F32')
     const folder = join(root, 'holds-one')
     await mkdir(folder)
@@ -280,7 +280,7 @@ describe('where the file is', () => {
     expect(error.message).toMatch(/has 2 GGUF files: name one of model\.gguf, other\.gguf/)
   })
 
-  it('another file is refused', async () => {
+  it('a file without the ending .gguf is rejected', async () => {
     await writeFile(join(root, 'model.bin'), 'x')
     const error = await refusal(() => LoopLM.fromPretrained(join(root, 'model.bin')))
     expect(error.message).toMatch(/neither a checkpoint folder nor a file whose name ends in \.gguf/)
@@ -289,7 +289,7 @@ describe('where the file is', () => {
 
 const kind = { normal: 1, unknown: 2, control: 3, user: 4, unused: 5, byte: 6 }
 
-describe('the tokenizer inside', () => {
+describe('the tokenizer in a GGUF file', () => {
   const json = tokenizerJson()
   const tokens = Object.entries(json.model.vocab)
     .sort(([, a], [, b]) => a - b)
@@ -313,7 +313,7 @@ describe('the tokenizer inside', () => {
   })
   const texts = ['the thin ant, 1234!', '<|im_start|>user\nHi there<|im_end|>', '😀 ☃ in\t the   end', 'ünï']
 
-  it('byte-level BPE makes the tokens of its tokenizer.json, with the chat template and its end token', async () => {
+  it('byte-level BPE agrees with its tokenizer.json, and keeps chat template and end token', async () => {
     const { gguf } = await make('gpt2', vocabulary, () => 'F32', gpt2())
     using model = await LoopLM.fromPretrained(gguf)
     const tokenizer = model.tokenizer!
@@ -338,7 +338,7 @@ describe('the tokenizer inside', () => {
     expect(model.tokenizer!.encode('a', { addSpecialTokens: false })).toEqual(new Tokenizer(json).encode('a'))
   })
 
-  it('a kind that looplm cannot rebuild is refused by key, unless a tokenizer.json lies beside the file', async () => {
+  it('an unsupported kind is rejected unless a tokenizer.json lies beside the file', async () => {
     const { gguf } = await make('unknown-pre', vocabulary, () => 'F32', gpt2({ 'tokenizer.ggml.pre': ['text', 'tekken'] }))
     const error = await refusal(() => LoopLM.fromPretrained(gguf))
     expect(error.code).toBe('UNSUPPORTED')
@@ -423,7 +423,13 @@ describe('the command line', () => {
     expect([missing.status, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
   })
 
-  it('generates from a file and quantizes it', async () => {
+  it('estimates the memory of a model from its file', () => {
+    const { model } = JSON.parse(looplm('info', gguf, '--json').stdout)
+    const estimate = JSON.parse(looplm('estimate', gguf, '--json').stdout)
+    expect(estimate).toMatchObject({ parameters: model.parameters, weights: 2 * model.parameters })
+  })
+
+  it('needs a tokenizer to generate from a file, and quantizes it', async () => {
     const { stdout, stderr } = looplm('generate', gguf, '--prompt', 'x')
     expect(stdout).toBe('')
     expect(stderr).toMatch(/tokenizer/) // this one has none
@@ -434,7 +440,7 @@ describe('the command line', () => {
   })
 })
 
-it('a file never lies in memory beside its model', async () => {
+it('loading never holds the file in memory beside the model', async () => {
   const config = { ...sizes, vocab_size: 4096, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6 }
   const random = (count: number) => {
     const data = randomFillSync(Buffer.alloc((count / 32) * 34))

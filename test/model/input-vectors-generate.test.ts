@@ -38,7 +38,7 @@ function randomVectors(hidden: number): (InputVectors | undefined)[] {
 }
 
 describe.each(targets)('on $device', ({ device, dtype, bound }) => {
-  it.each(triedOn(device, models))('%s', async (folder) => {
+  it.each(triedOn(device, models))('generation with input vectors agrees with embedded ids and score: %s', async (folder) => {
     using model = await LoopLM.fromPretrained(folder, { device, dtype })
     const known = await Promise.all(
       places.map(async (positions, i) => {
@@ -71,7 +71,7 @@ describe.each(targets)('on $device', ({ device, dtype, bound }) => {
   })
 })
 
-it('a batch gives what its prompts give alone, drafted, streamed, with shared planes and exits', async () => {
+it('a batch with input vectors equals its prompts alone, also with drafts, streams and exits', async () => {
   using model = await LoopLM.fromPretrained(models[0]!, { device: 'cpu', dtype: 'float32' })
   const inputVectors = randomVectors(model.config.hidden_size)
   const ways: GenerateOptions[] = [
@@ -96,7 +96,7 @@ it('a batch gives what its prompts give alone, drafted, streamed, with shared pl
   expect(streamed).toEqual(tokens(plain[0])[0])
 })
 
-it('a continued request keeps its vectors, and reuses nothing behind others', async () => {
+it('a continued request reuses its cache only if its input vectors are the same', async () => {
   using model = await LoopLM.fromPretrained(models[0]!, { device: 'cpu', dtype: 'float32' })
   const vectors = randomVectors(model.config.hidden_size)
   for (const own of [vectors[0]!, { ...vectors[0]!, values: vectors[1]!.values }]) {
@@ -113,7 +113,7 @@ it('a continued request keeps its vectors, and reuses nothing behind others', as
   }
 })
 
-it('what does not fit is refused by name', async () => {
+it('input vectors that do not fit are rejected by name', async () => {
   using model = await tinyModel()
   const message = async (inputVectors: unknown) =>
     (await refusal(() => model.generate([[1, 2, 3]], { inputVectors } as never))).message

@@ -38,7 +38,7 @@ const dot = (a: readonly ArrayLike<number>[], b: readonly ArrayLike<number>[]) =
 
 describe.each(models)('%s', (folder) => {
   it.each(['reference', 'cpu'] as DeviceName[])(
-    'vectors that tokens are embedded as give the same bits on %s',
+    'input vectors equal to token embeddings give the same bits as the tokens on %s',
     async (device) => {
       using model = await LoopLM.fromPretrained(folder, { device })
       const given = await Promise.all(
@@ -60,7 +60,7 @@ describe.each(models)('%s', (folder) => {
     },
   )
 
-  it('the ids under them do not matter, and a sequence has its numbers in any batch', async () => {
+  it('the ids under input vectors do not matter, nor does the rest of the batch', async () => {
     using model = await LoopLM.fromPretrained(folder, { device: 'reference' })
     const inputVectors = randomVectors(model.config.hidden_size)
     const { logprobs } = await model.score(sequences, { ...states, inputVectors })
@@ -77,7 +77,7 @@ describe.each(models)('%s', (folder) => {
     }
   })
 
-  it('their gradient is that of central differences, the same for every recompute, and their ids have none', async () => {
+  it('the gradient of input vectors agrees with central differences for every recompute option', async () => {
     using model = await LoopLM.fromPretrained(folder, { device: 'reference' })
     const hidden = model.config.hidden_size
     const inputVectors = randomVectors(hidden)
@@ -121,7 +121,7 @@ describe.each(models)('%s', (folder) => {
     }
   })
 
-  it('cpu agrees with reference', async () => {
+  it('scores and gradients of input vectors on cpu agree with reference', async () => {
     using exact = await LoopLM.fromPretrained(folder, { device: 'reference' })
     using model = await LoopLM.fromPretrained(folder, { device: 'cpu', dtype: 'float32' })
     const inputVectors = randomVectors(model.config.hidden_size)
@@ -143,7 +143,7 @@ describe.each(models)('%s', (folder) => {
 const lastUse = (id: number) =>
   sequences.some((ids, i) => ids.slice(0, -1).some((each, at) => each === id && !places[i]?.includes(at)))
 
-it('what does not fit is refused by name', async () => {
+it('input vectors that do not fit are rejected by name', async () => {
   using model = await tinyModel()
   const message = async (inputVectors: unknown) =>
     (await refusal(() => model.score([[1, 2, 3]], { inputVectors } as never))).message

@@ -49,7 +49,7 @@ describe('a float32 score', () => {
     }
   })
 
-  it('of a token does not depend on the tokens after it', async () => {
+  it('does not depend on later tokens', async () => {
     const whole = await model.score([sequences[2]!])
     const part = await model.score([sequences[2]!.slice(0, 40)])
     for (let t = 0; t < 3; t++)
@@ -117,14 +117,14 @@ describe('loss and gradients', () => {
   )
 })
 
-describe('GRPO is RLTT with its weight on the last loop', () => {
-  it('bit for bit', async () => {
+describe('GRPO', () => {
+  it('equals RLTT with its weight on the last loop, bit for bit', async () => {
     const rltt = await new RLTTTrainer(model, { weights: 'last' }).gradients(batch)
     const grpo = await new GRPOTrainer(model, { surrogate: 'reinforce' }).gradients(batch)
     expectSame(rltt, grpo, 0)
   })
 
-  it('bit for bit with one loop, whatever the weights', async () => {
+  it('equals RLTT of one loop with any weights, bit for bit', async () => {
     const single = await LoopLM.create({ ...config, total_ut_steps: 1 }, { seed: 3 })
     const grpo = await new GRPOTrainer(single, { surrogate: 'reinforce' }).gradients(batch)
     for (const weights of ['exit-pdf', 'uniform', 'progressive', 'last'] as const)
@@ -132,7 +132,7 @@ describe('GRPO is RLTT with its weight on the last loop', () => {
   })
 
   it.each(['ppo', 'cispo'] as const)(
-    'and %s without old log-probabilities takes its own, the same as scored ones',
+    'with %s and without oldLogprobs computes the log-probabilities that score returns',
     async (surrogate) => {
       const { logprobs } = await model.score(sequences, { lastLoop: true, promptLengths })
       const own = await new GRPOTrainer(model, { surrogate }).gradients(batch)
@@ -146,7 +146,7 @@ describe('GRPO is RLTT with its weight on the last loop', () => {
     },
   )
 
-  it('and on-policy ppo has the gradient of reinforce', async () => {
+  it('with on-policy ppo has the gradient of reinforce', async () => {
     const ppo = await new GRPOTrainer(model, { surrogate: 'ppo' }).gradients(batch)
     const reinforce = await new GRPOTrainer(model, { surrogate: 'reinforce' }).gradients(batch)
     for (const [name, gradient] of reinforce.gradients)

@@ -56,7 +56,7 @@ describe.each([
   { device: 'cpu', dtype: 'float32' },
   { device: 'cpu', dtype: 'bfloat16' },
   { device: 'reference', dtype: 'float64' },
-] as const)('options of logits on $device in $dtype', ({ device, dtype }) => {
+] as const)('sampling with logit options on $device in $dtype', ({ device, dtype }) => {
   let model: LoopLM
   beforeAll(async () => {
     model = await LoopLM.create(config, { device, dtype, seed: 11 })
@@ -134,7 +134,7 @@ describe.each([
     }
   })
 
-  it('gives every request what it gets alone', async () => {
+  it('gives a request the same result alone and beside others', async () => {
     for (const limits of [{ maxRows: 7 }, { maxRows: 3, prefillTokens: 1 }]) {
       using scheduler = model.scheduler(limits)
       const requests = prompts.map((prompt, i) => scheduler.add(prompt, { ...open, ...mixed[i] }))
@@ -145,7 +145,7 @@ describe.each([
     }
   })
 
-  it.each(exits)('leaves the loops as without them: $rule', async (exit) => {
+  it.each(exits)('does not change the exit loops: $rule', async (exit) => {
     // a bias that no draw notices: exits are decided on the model's own distributions
     const [{ loops }, biased] = [
       await alone(prompts[3]!, { ...open, exit }),
@@ -160,7 +160,7 @@ describe.each([
   it.each([
     { loops: 1, tokens: 2 },
     { loops: 3, tokens: 8 },
-  ])('speculates to the tokens of plain decoding: %o', async (speculate) => {
+  ])('gives the tokens of plain decoding with speculation: %o', async (speculate) => {
     for (const changes of [
       { repetitionPenalty: 1.6 },
       { frequencyPenalty: 2, temperature: 0 },
@@ -171,7 +171,7 @@ describe.each([
     }
   })
 
-  it('never draws a banned token, and ends without its end token', async () => {
+  it('never draws a banned token, even an end token', async () => {
     const { tokens } = await alone(prompts[0]!, { ...open, maxNewTokens: 200, bannedTokens: [0, 3, 9] })
     expect(tokens.filter((token) => [0, 3, 9].includes(token))).toEqual([])
     expect(new Set(tokens).size).toBeGreaterThan(5)
@@ -180,7 +180,7 @@ describe.each([
   })
 })
 
-describe('what is refused', () => {
+describe('logit options', () => {
   let model: LoopLM
   beforeAll(async () => {
     model = await LoopLM.create(config, { seed: 11 })
@@ -188,7 +188,7 @@ describe('what is refused', () => {
   afterAll(() => model.dispose())
   const generate = async (options: object) => (await refusal(() => model.generate([[1, 2]], options as GenerateOptions))).message
 
-  it('names the option, its value and what is allowed', async () => {
+  it('are rejected with their value and the allowed values if they are wrong', async () => {
     expect(await generate({ logitBias: { 20: 1 } })).toMatch(
       /an id of logitBias must be an integer at least 0 and at most 19, got 20/,
     )
@@ -211,7 +211,7 @@ describe('what is refused', () => {
     )
   })
 
-  it('ends a sequence alone when its processor fails', async () => {
+  it('end only the request whose processor fails', async () => {
     using scheduler = model.scheduler()
     const other = scheduler.add([1, 2], open)
     const failing: [GenerateOptions['logitsProcessor'], RegExp][] = [
@@ -233,7 +233,7 @@ describe('what is refused', () => {
     expect(scheduler.stats()).toMatchObject({ rows: 0, waiting: 0, cachedTokens: 0 })
   })
 
-  it('lets a request that waits for its processor be cancelled, and its signal end it', async () => {
+  it('allow a request to be cancelled or aborted inside its processor', async () => {
     using scheduler = model.scheduler()
     const stopped = scheduler.add([1, 2], { ...open, logitsProcessor: () => void stopped.cancel() })
     expect(await stopped.result()).toMatchObject({ tokens: [], finishReason: 'cancelled' })

@@ -56,7 +56,7 @@ describe.each([
     ['reference', 1e-12],
     ['cpu', 1e-5],
     [emulated, 1e-5],
-  ] as const)('every loop runs with its own (%s)', async (device, bound) => {
+  ] as const)('every loop uses a separate adapter (%s)', async (device, bound) => {
     using model = await adapted(config, device)
     const [base, adapter] = [await parametersOf(model), await adapterOf(model)]
     const scores = await model.score(sequences, { initialState: 'zeros' })
@@ -65,7 +65,7 @@ describe.each([
   })
 
   it.each(['none', 'loop', 'layer'] as const)(
-    'has the gradient of a loss: central differences, recompute %s',
+    'the gradient of a per-loop adapter agrees with central differences, recompute %s',
     async (recompute) => {
       using model = await adapted(config)
       const coefficients = sequences.map((ids, i) =>
@@ -84,7 +84,7 @@ describe.each([
     },
   )
 
-  it('layers that the loops do not run have one', async () => {
+  it('layers outside the loops have one adapter', async () => {
     using model = await adapted(config)
     const looped = model.architecture.loop.filter((step) => step.kind === 'block').length
     const outside = model.architecture.layers - looped
@@ -94,7 +94,7 @@ describe.each([
     expect(model.adapter!.perLoop).toBe(true)
   })
 
-  it('is saved and loaded to the last bit, and trains', async () => {
+  it('a per-loop adapter trains alone, and is saved and loaded bit for bit', async () => {
     using model = await LoopLM.create(config, { seed: 1 })
     using trainer = new RLTTTrainer(model, { weights: 'uniform', learningRate: 0.05, lora: { rank: 2, perLoop: true } })
     const before = await parametersOf(model)
@@ -123,7 +123,7 @@ it.each([
   ['shared', 'cpu'],
   ['per-loop', emulated],
   ['shared', emulated],
-] as const)('decodes rows that are at different loops of one pass, kv %s, on %s', async (kv, device) => {
+] as const)('per-loop adapters decode rows at different loops of one pass, kv %s, on %s', async (kv, device) => {
   using model = await adapted(ouro, device)
   const prompts = [[1, 10, 2], [4], [5, 6, 7, 8, 9]]
   const options = { maxNewTokens: 8, temperature: 0, stop: [], kv, exit: { rule: 'entropy', threshold: 2.2 } } as const
@@ -133,7 +133,7 @@ it.each([
   for (const [i, prompt] of prompts.entries()) expect((await model.generate([prompt], options))[0]).toEqual(together[i])
 })
 
-it.each(['cpu', emulated] as const)('samples with the log-probabilities that it scores with, on %s', async (device) => {
+it.each(['cpu', emulated] as const)('per-loop adapters sample with the log-probabilities of score, on %s', async (device) => {
   using model = await adapted(ouro, device)
   for (const more of [{}, { speculate: { loops: 1, tokens: 3 } }]) {
     const results = await model.generate([[1, 10], [3]], { maxNewTokens: 8, seed: 3, stop: [], exit: { rule: 'fixed' }, ...more })
@@ -143,7 +143,7 @@ it.each(['cpu', emulated] as const)('samples with the log-probabilities that it 
   }
 })
 
-it('has the gradient of the reference on cuda-emulated', async () => {
+it('per-loop adapters have the same gradient on cuda-emulated and reference', async () => {
   const gradients = async (device: DeviceName) => {
     using model = await adapted(ouro, device)
     const scored = await model.score(sequences)
@@ -154,7 +154,7 @@ it('has the gradient of the reference on cuda-emulated', async () => {
   for (const [name, values] of want) expect(relativeError(got.get(name)!, values), name).toBeLessThan(1e-4)
 })
 
-it('takes as many times the memory as there are loops', async () => {
+it('per-loop adapters take the memory of one adapter per loop', async () => {
   const wide = { ...ouro, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
   const bytes = async (perLoop: boolean) => {
     using model = await LoopLM.create(wide, { seed: 1 })
@@ -166,22 +166,22 @@ it('takes as many times the memory as there are loops', async () => {
   expect(own / shared).toBeCloseTo(3, 1)
 })
 
-describe('is refused by name where it is not defined', () => {
-  it('more loops than it has', async () => {
+describe('a per-loop adapter', () => {
+  it('rejects more loops than it has matrices for', async () => {
     using model = await adapted(ouro)
     const message = /the adapter has matrices for 3 loops, not for 4/
     expect((await refusal(() => model.score(sequences, { loops: 4 }))).message).toMatch(message)
     expect((await refusal(() => model.generate([[1]], { loops: 4 }))).message).toMatch(message)
     await model.score(sequences, { loops: 2 })
   })
-  it('merging', async () => {
+  it('cannot be merged', async () => {
     using model = await adapted(ouro)
     expect(await refusal(() => model.mergeAdapter())).toMatchObject({
       code: 'UNSUPPORTED',
       message: expect.stringContaining('every loop has its own adapter'),
     })
   })
-  it('a file of the other kind, in PEFT and here', async () => {
+  it('is not compatible with files of shared adapters', async () => {
     using model = await adapted(ouro, 'cpu')
     const folder = join(work, 'kinds')
     await model.saveAdapter(folder)

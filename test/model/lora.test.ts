@@ -55,7 +55,7 @@ const transpose = (x: ArrayLike<number>, m: number, n: number) =>
   Array.from({ length: m * n }, (_, i) => x[(i % m) * n + Math.floor(i / m)]!)
 
 describe('an adapter', () => {
-  it('starts as nothing, and A is uniform in ±1/√in', async () => {
+  it('changes nothing at first, and A is uniform in ±1/√in', async () => {
     const model = await LoopLM.create(config, { seed: 1 })
     const { logprobs } = await model.score(sequences)
     await model.addAdapter(options)
@@ -108,7 +108,7 @@ describe('an adapter', () => {
       expectRounded(got, of, (scored) => scored.logprobs[0]!.slice(-10))
   })
 
-  it('has the gradient of the loss: central differences through an independent model', async () => {
+  it('has a gradient that agrees with central differences through an independent model', async () => {
     const model = await adapted()
     const coefficients = sequences.map((s, i) => Float64Array.from({ length: 3 * (s.length - 1) }, (_, n) => Math.cos(n + i)))
     await model.backward(sequences, coefficients)
@@ -134,7 +134,7 @@ describe('an adapter', () => {
   it.each<[DeviceName, ModelDType, number]>([
     ['reference', 'float64', 1e-10],
     ['cpu', 'float32', 1e-4],
-  ])('has the chain rule of the merged model’s gradient (%s)', async (device, dtype, bound) => {
+  ])('has the gradient of the merged model by the chain rule (%s)', async (device, dtype, bound) => {
     const model = await adapted({ device, dtype })
     const merged = await model.mergeAdapter()
     const coefficients = sequences.map((s) => Array<number>(3 * (s.length - 1)).fill(-0.1))
@@ -153,7 +153,7 @@ describe('an adapter', () => {
     }
   })
 
-  it.each(all)('of %s alone has the parameters of that projection', async (module) => {
+  it.each(all)('has only the parameters of the target module %s', async (module) => {
     const model = await adapted({ device: 'reference' }, { targetModules: [module] })
     expect(model.adapter!.parameters).toHaveLength(4)
     expect(model.adapter!.parameters.every(({ name }) => name.includes(`.${module}.lora_`))).toBe(true)
@@ -163,7 +163,7 @@ describe('an adapter', () => {
     )
   })
 
-  it('is all that an optimizer moves and remembers', async () => {
+  it('is the only part that an optimizer updates and stores', async () => {
     const wide = { ...config, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
     const model = await LoopLM.create(wide, { seed: 1 })
     await model.addAdapter({ rank: 2 })
@@ -183,7 +183,7 @@ describe('an adapter', () => {
     expect(memory().bytes - held).toBeLessThan(6 * 2 ** 20)
   })
 
-  it('leaves the model’s own parameters to be shared by its clones until somebody writes', async () => {
+  it('lets clones share the base parameters until one is changed', async () => {
     const wide = { ...config, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
     const model = await LoopLM.create(wide, { seed: 1 })
     await model.addAdapter({ rank: 2 })
@@ -202,7 +202,7 @@ describe('an adapter', () => {
     expect((await model.score(sequences)).logprobs).toEqual(logprobs)
   })
 
-  it('comes and goes; an optimizer of what was trained before is refused in between', async () => {
+  it('can be added and removed; an optimizer made without it is rejected meanwhile', async () => {
     const model = await LoopLM.create(config, { seed: 1 })
     const { logprobs } = await model.score(sequences)
     const optimizer = new AdamW(model)
@@ -229,7 +229,7 @@ describe('an adapter', () => {
   })
 })
 
-it('the options of an adapter are named where they are unknown or wrong', async () => {
+it('addAdapter rejects unknown or wrong options by name', async () => {
   using model = await LoopLM.create(config)
   const add = async (options: object) => {
     const error = await refusal(() => model.addAdapter(options))
@@ -254,7 +254,7 @@ function header(path: string): Record<string, { shape: number[]; dtype: string }
 }
 
 describe('adapter files', () => {
-  it.each(['float32', 'bfloat16'] as const)('are PEFT’s and come back exactly (%s)', async (dtype) => {
+  it.each(['float32', 'bfloat16'] as const)('have the format of PEFT and load exactly (%s)', async (dtype) => {
     const folder = join(scratch, dtype)
     const model = await adapted({ dtype }, { targetModules: ['v_proj', 'q_proj', 'down_proj'] })
     await model.saveAdapter(folder)
@@ -287,7 +287,7 @@ describe('adapter files', () => {
     ['a rank that the file has not', { r: 2 }, /lora_A.*shape/],
     ['a rank that would need more memory than the file has', { r: 2 ** 20 }, /cannot hold/],
     ['modules that the file has not', { target_modules: ['q_proj', 'k_proj'] }, /missing/],
-  ])('are refused with the field: %s', async (_, change, message) => {
+  ])('are rejected by field: %s', async (_, change, message) => {
     const folder = join(scratch, 'refused')
     await (await adapted({ dtype: 'float32' }, { targetModules: ['q_proj'] })).saveAdapter(folder)
     const path = join(folder, 'adapter_config.json')
@@ -342,12 +342,12 @@ describe('adapter_config.json', () => {
     { runtime_config: { ephemeral_gpu_offload: false } },
     { modules_to_save: [], layers_to_transform: [], exclude_modules: [] },
     { of_a_later_version: null },
-  ])('with %o loads', async (change) => {
+  ])('loads with %o', async (change) => {
     expect(await load(change)).toEqual(trained)
   })
 
   it.each(['pissa', 'pissa_niter_16', 'PiSSA', 'olora', 'loftq', 'corda', 'lora_ga', 'of a later version', 1, ['gaussian']])(
-    'with init_lora_weights %o is refused: the base model was changed',
+    'is rejected with init_lora_weights %o, which changes the base model',
     async (init_lora_weights) => {
       const error = await refusal(() => load({ init_lora_weights }))
       expect(error.code).toBe('INVALID_FILE')
@@ -386,7 +386,7 @@ describe('adapter_config.json', () => {
     ['task_type', 'SEQ_CLS'],
     ['of_a_later_version', 'yes'],
     ['a_number', 0],
-  ])('with %s %o is refused by the name of the field', async (field, value) => {
+  ])('is rejected by the name of the field: %s %o', async (field, value) => {
     const error = await refusal(() => load({ [field]: value }))
     expect(error).toMatchObject({ code: 'INVALID_FILE', message: expect.stringContaining(`field "${field}"`) })
   })
@@ -413,7 +413,7 @@ describe('trainers with lora', () => {
     ['Stage I', 'bfloat16', (m, more) => new PretrainTrainer(m, { ...base, batchSize: 6, ...more })],
   ]
 
-  it.each(trainers)('%s in %s moves the adapter alone and resumes bit for bit', async (name, dtype, make) => {
+  it.each(trainers)('%s in %s trains only the adapter and resumes bit for bit', async (name, dtype, make) => {
     const fresh = () => LoopLM.create(config, { seed: 2, dtype })
     const straight = await fresh()
     const before = await parametersOf(straight)
@@ -431,7 +431,7 @@ describe('trainers with lora', () => {
     expect(await adapterOf(resumed)).toEqual(trained)
   })
 
-  it('LoopRPT follows the chain rule of the merged model’s gradient, in every term', async () => {
+  it('LoopRPT has the gradient of the merged model by the chain rule', async () => {
     const model = await adapted()
     const merged = await model.mergeAdapter()
     const teacher = await LoopLM.create(config, { seed: 9, device: 'reference' })
@@ -448,7 +448,7 @@ describe('trainers with lora', () => {
     }
   })
 
-  it('continues an adapter that was loaded, without the option too, and refuses one that does not fit', async () => {
+  it('continue a loaded adapter, with or without the option lora, unless it does not fit', async () => {
     const folder = join(scratch, 'continued')
     const first = await LoopLM.create(config, { seed: 1 })
     await new PretrainTrainer(first, base).update({ sequences })
@@ -465,7 +465,7 @@ describe('trainers with lora', () => {
     })
   })
 
-  it('refuses dropout and Stage II by name', async () => {
+  it('reject dropout and Stage II by name', async () => {
     const model = await LoopLM.create(config)
     expect(() => new PretrainTrainer(model, { ...base, stage: 2 })).toThrow(/lora: stage 2 trains/)
     const dropout = { lora: { dropout: 0.1 } } as never

@@ -34,7 +34,7 @@ const config = {
 }
 
 describe('deviceMemory', () => {
-  it('is the host for devices that compute there, and free memory is a part of it', () => {
+  it('reports the memory of the host for CPU devices, with free at most total', () => {
     for (const device of [undefined, 'cpu', 'reference'] as const) {
       const { free, total } = deviceMemory(device)
       expect(free).toBeGreaterThan(0)
@@ -43,7 +43,7 @@ describe('deviceMemory', () => {
     }
   })
 
-  it('refuses a device that is not there', async () => {
+  it('rejects an unknown or missing device', async () => {
     expect((await refusal(() => deviceMemory('tpu' as never))).code).toBe('INVALID_ARGUMENT')
     expect((await refusal(() => deviceMemory('cuda:99'))).code).toBe('UNSUPPORTED')
   })
@@ -56,7 +56,7 @@ describe('deviceMemory', () => {
 })
 
 describe('a process with little memory', () => {
-  it('runs prompts in turn that do not fit together, to the same tokens', () => {
+  it('runs prompts in turn if they do not fit together, with the same tokens', () => {
     const script = `
       const model = await LoopLM.create(config, { seed: 1, threads: 2 })
       const prompts = Array.from({ length: 24 }, (_, i) => [i % 20, 3])
@@ -71,7 +71,7 @@ describe('a process with little memory', () => {
     expect(together).toEqual(few)
   })
 
-  it('runs rows in waves whose passes do not fit together, to the same tokens', () => {
+  it('runs rows in waves if one pass does not fit, with the same tokens', () => {
     const script = `
       const wide = { ...config, hidden_size: 16, intermediate_size: 65_536, num_hidden_layers: 1, total_ut_steps: 2 }
       const model = await LoopLM.create(wide, { seed: 1, threads: 2 })
@@ -88,7 +88,7 @@ describe('a process with little memory', () => {
     expect(underLimit('-d 700000', script)).toEqual([1024, true])
   })
 
-  it('refuses a request that can never fit, fails one alone that does not fit now, and the others go on', () => {
+  it('rejects a request that can never fit, and fails one that does not fit now', () => {
     const script = `
       const model = await LoopLM.create(config, { seed: 1, threads: 2 })
       const greedy = { temperature: 0, stop: [] }
@@ -111,7 +111,7 @@ describe('a process with little memory', () => {
     expect(results).toEqual(alone)
   })
 
-  it('fails a step of which one rollout alone does not fit, and names the options that help', () => {
+  it('fails a step if one rollout does not fit, and names options that help', () => {
     const script = `
       const { RLTTTrainer, Tokenizer } = await import(${JSON.stringify(index)})
       const model = await LoopLM.create(config, { seed: 1, threads: 2 })
@@ -128,7 +128,7 @@ describe('a process with little memory', () => {
     expect(message).not.toMatch(/kv/)
   })
 
-  it('says what helps the operation that failed, and the next call is that of a new process', () => {
+  it('names what helps after a failure, and the next call works as before', () => {
     const script = `
       const model = await LoopLM.create(config, { seed: 1, threads: 2 })
       const long = [Array.from({ length: 200_000 }, (_, i) => i % 20)]
@@ -150,7 +150,7 @@ describe('a process with little memory', () => {
     for (const [code] of [scored, back, again]) expect(code).toBe('OUT_OF_MEMORY')
   })
 
-  it('that gives no further thread is an error, not the end', () => {
+  it('fails with an error if no further thread can start', () => {
     const script = `
       const many = await failure(() => LoopLM.create(config, { threads: 1024 }))
       const model = await LoopLM.create(config, { threads: 2 })
@@ -175,7 +175,7 @@ describe('a group of completions larger than a micro-batch', () => {
   }
   const objective = (tokensPerMicroBatch: number) => ({ terms: [{}], tokensPerMicroBatch })
 
-  it('is cut: its activations do not grow with the group', async () => {
+  it('is split, so its activations do not grow with the group', async () => {
     const peak = async (group: number) => {
       using model = await LoopLM.create(sizes, { seed: 2 })
       await model.accumulateLoss(batchOf(1), objective(160)) // takes the memory of gradients

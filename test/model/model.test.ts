@@ -73,7 +73,7 @@ describe.each(places)('a model on $device in $dtype', (place) => {
     expect(loaded.endTokens).toEqual([0, 3])
   })
 
-  it('has gradients that move the loss down, and an optimizer that empties them', async () => {
+  it('lowers its loss by an optimizer step, which zeroes the gradients', async () => {
     using model = await LoopLM.create(small, place)
     using optimizer = new AdamW(model, { learningRate: 1e-2 })
     const loss = async () => {
@@ -92,7 +92,7 @@ describe.each(places)('a model on $device in $dtype', (place) => {
 })
 
 describe('gradients', () => {
-  it('of given coefficients agree with differences of the scores in float64', async () => {
+  it('agree with central differences of the scores in float64', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const weight = (i: number, k: number) => Math.sin(3 * i + k + 1)
     const loss = async () => {
@@ -122,7 +122,7 @@ describe('gradients', () => {
     }
   })
 
-  it('belong to the scores that they come from, whatever was scored since', async () => {
+  it('belong to their scores, even if other sequences were scored since', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const ones = (rows: readonly ArrayLike<number>[]) => rows.map((row) => Array.from(row, () => -1))
     const [first, second] = await Promise.all([
@@ -181,7 +181,7 @@ describe('the loss core', () => {
   const batch = { sequences, promptLengths: [2, 1, 3], terms: [{ advantages, lengthNormalizers }], lengthNormalizers }
   const last = { kind: 'one-hot' } as const
 
-  it('of REINFORCE on the last loop is what its definition says', async () => {
+  it('computes REINFORCE on the last loop by its definition', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
     const metrics = await model.accumulateLoss(batch, { terms: [{ weights: last }] })
@@ -210,7 +210,7 @@ describe('the loss core', () => {
       for (const [k, g] of gradient.entries()) expect(g).toBeCloseTo(wanted.get(name)![k]!, 10)
   })
 
-  it('takes reference and old log-probabilities of the last loop or of all loops, and nothing else', async () => {
+  it('accepts reference and old log-probabilities of the last loop or of all loops', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { logprobs } = await model.score(sequences)
     const ofLast = logprobs.map((row, i) => row.slice(2 * (sequences[i]!.length - 1)))
@@ -233,7 +233,7 @@ describe('the loss core', () => {
 })
 
 describe('scores', () => {
-  it('of fewer loops are the first loops of more', async () => {
+  it('for fewer loops equal the first loops of a deeper run', async () => {
     using model = await LoopLM.create(small)
     const all = await model.score(sequences)
     const two = await model.score(sequences, { loops: 2 })
@@ -245,7 +245,7 @@ describe('scores', () => {
     expect(six.loops).toBe(6)
   })
 
-  it('of the last loop alone are the last row, and prompt rows read as 0', async () => {
+  it('with lastLoop are the last row, and 0 inside the prompt', async () => {
     using model = await LoopLM.create(small)
     const all = await model.score(sequences)
     const last = await model.score(sequences, { lastLoop: true, promptLengths: [3, 2, 4] })
@@ -284,7 +284,7 @@ describe('scores', () => {
     }
   })
 
-  it('over the whole vocabulary are a distribution, and none before a response', async () => {
+  it('with all topLogprobs form a distribution, and are empty inside the prompt', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
     const { topLogprobs } = await model.score(sequences, { topLogprobs: 29, lastLoop: true, promptLengths: [3, 2, 4] })
     for (const [i, lists] of topLogprobs!.entries())
@@ -301,7 +301,7 @@ describe('scores', () => {
     expect(await one.score(sequences)).toEqual(await two.score(sequences))
   })
 
-  it('run in the order of the calls, before a step that is made after them', async () => {
+  it('run in the order of the calls, before a later optimizer step', async () => {
     using model = await LoopLM.create(small)
     using optimizer = new AdamW(model, { learningRate: 0.1 })
     const want = await model.score(sequences)
@@ -313,7 +313,7 @@ describe('scores', () => {
 })
 
 describe('parameters', () => {
-  it('are a function of the seed, and clones are their own', async () => {
+  it('depend only on the seed, and clones have separate copies', async () => {
     using a = await LoopLM.create(small, { seed: 1 })
     using b = await LoopLM.create(small, { seed: 1 })
     using c = await LoopLM.create(small, { seed: 2 })
@@ -327,7 +327,7 @@ describe('parameters', () => {
     expect((await copy.getParameter(name))[0]).toBe(0.25)
   })
 
-  it('have the checkpoint names and shapes, and add up', async () => {
+  it('have the names and shapes of checkpoints, and sum to parameterCount', async () => {
     using model = await LoopLM.create(small)
     const parameters = new Map(model.parameters().map(({ name, shape }) => [name, shape]))
     expect(parameters.get('model.embed_tokens.weight')).toEqual([29, 16])
@@ -339,7 +339,7 @@ describe('parameters', () => {
     expect(tied.parameterCount).toBe(total - 29 * 16)
   })
 
-  it('are refused under an unknown name, with a wrong size and when not finite', async () => {
+  it('are rejected with an unknown name, a wrong size or a non-finite value', async () => {
     using model = await LoopLM.create(small)
     expect((await refusal(() => model.getParameter('lm_head'))).code).toBe('NOT_FOUND')
     expect((await refusal(() => model.setParameter('model.norm.weight', [1]))).message).toMatch(/\[16\] = 16/)
@@ -370,7 +370,7 @@ describe('the optimizer', () => {
     expect(await resumed.score(sequences)).toEqual(await model.score(sequences))
   })
 
-  it('refuses options that are not numbers in range, by name', async () => {
+  it('rejects options that are not numbers in range, by name', async () => {
     using model = await LoopLM.create(small)
     expect((await refusal(() => new AdamW(model, { learningRate: Number.NaN }))).message).toMatch(/learningRate.*NaN/)
     expect((await refusal(() => new AdamW(model, { betas: [0.9, 1] }))).message).toMatch(/betas\[1\]/)
@@ -382,7 +382,7 @@ describe('the optimizer', () => {
 })
 
 describe('arguments', () => {
-  it('that are wrong are named with their value and what is allowed', async () => {
+  it('are rejected with their value and the allowed values if they are wrong', async () => {
     using model = await LoopLM.create(small)
     const score = (value: unknown, options = {}) => refusal(() => model.score(value as number[][], options))
     expect((await score([])).message).toMatch(/LoopLM\.score: sequences is empty/)
@@ -412,7 +412,7 @@ describe('arguments', () => {
     expect((await refusal(() => fresh.backward(rows))).message).toMatch(/call score first/)
   })
 
-  it('of another type are named, with what they must be and what was given', async () => {
+  it('are rejected with the expected and the given type if the type is wrong', async () => {
     using model = await LoopLM.create(small)
     const rows = sequences.map(({ length }) => new Float32Array(3 * (length - 1)))
     const name = 'model.early_exit_gate.bias'
@@ -465,7 +465,7 @@ describe('arguments', () => {
     expect((await refusal(() => LoopLM.create(nothing))).message).toMatch(/config must be an object with vocab_size.*got null/)
   })
 
-  it('that there are not are refused by name, with the nearest one', async () => {
+  it('are rejected by name with a suggestion if they are unknown', async () => {
     using model = await LoopLM.create(small)
     using optimizer = new AdamW(model)
     const rows = sequences.map(({ length }) => new Float32Array(3 * (length - 1)))
@@ -501,7 +501,7 @@ describe('arguments', () => {
     expect(await optimizer.step({ learningRate: undefined, only: ['model.norm.weight'] })).toEqual({ gradNorm: 0 })
   })
 
-  it('of a configuration that are nearly a known field are refused by create, other unknown ones are kept', async () => {
+  it('in a configuration are rejected if nearly a known field; other unknown fields are kept', async () => {
     for (const [field, known] of [
       ['total_ut_step', 'total_ut_steps'],
       ['totalUtSteps', 'total_ut_steps'],
@@ -533,7 +533,7 @@ describe('arguments', () => {
     expect(loaded.config).toMatchObject({ total_ut_steps: 3, total_ut_step: 2 })
   })
 
-  it('of a configuration are refused field by field', async () => {
+  it('in a configuration are rejected field by field', async () => {
     const create = (fields: object) => refusal(() => LoopLM.create({ ...small, ...fields }))
     for (const [fields, name] of [
       [{ hidden_size: undefined }, /hidden_size/],
@@ -566,7 +566,7 @@ describe('arguments', () => {
     expect((await refusal(() => LoopLM.create(small, { dtype: 'float64' }))).code).toBe('UNSUPPORTED')
   })
 
-  it('accepts only the sizes; the rest has defaults', async () => {
+  it('in a configuration need only the sizes; all others have defaults', async () => {
     using model = await LoopLM.create({
       vocab_size: 8,
       hidden_size: 8,
@@ -616,7 +616,7 @@ describe('checkpoints', () => {
     expect(readdirSync(join(folder, 'nested'))).toEqual(['full']) // no temporary folder is left
   })
 
-  it('of a float32 model saved as bfloat16 load as their rounded values', async () => {
+  it('saved as bfloat16 from float32 load as the rounded values', async () => {
     const path = join(folder, 'narrow')
     using model = await LoopLM.create(small)
     await model.save(path, { dtype: 'bfloat16' })
@@ -630,7 +630,7 @@ describe('checkpoints', () => {
     expect((await refusal(() => model.save(path, { dtype: 'float64' }))).code).toBe('INVALID_ARGUMENT')
   })
 
-  it('keep their dtype: bfloat16 where the files hold nothing else, float32 otherwise', async () => {
+  it('load as bfloat16 if the files hold nothing else, and as float32 otherwise', async () => {
     const path = join(folder, 'own-dtype')
     using model = await LoopLM.create(small)
     const dtype = async (device?: 'reference') => {
@@ -651,7 +651,7 @@ describe('checkpoints', () => {
     expect(await dtype()).toBe('float32')
   })
 
-  it('hold F32, F16 and BF16 side by side and in several shards, each tensor once', async () => {
+  it('can mix F32, F16 and BF16 in several shards, with each tensor once', async () => {
     const path = join(folder, 'mixed')
     using model = await LoopLM.create(small)
     for (const { name, shape } of model.parameters())
@@ -681,7 +681,7 @@ describe('checkpoints', () => {
     expect(message).toContain(`b.safetensors: tensor "${tensors[5]!.name}": is also in ${join(path, 'a.safetensors')}`)
   })
 
-  it('may repeat a tied head, but not another one', async () => {
+  it('may repeat a tied head, but not with other values', async () => {
     const path = join(folder, 'tied')
     using model = await LoopLM.create({ ...small, tie_word_embeddings: true })
     await model.save(path)
@@ -699,7 +699,7 @@ describe('checkpoints', () => {
     )
   })
 
-  it('in shards are read through their index, which cannot name files elsewhere', async () => {
+  it('are read through the shard index, which cannot name files elsewhere', async () => {
     const path = join(folder, 'sharded')
     using model = await LoopLM.create(small)
     await model.save(path)
@@ -723,7 +723,7 @@ describe('checkpoints', () => {
     expect((await refusal(() => LoopLM.fromPretrained(path))).code).toBe('NOT_FOUND')
   })
 
-  it('that are damaged are refused with file and field, and cost no memory', async () => {
+  it('are rejected with file and field if damaged, and hold no memory', async () => {
     const path = join(folder, 'damaged')
     using model = await LoopLM.create(small)
     await model.save(path)
@@ -755,7 +755,7 @@ describe('checkpoints', () => {
 })
 
 describe('a disposed model', () => {
-  it('gives its memory back, refuses calls, and lets calls under way end', async () => {
+  it('frees its memory, rejects new calls and lets running calls finish', async () => {
     await collectGarbage()
     const before = memory().bytes
     const model = await LoopLM.create(small)

@@ -40,7 +40,7 @@ describe.each(places)('on %s in %s', (device, dtype) => {
     ['gradients whose squares overflow', {}, wide ? 1e156 : 1e22],
     ['a maxGradNorm beyond the range', { maxGradNorm: 1e300 }, wide ? 1e156 : 1e22],
   ]
-  it.each(cases)('%s changes nothing', async (_, options, size) => {
+  it.each(cases)('a step with %s fails and changes nothing', async (_, options, size) => {
     using model = await make(device, dtype)
     using optimizer = new AdamW(model, { learningRate: 1e-3 })
     await accumulate(model)
@@ -75,7 +75,7 @@ describe.each(places)('on %s in %s', (device, dtype) => {
     ['maxGradNorm 1e-300', { maxGradNorm: 1e-300 }],
     ['maxGradNorm 1e300', { maxGradNorm: 1e300 }],
   ]
-  it.each(harmless)('%s gives finite parameters', async (_, options) => {
+  it.each(harmless)('steps with %s leave finite parameters', async (_, options) => {
     using model = await make(device, dtype)
     using optimizer = new AdamW(model, options)
     for (let step = 0; step < 3; step++) {
@@ -87,7 +87,7 @@ describe.each(places)('on %s in %s', (device, dtype) => {
     expect((await everyValue(model)).every(Number.isFinite)).toBe(true)
   })
 
-  it('a trainer says which step, and its model goes on', async () => {
+  it('a trainer names the failed step, and its model stays usable', async () => {
     using model = await make(device, dtype)
     const before = await parametersOf(model)
     using trainer = new PretrainTrainer(model, { learningRate: 1e300, schedule: 'linear', steps: 2 })
@@ -99,7 +99,7 @@ describe.each(places)('on %s in %s', (device, dtype) => {
     await expect(next.update({ sequences })).resolves.toHaveProperty('loss')
   })
 
-  it.each([1e300, -1e300, 1e39])('advantages of %f change nothing, or nothing that is not finite', async (size) => {
+  it.each([1e300, -1e300, 1e39])('advantages of %f fail without a change or leave finite parameters', async (size) => {
     using model = await make(device, dtype)
     const before = await parametersOf(model)
     using trainer = new RLTTTrainer(model, { groupSize: 4, learningRate: 1e-3 })
@@ -113,7 +113,7 @@ describe.each(places)('on %s in %s', (device, dtype) => {
     expect((await everyValue(model)).every(Number.isFinite)).toBe(true)
   })
 
-  it('a parameter takes no value outside its range', async () => {
+  it('setParameter rejects a value outside the range of the dtype', async () => {
     using model = await make(device, dtype)
     const name = 'model.early_exit_gate.bias'
     const highest = { float32: 3.4028234663852886e38, bfloat16: 3.3895313892515355e38, float64: Number.MAX_VALUE }[dtype]
@@ -126,8 +126,8 @@ describe.each(places)('on %s in %s', (device, dtype) => {
   })
 })
 
-describe('the bounds of a step follow', () => {
-  it('parameters that were set', async () => {
+describe('the range check of a step', () => {
+  it('uses parameters that were set', async () => {
     using model = await make('cpu', 'float32')
     using optimizer = new AdamW(model, { learningRate: 1e-3 })
     await accumulate(model)
@@ -143,7 +143,7 @@ describe('the bounds of a step follow', () => {
     await expect(optimizer.step()).resolves.toHaveProperty('gradNorm')
   })
 
-  it('moments that were loaded', async () => {
+  it('uses moments that were loaded', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-range-'))
     const path = join(folder, 'optimizer.safetensors')
     using model = await make('cpu', 'float32')

@@ -51,14 +51,14 @@ describe('the last position of a model', () => {
           rewards: s.map((_, i) => i),
         }),
     ],
-  ] as const)('%s takes a sequence that ends there, and refuses a longer one', async (_, run) => {
+  ] as const)('%s accepts a sequence that ends there and rejects a longer one', async (_, run) => {
     await run(model, [sequence(3), sequence(positions)])
     const { code, message } = await refusal(() => run(model, [sequence(3), sequence(positions + 1)]))
     expect(code).toBe('INVALID_ARGUMENT')
     expect(message).toMatch(/sequences\[1\] has 25 tokens.*24 positions \(max_position_embeddings.*Shorten/)
   })
 
-  it('ends generation, with reason length, however many tokens were asked for', async () => {
+  it('ends generation with the reason length, for any maxNewTokens', async () => {
     const prompts = [sequence(20), sequence(5), sequence(positions - 1)]
     for (const kv of ['per-loop', 'shared'] as const) {
       const results = await model.generate(prompts, { ...open, kv, maxNewTokens: 10 })
@@ -80,7 +80,7 @@ describe('the last position of a model', () => {
     expect(tokens).toHaveLength(2)
   })
 
-  it('leaves no room behind a prompt that reaches it: generate, stream and a scheduler refuse it', async () => {
+  it('makes generate, stream and schedulers reject a prompt that reaches it', async () => {
     const prompt = sequence(positions)
     using scheduler = model.scheduler()
     for (const run of [
@@ -101,7 +101,7 @@ describe('the last position of a model', () => {
 })
 
 // Their loops may exceed the configuration's; their positions may not.
-it.each(readdirSync(families))('%s has a last position too', async (name) => {
+it.each(readdirSync(families))('%s rejects sequences beyond its last position', async (name) => {
   using model = await LoopLM.fromPretrained(join(families, name), { device: 'cpu', dtype: 'float32' })
   const long = Array.from({ length: model.config.max_position_embeddings + 1 }, () => 1)
   using scheduler = model.scheduler()

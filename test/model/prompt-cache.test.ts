@@ -39,7 +39,7 @@ async function inTurn(scheduler: Scheduler, own: readonly number[][] = prompts, 
 }
 
 describe.each(targets)('on $device in $dtype', ({ device, dtype }) => {
-  it.each(triedOn(device, readdirSync(root)))('%s: the same bits with what others have run', async (name) => {
+  it.each(triedOn(device, readdirSync(root)))('%s: reusing prompts of earlier requests gives the same bits', async (name) => {
     using model = await LoopLM.fromPretrained(join(root, name), { device, dtype })
     using plain = model.scheduler({ prefillTokens: 7 })
     using caching = model.scheduler({ prefillTokens: 7, promptCache: true })
@@ -55,7 +55,7 @@ describe.each(targets)('on $device in $dtype', ({ device, dtype }) => {
   })
 })
 
-describe('a cache of prompts', () => {
+describe('a prompt cache', () => {
   const open = async (more: object = {}) =>
     LoopLM.create({ ...tinyConfig, num_hidden_layers: 2, ...more }, { device: 'cpu', seed: 3 })
   const random = (seed: number) => () => {
@@ -78,7 +78,7 @@ describe('a cache of prompts', () => {
     )
   })
 
-  it('goes on where the request that runs what others wait for is cancelled', async () => {
+  it('continues if the request that computes a shared prompt is cancelled', async () => {
     using model = await open()
     const [expected] = await model.generate([prompts[3]!], options)
     using scheduler = model.scheduler({ promptCache: true, prefillTokens: 2 })
@@ -90,7 +90,7 @@ describe('a cache of prompts', () => {
     expect(scheduler.stats().cachedTokens).toBe(scheduler.stats().retained)
   })
 
-  it('keeps at most maxTokens, and drops what was not used for the longest time', async () => {
+  it('keeps at most maxTokens and drops the least recently used prompt', async () => {
     using model = await open()
     using scheduler = model.scheduler({ promptCache: { maxTokens: 50 } })
     const others = [2, 3, 4].map((first) => [first, ...beginning, 1])
@@ -102,7 +102,7 @@ describe('a cache of prompts', () => {
     expect(reused).toEqual([19, 0])
   })
 
-  it('does not hold back requests: what nobody uses makes room', async () => {
+  it('makes room for requests by dropping unused entries', async () => {
     using model = await open()
     using scheduler = model.scheduler({ promptCache: true, maxTokens: 48 })
     const long = [...Array(45).keys()].map((i) => i % 10)
@@ -129,7 +129,7 @@ describe('a cache of prompts', () => {
     expect((await inTurn(seeded, [prompts[0]!])).reused).toEqual([20])
   })
 
-  it('serves conversations of many turns side by side, whose beginnings lie in many runs', async () => {
+  it('serves conversations of many turns side by side', async () => {
     using model = await open({ max_position_embeddings: 1024 })
     using plain = model.scheduler()
     using caching = model.scheduler({ promptCache: true })
@@ -149,7 +149,7 @@ describe('a cache of prompts', () => {
     expect(reused).toBeGreaterThan(3 * prefilled)
   })
 
-  it.each([1, 2, 3])('stands what comes: others, cancellations, little room (%i)', async (seed) => {
+  it.each([1, 2, 3])('gives the same bits with random requests, cancellations and little room (seed %i)', async (seed) => {
     using model = await open()
     using plain = model.scheduler()
     using caching = model.scheduler({ promptCache: { maxTokens: 60 }, maxTokens: 200, maxRows: 4, prefillTokens: 5 })
@@ -176,7 +176,7 @@ describe('a cache of prompts', () => {
     expect(cachedTokens).toBe(retained)
   })
 
-  it('says what it cannot do', async () => {
+  it('rejects invalid or unsupported options by name', async () => {
     using model = await open()
     const create = (more: SchedulerOptions) => () => model.scheduler({ promptCache: true, ...more })
     expect((await refusal(create({ kv: 'shared' }))).message).toContain('promptCache: continuing a prompt needs the keys')

@@ -40,7 +40,7 @@ describe.each([
   const load = (options: LoadOptions = {}) =>
     LoopLM.fromPretrained(join(folder, 'model'), { dtype, quantize, groupSize: 32, ...options })
 
-  it('keeps every weight to half a step of its group, and norms, gate and embedding as they are', async () => {
+  it('keeps every weight within a step of its group, and norms, gate and embedding unchanged', async () => {
     using model = await load()
     using original = await LoopLM.fromPretrained(join(folder, 'model'), { dtype })
     for (const { name, shape } of original.parameters()) {
@@ -75,7 +75,7 @@ describe.each([
       expect(results.map(({ tokens }) => tokens)).toEqual((await plain.generate(prompts, options)).map(({ tokens }) => tokens))
   })
 
-  it('rounds activations to 8 bits by itself, as the reference does when asked, and each row alone', async () => {
+  it('rounds activations to 8 bits by default, each row alone, like the reference', async () => {
     using model = await load()
     using asked = await load({ activations: 'int8' })
     using float = await load({ activations: 'float' })
@@ -100,7 +100,7 @@ describe.each([
     expect(difference(await logprobs(float), await logprobs(exactly))).toBeLessThan(1e-5)
   })
 
-  it('has of a tied head the rows that a separate head with the same values would have', async () => {
+  it('quantizes a tied head like a separate head with the same values', async () => {
     const options = { dtype, quantize, groupSize: 32 } as const
     using tied = await LoopLM.create({ ...config, tie_word_embeddings: true }, { ...options, seed: 3 })
     using source = await LoopLM.create({ ...config, tie_word_embeddings: true }, { dtype, seed: 3 })
@@ -118,7 +118,7 @@ describe.each([
     expect(await source.score(sequences)).not.toEqual(want)
   })
 
-  it('takes less memory and refuses to train', async () => {
+  it('takes less memory and rejects training', async () => {
     const before = memory().bytes
     using model = await load()
     const taken = memory().bytes - before
@@ -134,7 +134,7 @@ describe.each([
   })
 })
 
-it('int4-asymmetric has less error than int4 in as many bytes, also where weights are not around 0', async () => {
+it('int4-asymmetric has less error than int4 in as many bytes, also for shifted weights', async () => {
   /** Σ (w - quantized w)² over the matrices of the blocks, and the bytes of the model. */
   const errors = async (quantize: 'int4' | 'int4-asymmetric', path: string) => {
     const before = memory().bytes
@@ -167,7 +167,7 @@ it('int4-asymmetric has less error than int4 in as many bytes, also where weight
   expect((await errors('int4-asymmetric', shifted)).sum).toBeLessThan(0.25 * (await errors('int4', shifted)).sum)
 })
 
-it('a width that groups do not divide, a wrong word and a device without such products are refused by name', async () => {
+it('quantize options that are unknown or do not fit are rejected by name', async () => {
   const message = async (options: object, sizes: object = {}) =>
     (await refusal(() => LoopLM.create({ ...config, ...sizes }, options))).message
   expect(await message({ quantize: 'int4', groupSize: 64 })).toMatch(/groups of 64 do not fit.*64, 64 and 96/)
@@ -207,7 +207,7 @@ describe.each([
     await model.save(name())
   })
 
-  it('gives the model that was saved, to the last bit, and as often as it is saved again', async () => {
+  it('loads bit for bit, and saving it again gives the same files', async () => {
     using model = await make()
     using loaded = await LoopLM.fromPretrained(name(), { dtype })
     expect(loaded.quantization).toEqual({ bits, groupSize: 32, ...asymmetric })
@@ -221,7 +221,7 @@ describe.each([
     expect(await config(`${name()}-again`)).toEqual(await config(name()))
   })
 
-  it('says so in config.json, and has no tensor that a reader of plain weights takes for one', async () => {
+  it('declares the quantization in config.json, and has no tensors that look like plain weights', async () => {
     const { quantization_config } = JSON.parse(await readFile(join(name(), 'config.json'), 'utf8'))
     expect(quantization_config).toEqual({ quant_method: 'looplm', bits, group_size: 32, ...asymmetric })
     const tensors = await tensorsOf(join(name(), 'model.safetensors'))
@@ -240,7 +240,7 @@ describe.each([
     expect('lm_head.weight' in tensors).toBe(!tied) // a tied head is made from the embedding, which keeps its dtype
   })
 
-  it('is written plain on request, with the values of its codes', async () => {
+  it('is saved dequantized on request, with the values of its codes', async () => {
     using model = await LoopLM.fromPretrained(name(), { dtype })
     await model.save(`${name()}-plain`, { dequantize: true })
     using plain = await LoopLM.fromPretrained(`${name()}-plain`, { dtype })
@@ -256,7 +256,7 @@ describe.each([
     }
   })
 
-  it('is not quantized again, and means in float64 what it means here', async () => {
+  it('cannot be quantized again, and has the same values in float64', async () => {
     const attempt = (options: object) => refusal(() => LoopLM.fromPretrained(name(), options))
     expect((await attempt({ quantize: 'int4' })).message).toMatch(
       /is quantized already \(\d bits(, asymmetric)?, groups of 32\): omit quantize/,
@@ -280,7 +280,7 @@ describe.each([
   })
 })
 
-it('what is quantized at load, saved and loaded is never in memory twice, nor as it was', async () => {
+it('loading quantized weights never holds them in memory twice, nor unquantized', async () => {
   const sizes = {
     ...{ vocab_size: 4096, hidden_size: 512, intermediate_size: 1408, num_hidden_layers: 6, num_attention_heads: 8 },
     total_ut_steps: 2,

@@ -32,14 +32,14 @@ const faults: [string, string, (values: Float64Array) => void][] = [
 ]
 
 describe.each(['bfloat16', 'float32'] as const)('in %s', (dtype) => {
-  it('four models pass', async () => {
+  it('four correct models pass the yardstick', async () => {
     for (let seed = 0; seed < 4; seed++) {
       using model = await LoopLM.create(config, { dtype, seed })
       expectScores(await model.score(sequences), await yardstick(model, config, sequences))
     }
   })
 
-  it.each(faults)('%s does not', async (_, name, spoil) => {
+  it.each(faults)('a model with a fault fails the yardstick: %s', async (_, name, spoil) => {
     using model = await LoopLM.create(config, { dtype, seed: 3 })
     const parameters = new Map<string, ArrayLike<number>>(await parametersOf(model))
     const values = Float64Array.from(parameters.get(`model.${name}.weight`)!)

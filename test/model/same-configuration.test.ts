@@ -45,13 +45,13 @@ afterAll(() => {
 describe.each(changes)('another %s', (field, change) => {
   const words = new RegExp(`${field} is \\S+, but the model's is \\S+`)
 
-  it('is a difference', async () => {
+  it('is reported by configDifference', async () => {
     using other = await of(change)
     expect(configDifference(model.config, other.config)).toMatch(words)
     expect(configDifference(model.config, model.config)).toBeUndefined()
   })
 
-  it('of a teacher is refused before anything is trained, also where it is frozen', async () => {
+  it('is rejected in a teacher before training, also if the teacher is frozen', async () => {
     using teacher = await of(change)
     const before = await parametersOf(model)
     for (const teacherDecay of [0.9, 1]) {
@@ -72,21 +72,21 @@ describe.each(changes)('another %s', (field, change) => {
     expect(await parametersOf(model)).toEqual(before)
   })
 
-  it('of an average is refused by the engine too', async () => {
+  it('is rejected in a moving average by the engine', async () => {
     using teacher = await of(change)
     const average = new MovingAverage(teacher, model)
     expect((await refusal(() => average.update(0.5))).message).toMatch(/the teacher must have the student's configuration/)
     average.dispose()
   })
 
-  it('of a model to copy from is refused', async () => {
+  it('is rejected by copyParametersFrom', async () => {
     using other = await of(change)
     const error = await refusal(() => model.copyParametersFrom(other))
     expect(error.code).toBe('INVALID_ARGUMENT')
     expect(error.message).toMatch(words)
   })
 
-  it('of a checkpoint to resume from is refused', async () => {
+  it('is rejected in a checkpoint to resume from', async () => {
     const runDir = join(folder, String(field))
     const options = { task: tinyTask, batchSize: 2, steps: 1, onWarning: () => {} }
     {
@@ -119,7 +119,7 @@ it('fields that do not matter to the computation may differ', async () => {
   await expect(trainer.update({ sequences })).resolves.toHaveProperty('loss')
 })
 
-it('a model is not its own teacher', async () => {
+it('a model is rejected as its own teacher', async () => {
   using trainer = new LoopRPTTrainer(model, { teacher: model, rollouts: 2 })
   const { code, message } = await refusal(() => trainer.update({ sequences }))
   expect([code, message]).toEqual(['INVALID_CONFIG', expect.stringMatching(/teacher: it is the model itself.*model\.clone\(\)/)])
@@ -128,7 +128,7 @@ it('a model is not its own teacher', async () => {
   await expect(other.update({ sequences })).resolves.toHaveProperty('loss')
 })
 
-it('the reference of a run is refused when another model wrote it', async () => {
+it('the reference of a run is rejected if another configuration wrote it', async () => {
   const runDir = join(folder, 'reference')
   const options = { ...{ task: tinyTask, groupSize: 2, promptsPerStep: 1, steps: 1, runDir, onWarning: () => {} } } as const
   const objective = { terms: [{}], kl: { beta: 0.1 } } as const

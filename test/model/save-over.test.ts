@@ -47,7 +47,7 @@ async function fill(folder: string, names: readonly string[]): Promise<void> {
 }
 
 describe('a model saved over another', () => {
-  it('leaves no shards nor their index, whatever the shards are called', async () => {
+  it('removes old shards and their index, whatever the shards are called', async () => {
     const folder = join(root, 'shards')
     using old = await make(1)
     await old.save(folder)
@@ -71,7 +71,7 @@ describe('a model saved over another', () => {
     expect(await parametersOf(loaded)).toEqual(await parametersOf(fresh))
   })
 
-  it('removes every file by which it could be taken for the other, and leaves the user’s', async () => {
+  it('removes every file of the old model and keeps the files of the user', async () => {
     const folder = join(root, 'described')
     await fill(folder, [...described, ...own])
     await fill(join(folder, 'additional_chat_templates'), ['rag.jinja'])
@@ -85,7 +85,7 @@ describe('a model saved over another', () => {
     expect(loaded.tokenizer!.encode('3+4=')).toEqual(model.tokenizer.encode('3+4='))
   })
 
-  it('is not spoken to in the words of the other’s chat template', async () => {
+  it('does not keep the chat template of the old model', async () => {
     const folder = join(root, 'template')
     using old = await make(1)
     old.tokenizer = new Tokenizer(JSON.parse(await tokenizerJson()), { chat_template: 'OLD' })
@@ -98,7 +98,7 @@ describe('a model saved over another', () => {
     expect(loaded.tokenizer!.applyChatTemplate([{ role: 'user', content: 'hi' }])).toBe('NEW')
   })
 
-  it('takes the place of links as of files, and what they lead to stays', async () => {
+  it('replaces symbolic links and keeps their targets', async () => {
     const [folder, cache] = [join(root, 'links'), join(root, 'cache')]
     await fill(cache, ['index', 'shard', 'config'])
     await mkdir(folder)
@@ -115,7 +115,7 @@ describe('a model saved over another', () => {
     for (const name of await namesIn(cache)) expect(await readFile(join(cache, name), 'utf8')).toBe('{}')
   })
 
-  it('leaves a folder of the user’s that has the name of such a file', async () => {
+  it('keeps a folder of the user that has the name of a model file', async () => {
     const folder = join(root, 'user-folder')
     await fill(join(folder, 'vocab.json'), ['mine'])
     await writeFile(join(folder, 'additional_chat_templates'), 'a file')
@@ -124,7 +124,7 @@ describe('a model saved over another', () => {
     expect(await namesIn(folder)).toEqual([...bare, 'additional_chat_templates', 'vocab.json'].sort())
   })
 
-  it('by index files that are damaged or hostile removes nothing outside the set', async () => {
+  it('removes no other files because of a damaged or hostile index', async () => {
     const folder = join(root, 'hostile')
     await fill(folder, ['notes.txt', 'mine.safetensors'])
     await writeFile(join(root, 'outside.safetensors'), 'mine')
@@ -137,7 +137,7 @@ describe('a model saved over another', () => {
     expect(await readFile(join(root, 'outside.safetensors'), 'utf8')).toBe('mine')
   })
 
-  it('without a tokenizer says that it removed the other’s', async () => {
+  it('warns that the old tokenizer was removed if it has none', async () => {
     const folder = join(root, 'lost')
     const warnings = vi.spyOn(process, 'emitWarning').mockImplementation(() => {})
     try {
@@ -159,7 +159,7 @@ describe('a model saved over another', () => {
 })
 
 describe('an adapter saved over a folder', () => {
-  it('takes the place of an adapter and leaves a model', async () => {
+  it('replaces an adapter and keeps a model', async () => {
     const folder = join(root, 'adapter')
     using model = await make(1)
     await model.save(folder)
@@ -170,7 +170,7 @@ describe('an adapter saved over a folder', () => {
     expect((await refusal(() => model.saveAdapter(folder, { dequantize: true } as never))).message).toMatch(/dequantize: unknown/)
   })
 
-  it('goes when the merged model is saved there: it would be added a second time', async () => {
+  it('is removed when the merged model is saved there', async () => {
     const folder = join(root, 'adapter')
     using model = await make(1)
     await model.addAdapter({ rank: 2 })
@@ -181,7 +181,7 @@ describe('an adapter saved over a folder', () => {
 })
 
 describe('Tokenizer.save', () => {
-  it('leaves nothing of another tokenizer, and a model and the user’s files as they are', async () => {
+  it('removes the files of another tokenizer and keeps models and files of the user', async () => {
     const folder = join(root, 'tokenizer')
     await fill(folder, [...described, ...own])
     await new Tokenizer(JSON.parse(await tokenizerJson()), { chat_template: 'NEW' }).save(folder)
@@ -194,7 +194,7 @@ describe('Tokenizer.save', () => {
 })
 
 describe('the tokenizer of a task', () => {
-  it('is the model’s after training, and is saved with it: text can be generated at once', { timeout: 60_000 }, async () => {
+  it('is set on the model by training and saved with it', { timeout: 60_000 }, async () => {
     const folder = join(root, 'task')
     using model = await make(1)
     using trainer = new PretrainTrainer(model, { task: tinyTask, steps: 1, batchSize: 4 })
@@ -209,7 +209,7 @@ describe('the tokenizer of a task', () => {
     expect(code).toBe(0)
   })
 
-  it('does not take the place of one that the model has', async () => {
+  it('does not replace a tokenizer that the model has', async () => {
     const tokenizer = Tokenizer.characters('=+9876543210')
     using model = await make(1)
     model.tokenizer = tokenizer
@@ -218,7 +218,7 @@ describe('the tokenizer of a task', () => {
     expect(model.tokenizer).toBe(tokenizer)
   })
 
-  it('or another is saved with a model that has none, by the option', async () => {
+  it('can be saved by an option with a model that has no tokenizer', async () => {
     const folder = join(root, 'option')
     using model = await make(1)
     const { tokenizer } = addition({ digits: 2 })

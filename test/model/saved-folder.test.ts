@@ -40,7 +40,7 @@ afterAll(() => (process.env.LOOPLM_SAVED === undefined ? rm(root, { recursive: t
 const json = async (...path: string[]) => JSON.parse(await readFile(join(root, ...path), 'utf8'))
 
 describe.each(Object.keys(cases) as Case[])('the folder %s', (name) => {
-  it('is what the oracle read, field by field and tensor by tensor', async () => {
+  it('has the fields and tensors that the oracle read', async () => {
     expect((await readdir(join(root, name))).sort()).toEqual(['config.json', 'generation_config.json', 'model.safetensors'])
     expect(await json(name, 'config.json')).toEqual(found[name].config)
     const bytes = await readFile(join(root, name, 'model.safetensors'))
@@ -52,7 +52,7 @@ describe.each(Object.keys(cases) as Case[])('the folder %s', (name) => {
     expect(Object.fromEntries(tensors)).toEqual(found[name].tensors)
   })
 
-  it('scores here as it does there', async () => {
+  it('scores as in the PyTorch oracle', async () => {
     using model = await LoopLM.fromPretrained(join(root, name), { device: 'reference' })
     const { ids, logprobs, gates } = found[name]
     const scores = await model.score([ids])
@@ -94,7 +94,7 @@ describe('a checkpoint that is loaded and saved again', () => {
     await writeFile(join(folder, 'config.json'), JSON.stringify(edit(config)))
   }
 
-  it('keeps its code, its fields and what generation_config.json says', async () => {
+  it('keeps its code, its fields and generation_config.json', async () => {
     const folder = await writeOuroFolder(join(root, 'published'))
     await change(folder, (config) => ({ ...config, auto_map: own, max_window_layers: 24, use_cache: true }))
     for (const [name, text] of Object.entries({ ...code, 'other.py': '# not named' })) await writeFile(join(folder, name), text)
@@ -108,7 +108,7 @@ describe('a checkpoint that is loaded and saved again', () => {
     expect((await json('again', 'tokenizer_config.json')).chat_template).toContain('<|im_start|>')
   })
 
-  it('names the published code where its own was not fetched', async () => {
+  it('refers to the published code if its own files are missing', async () => {
     const folder = await writeOuroFolder(join(root, 'without-code'))
     await change(folder, (config) => ({ ...config, auto_map: own }))
     using model = await LoopLM.fromPretrained(folder)
@@ -120,7 +120,7 @@ describe('a checkpoint that is loaded and saved again', () => {
     })
   })
 
-  it('in the form of transformers 5 is saved in one that 4 and 5 read', async () => {
+  it('from transformers 5 is saved in a form that versions 4 and 5 read', async () => {
     const folder = await writeOuroFolder(join(root, 'five'))
     await change(folder, ({ rope_theta, rope_scaling, torch_dtype, ...config }) => ({
       ...config,

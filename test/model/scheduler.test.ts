@@ -63,7 +63,7 @@ describe.each([
     { maxRows: 7, prefillTokens: 512 },
     { maxRows: 2, prefillTokens: 2 },
     { maxRows: 3, prefillTokens: 1, maxTokens: 40 },
-  ])('gives every request what it gets alone: %o', async (options) => {
+  ])('gives a request the same result alone and beside others: %o', async (options) => {
     using scheduler = model.scheduler(options)
     const requests = prompts.map((prompt, i) => scheduler.add(prompt, { ...open, ...mixed[i] }))
     const results = await Promise.all(requests.map((request) => request.result()))
@@ -100,7 +100,7 @@ describe.each([
     expect(passes).toBe(Math.max(...loops))
   })
 
-  it.each(exits)('runs a prompt in pieces to the same bits: $rule', async (exit) => {
+  it.each(exits)('gives the same bits for a prompt in pieces: $rule', async (exit) => {
     const long = Array.from({ length: 23 }, (_, j) => (j * j + 3 * j) % V)
     for (const kv of ['per-loop', 'shared'] as const) {
       const options = { ...open, exit, maxNewTokens: 4, kv }
@@ -115,7 +115,7 @@ describe.each([
   it.each([
     { maxRows: 3, prefillTokens: 4 },
     { maxRows: 5, prefillTokens: 1, maxTokens: 80 },
-  ])('runs prompts in pieces beside rows under way where loops share their planes: %o', async (limits) => {
+  ])('runs prompts in pieces beside running rows with a shared cache: %o', async (limits) => {
     const options = { ...open, exit: exits[1]!, kv: 'shared' as const }
     const lengths = [2, 17, 5, 17, 9, 31]
     const long = lengths.map((length, i) => Array.from({ length }, (_, j) => (j * j + 3 * j + (i === 3 ? 1 : i)) % V))
@@ -139,7 +139,7 @@ describe.each([
     { loops: 1, tokens: 2 },
     { loops: 2, tokens: 4 },
     { loops: 3, tokens: 8 },
-  ])('speculates to the tokens of plain decoding: %o', async (speculate) => {
+  ])('gives the tokens of plain decoding with speculation: %o', async (speculate) => {
     using scheduler = model.scheduler()
     for (const options of [{ temperature: 0 }, { temperature: 0.8, topP: 0.9 }]) {
       const settings = { ...open, ...options, maxNewTokens: 17, exit: { rule: 'fixed' as const } }
@@ -209,7 +209,7 @@ describe('an exit rule', () => {
     'entropy-change': (p, _, t, threshold) => t > 0 && Math.abs(entropy(p[t]!) - entropy(p[t - 1]!)) <= threshold,
   }
 
-  it.each(exits.filter(({ rule }) => rule in holds))('$rule leaves where its formula says', async (exit) => {
+  it.each(exits.filter(({ rule }) => rule in holds))('$rule exits where its formula says', async (exit) => {
     type Fields = { rule: string; threshold?: number; minLoops?: number; patience?: number }
     const { rule, threshold = 0, minLoops = 1, patience = 1 } = exit as Fields
     const seen = new Set<number>()
@@ -227,7 +227,7 @@ describe('an exit rule', () => {
     expect(seen.size).toBeGreaterThan(1)
   })
 
-  it.each(exits)('$rule decides over the cache as over the prefix run again', async (exit) => {
+  it.each(exits)('$rule exits the same with the cache as with a recomputed prefix', async (exit) => {
     let compared = 0
     for (let first = 0; first < V; first++) {
       const [cached] = await model.generate([[first, 2]], { ...open, temperature: 0, exit, maxNewTokens: 12 })
@@ -245,7 +245,7 @@ describe('an exit rule', () => {
     expect(compared).toBeGreaterThan(V)
   })
 
-  it('hidden-delta leaves at once for any change, and never for none', async () => {
+  it('hidden-delta exits at once with a huge threshold and never with 0', async () => {
     const loops = async (threshold: number, minLoops = 1) =>
       (await model.generate([[1, 2]], { ...open, exit: { rule: 'hidden-delta', threshold, minLoops } }))[0]!.loops
     expect(await loops(1e9)).toEqual(Array(10).fill(2)) // a change needs two states
@@ -255,13 +255,13 @@ describe('an exit rule', () => {
     expect(new Set(settled).size).toBeGreaterThan(1)
   })
 
-  it('gives both cache policies the same when no token leaves early and the prompt is one token of one loop', async () => {
+  it('gives the same result with both values of kv at one loop', async () => {
     const options = { ...open, loops: 1 }
     expect(await model.generate(prompts, { ...options, kv: 'shared' })).toEqual(await model.generate(prompts, options))
   })
 })
 
-describe('an exit rule with the fewest and the most loops, by its formula in plain TypeScript', () => {
+describe('an exit rule against its formula in plain TypeScript', () => {
   const sizes = { ...config, num_key_value_heads: config.num_attention_heads }
   let model: LoopLM
   let parameters: Parameters
@@ -327,7 +327,7 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
     { rule: 'entropy-change', threshold: 0.3 },
     { rule: 'argmax-stable' },
     { rule: 'argmax-stable', patience: 2 },
-  ] as const)('$rule', async (exit) => {
+  ] as const)('exits at the right loop between minLoops and loops: $rule', async (exit) => {
     const left: Record<string, number> = {}
     for (let seed = 0; seed < 12; seed++) {
       const prefix = Array.from({ length: 1 + (seed % 4) }, (_, j) => (seed * 7 + j * 3 + seed * j) % V)
@@ -359,7 +359,7 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
   })
 
   it.each(exits.flatMap((exit) => (['per-loop', 'shared'] as const).map((kv) => ({ ...exit, kv }))))(
-    '$rule token by token over a cache that is $kv',
+    'exits at the right loop token by token: $rule, kv $kv',
     async ({ kv, ...exit }) => {
       let early = 0
       for (const loops of [4, 3])
@@ -376,7 +376,7 @@ describe('an exit rule with the fewest and the most loops, by its formula in pla
   )
 })
 
-describe('leaving', () => {
+describe('ending a request', () => {
   let model: LoopLM
   beforeAll(async () => {
     model = await LoopLM.create(config, { seed: 11 })
@@ -385,7 +385,7 @@ describe('leaving', () => {
   afterAll(() => model.dispose())
   const endless: GenerateOptions = { maxNewTokens: 1_000_000, stop: [], temperature: 1 }
 
-  it('by a signal that many requests share ends all of them, and Node warns of no leak', async () => {
+  it('by a shared signal ends all its requests without a leak warning', async () => {
     using scheduler = model.scheduler({ maxRows: 4 })
     const warnings: Error[] = []
     const keep = (warning: Error) => warnings.push(warning)
@@ -402,7 +402,7 @@ describe('leaving', () => {
     expect(warnings).toEqual([])
   })
 
-  it('by cancel frees the place at once and keeps what was made', async () => {
+  it('by cancel frees its row at once and keeps the tokens made so far', async () => {
     using scheduler = model.scheduler({ maxRows: 1 })
     const first = scheduler.add([1], endless)
     const second = scheduler.add([2, 3], open)
@@ -417,7 +417,7 @@ describe('leaving', () => {
     await expect.poll(() => scheduler.stats()).toMatchObject({ rows: 0, waiting: 0, cachedTokens: 0 })
   })
 
-  it('by breaking off the iteration, by a signal, before it began, and by dispose', async () => {
+  it('works by break, by a signal, before its start, and by dispose', async () => {
     const scheduler = model.scheduler({ maxRows: 2 })
     for await (const _ of scheduler.add([1], endless)) break
     const controller = new AbortController()
@@ -434,7 +434,7 @@ describe('leaving', () => {
     expect((await refusal(async () => scheduler.add([1]))).code).toBe('DISPOSED')
   })
 
-  it('at a stop text makes no further token and streams the text before it', async () => {
+  it('at a stop string makes no further token and streams the text before it', async () => {
     using scheduler = model.scheduler()
     const whole = await scheduler.add('12', { ...open, maxNewTokens: 30 }).result()
     const stop = whole.text!.slice(9, 11)
@@ -461,7 +461,7 @@ describe('leaving', () => {
     expect(await leave()).toMatchObject({ bytes, buffers })
   })
 
-  it('a full cache makes requests wait, and one that never fits is refused', async () => {
+  it('a full cache makes requests wait, and one that never fits is rejected', async () => {
     using scheduler = model.scheduler({ maxTokens: 12 })
     const requests = prompts.map((prompt) => scheduler.add(prompt, { ...open, maxNewTokens: 4 }))
     await expect.poll(() => scheduler.stats().slots).toBe(12)
@@ -472,7 +472,7 @@ describe('leaving', () => {
     expect([code, message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(/prompt of 3 tokens and 11 new.*maxTokens 12/)])
   })
 
-  it('wrong arguments are named', async () => {
+  it('wrong arguments are rejected by name', async () => {
     using scheduler = model.scheduler({ loops: 2 })
     const add = async (options: GenerateOptions) => (await refusal(async () => scheduler.add([1], options))).message
     expect(await add({ loops: 3 })).toMatch(/loops 3 are more than the scheduler's 2/)

@@ -64,8 +64,8 @@ function logprobs(model: LoopLM, base: Parameters, adapter: Parameters, ids: rea
 describe.each([
   ['Ouro', ouro],
   ['a family with a prelude and a coda', described],
-] as const)('on %s', (_, config) => {
-  it('starts as nothing, with three matrices per layer', async () => {
+] as const)('Shift-FFN on %s', (_, config) => {
+  it('changes nothing at first, and has three matrices per layer', async () => {
     using plain = await LoopLM.create(config, { seed: 1 })
     using model = await LoopLM.create(config, { seed: 1 })
     await model.addAdapter({ rank: 2, shiftRank: 3, ...modules(config) })
@@ -92,7 +92,7 @@ describe.each([
   })
 
   it.each(['none', 'loop', 'layer'] as const)(
-    'has the gradient of a loss: central differences, recompute %s',
+    'has a gradient that agrees with central differences, recompute %s',
     async (recompute) => {
       using model = await shifted(config, 'reference', modules(config))
       const coefficients = sequences.map((ids, i) =>
@@ -110,7 +110,7 @@ describe.each([
   )
 })
 
-it('responses that share a prompt have the gradient of whole sequences', async () => {
+it('Shift-FFN gives responses that share a prompt the gradient of whole sequences', async () => {
   using model = await shifted(ouro, 'reference', modules(ouro))
   const batch = { sequences, promptLengths: [3, 3, 1], advantages: [1, -1, 0.5] }
   const gradients = async (given: typeof batch) => {
@@ -132,9 +132,9 @@ it('responses that share a prompt have the gradient of whole sequences', async (
   for (const [name, g] of together) expect(relativeError(g, sum.get(name)!, 1e-12), name).toBeLessThan(1e-9)
 })
 
-describe('decoding with a cache', () => {
+describe('decoding Shift-FFN with a cache', () => {
   it.each(['cpu', emulated] as const)(
-    'samples with the log-probabilities that it scores with, whatever the pieces of the prompt, on %s',
+    'samples with the log-probabilities of score, for any pieces of the prompt, on %s',
     async (device) => {
       using model = await shifted(ouro, device, modules(ouro))
       const prompts = [[1, 10, 2, 5, 6, 7, 8], [3]]
@@ -157,7 +157,7 @@ describe('decoding with a cache', () => {
     ['shared', 'cpu'],
     ['per-loop', emulated],
     ['shared', emulated],
-  ] as const)('does not depend on the batch, with early exits too, kv %s, on %s', async (kv, device) => {
+  ] as const)('does not depend on the batch, even with early exits, kv %s, on %s', async (kv, device) => {
     using model = await shifted(ouro, device, modules(ouro))
     const prompts = [[1, 10, 2], [4], [5, 6, 7, 8, 9]]
     const options = { maxNewTokens: 8, temperature: 0, stop: [], kv, exit: { rule: 'entropy', threshold: 1.5 } } as const
@@ -207,7 +207,7 @@ describe.each([...readdirSync(familiesFolder), 'two_registers'])('prompts of one
   })
 })
 
-it('has the gradient of the reference on cuda-emulated', async () => {
+it('Shift-FFN has the same gradient on cuda-emulated and reference', async () => {
   const gradients = async (device: DeviceName) => {
     using model = await shifted(ouro, device, modules(ouro))
     const scored = await model.score(sequences)
@@ -218,7 +218,7 @@ it('has the gradient of the reference on cuda-emulated', async () => {
   for (const [name, values] of want) expect(relativeError(got.get(name)!, values), name).toBeLessThan(1e-4)
 })
 
-it('trains, is saved and loaded to the last bit, and is not merged', async () => {
+it('Shift-FFN trains, is saved and loaded bit for bit, and cannot be merged', async () => {
   using model = await LoopLM.create(ouro, { seed: 1 })
   using trainer = new RLTTTrainer(model, { weights: 'uniform', learningRate: 0.05, lora: { rank: 2, shiftRank: 3 } })
   for (let step = 0; step < 2; step++) await trainer.update({ sequences, promptLengths: [1, 1, 1], advantages: [1, -1, 0.5] })

@@ -15,7 +15,7 @@ afterAll(() => model.dispose())
 const text = (tokens: readonly number[]) => Buffer.from(tokens.filter((token) => token < 256)).toString()
 
 describe('ids that no token has', () => {
-  it('are refused by decode, unless they are to be left out', () => {
+  it('are rejected by decode unless skipUnknownTokens is set', () => {
     expect(() => tokenizer.decode([97, 300, 98])).toThrow(/no token has the id 300/)
     expect(tokenizer.decode([97, 300, 98], { skipUnknownTokens: true })).toBe('ab')
     expect(tokenizer.decode([300], { skipUnknownTokens: true })).toBe('')
@@ -46,7 +46,7 @@ describe('ids that no token has', () => {
     await server.close()
   })
 
-  it('reach rewards as a text without them', async () => {
+  it('do not break rewards and evaluations', async () => {
     const texts: string[] = []
     const reward = (_prompt: string, completion: string) => texts.push(completion) % 3
     const dataset = [{ prompt: 'a', answer: 'b' }]

@@ -91,7 +91,7 @@ describe.each(Object.keys(tokenizers))('streamed text of %s', (name) => {
     }
   })
 
-  it('of tokens that are no valid text is still the whole text', () => {
+  it('is the whole text even if the tokens are not valid text', () => {
     const random = new Random(2)
     for (let round = 0; round < 300; round++) {
       // long runs of continuation bytes and beginnings of characters
@@ -106,7 +106,7 @@ describe.each(Object.keys(tokenizers))('streamed text of %s', (name) => {
     }
   })
 
-  it('ends before the first stop text, wherever tokens cut it', () => {
+  it('ends before the first stop string, however tokens split it', () => {
     const random = new Random(3)
     for (let round = 0; round < 300; round++) {
       const text = `a${Array.from({ length: 5 + random.integer(30) }, () => characters[random.integer(characters.length)]).join('')}`
@@ -139,7 +139,7 @@ describe.each(Object.entries({ ...tokenizers, ...decoders }))('text of random id
     }
   })
 
-  it('behind a prompt is what it adds to the decoded text of both', () => {
+  it('after a prompt is what it adds to the decoded prompt', () => {
     const random = new Random(5)
     for (let round = 0; round < 400; round++) {
       const [prompt, tokens] = [draw(random, 30), draw(random, 24)]
@@ -154,7 +154,7 @@ describe.each(Object.entries({ ...tokenizers, ...decoders }))('text of random id
 describe('the space at the start of an answer', () => {
   const id = (tokenizer: Tokenizer, token: string) => tokenizer.tokenId(token)!
 
-  it.each(['Llama 2', 'Metaspace', 'Metaspace behind byte fallback'])('is kept behind a prompt: %s', (name) => {
+  it.each(['Llama 2', 'Metaspace', 'Metaspace behind byte fallback'])('is kept after a prompt: %s', (name) => {
     const tokenizer = decoders[name]!
     const [a, the, bos] = [id(tokenizer, '▁a'), id(tokenizer, '▁the'), id(tokenizer, '<s>')]
     for (const prompt of [[a], [bos, a], [a, bos], [a, ...Array(100).fill(bos)], Array(100).fill(a)]) {
@@ -166,7 +166,7 @@ describe('the space at the start of an answer', () => {
       expect(streamed(tokenizer, [the, a], [], prompt).pieces).toEqual(['the', ' a', ''])
   })
 
-  it.each(['Llama 2', 'Metaspace'])('of the first visible token is dropped behind special and unknown ids: %s', (name) => {
+  it.each(['Llama 2', 'Metaspace'])('is dropped after special and unknown ids without a prompt: %s', (name) => {
     const tokenizer = decoders[name]!
     const [a, the, special, unknown] = [
       id(tokenizer, '▁a'),
@@ -179,7 +179,7 @@ describe('the space at the start of an answer', () => {
     expect(decodeGenerated(tokenizer, tokens)).toBe('the a a')
   })
 
-  it('is kept behind a prompt that ends with white space or byte tokens', () => {
+  it('is kept after a prompt that ends with white space or byte tokens', () => {
     const all = decoders['Llama 2 that drops every space at the start']!
     const [space, a, the] = [id(all, '▁'), id(all, '▁a'), id(all, '▁the')]
     expect(decodeGenerated(all, [the], [a, ...Array(20).fill(space)])).toBe(' the')
@@ -188,7 +188,7 @@ describe('the space at the start of an answer', () => {
     expect(streamed(all, [...bytes('漢'), the], [], [a, ...bytes('漢'.repeat(10))]).pieces).toEqual(['', '', '', '漢 the', ''])
   })
 
-  it('does not come back in long rows of white space', () => {
+  it('is not added again after a long run of white space', () => {
     const tokenizer = decoders['Llama 2']!
     const [space, a] = [id(tokenizer, '▁'), id(tokenizer, '▁a')]
     const tokens = [a, ...Array(300).fill(space), a]
@@ -196,7 +196,7 @@ describe('the space at the start of an answer', () => {
   })
 })
 
-it('a prompt that ends inside a character gives it to the text that completes it', () => {
+it('a character that begins in the prompt belongs to the text that completes it', () => {
   const tokenizer = Tokenizer.bytes()
   const bytes = [...Buffer.from('x漢y')]
   for (const cut of [2, 3]) {
@@ -206,7 +206,7 @@ it('a prompt that ends inside a character gives it to the text that completes it
   expect(streamed(tokenizer, [0x79], [], bytes.slice(0, 3)).pieces.join('')).toBe('y')
 })
 
-it('a long row of invalid bytes comes out before its end', () => {
+it('a long run of invalid bytes is streamed before it ends', () => {
   const tokenizer = tokenizers.bytes!
   const stream = new TextStream(tokenizer, [])
   let text = ''

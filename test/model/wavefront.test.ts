@@ -32,7 +32,7 @@ describe('a model whose readouts settle early', () => {
     return { result, stats: scheduler.stats() }
   }
 
-  it('takes one pass a token while drafts hold', async () => {
+  it('takes one pass per token while drafts are accepted', async () => {
     const plain = await run(greedy)
     const ahead = await run({ ...greedy, speculate: 'wavefront' })
     expect(ahead.result).toEqual(plain.result)
@@ -44,7 +44,7 @@ describe('a model whose readouts settle early', () => {
     expect(passes).toBeLessThan(2 * 59)
   })
 
-  it('streams, continues and forks what plain decoding does', async () => {
+  it('streams, continues and forks like plain decoding', async () => {
     const tokens = async (options: GenerateOptions) => {
       const out: number[] = []
       for await (const { token } of model.stream([1, 2, 3], options)) out.push(token)
@@ -64,7 +64,7 @@ describe('a model whose readouts settle early', () => {
     expect(await turns(ahead)).toEqual(await turns(greedy))
   })
 
-  it('goes on beside a request that is cancelled', async () => {
+  it('continues beside a request that is cancelled', async () => {
     const ahead = { ...greedy, speculate: 'wavefront' } as const
     const [plain] = await model.generate([[4]], greedy)
     using scheduler = model.scheduler()
@@ -81,20 +81,20 @@ describe('a model whose readouts settle early', () => {
     ['a grammar', { grammar: { regex: '[a-z]{1,60}' } }],
     ['a processor of logits', { logitsProcessor: (logits) => void logits.fill(-Infinity, 0, 9) }],
     ['one loop', { loops: 1 }],
-  ])('decodes plainly with %s', async (_, options) => {
+  ])('falls back to plain decoding with %s', async (_, options) => {
     const plain = await run({ ...greedy, ...options })
     const ahead = await run({ ...greedy, ...options, speculate: 'wavefront' })
     expect(ahead.result).toEqual(plain.result)
     expect(ahead.stats).toMatchObject({ drafted: 0, passes: plain.stats.passes })
   })
 
-  it('refuses other words', async () => {
+  it('rejects other values of speculate', async () => {
     const error = await refusal(() => model.generate([[1]], { speculate: 'wave' as never }))
     expect(error.message).toMatch(/speculate must be one of 'wavefront', 'off', got "?'?wave/)
   })
 })
 
-it('decodes plainly where readouts never settle, and tries again now and then', async () => {
+it('wavefront decoding falls back to plain decoding if readouts never settle', async () => {
   using model = await LoopLM.create({ ...config, vocab_size: 997 }, { seed: 5, threads: 1 })
   const options: GenerateOptions = { ...open, maxNewTokens: 400, temperature: 1 }
   using scheduler = model.scheduler()

@@ -40,7 +40,7 @@ const trainers = {
 }
 
 describe('metrics', () => {
-  it.each(Object.entries(trainers))('of %s are described, each once', async (name, make) => {
+  it.each(Object.entries(trainers))('of %s each have exactly one description', async (name, make) => {
     const runDir = join(root, name)
     using model = await LoopLM.create(config, { seed: 0 })
     using trainer = make(model, runDir)
@@ -59,7 +59,7 @@ describe('metrics', () => {
     expect(await readFile(join(runDir, 'report.html'), 'utf8')).toMatch(`<title>${name} – looplm</title>`)
   })
 
-  it('are told apart by loop and by name', () => {
+  it('are matched by loop and by name', () => {
     expect(matchMetric('loop_<t>/logprob', 'loop_12/logprob')).toEqual({ loop: 12 })
     expect(matchMetric('loop_<t>/logprob', 'loop_0/logprob')).toBeUndefined()
     expect(matchMetric('eval/loop_<t>/reward', 'eval/add/loop_1/reward')).toBeUndefined()

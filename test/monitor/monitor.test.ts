@@ -16,7 +16,7 @@ beforeAll(async () => {
 afterAll(() => rm(root, { recursive: true }))
 
 describe('run folder', () => {
-  it('appends lines and keeps those up to the step it is resumed from', async () => {
+  it('appends lines, and on resume keeps those up to the resumed step', async () => {
     const path = join(root, 'run')
     const first = await openJsonLines(path, -1, { trainer: 'rltt', steps: 3 })
     for (const step of [1, 2, 3]) await first.log(step, { loss: step / 10 }, 'step')
@@ -45,7 +45,7 @@ describe('run folder', () => {
     expect(JSON.parse(await readFile(join(path, 'run.json'), 'utf8'))).toMatchObject({ trainer: 'grpo', parameters: 1 })
   })
 
-  it('does not begin a new run over an old one', async () => {
+  it('rejects a new run when it already holds one', async () => {
     await expect(RunFolder.requireNew(join(root, 'run'))).rejects.toThrow(/already holds a run; continue it with resume/)
     await RunFolder.requireNew(join(root, 'other'))
   })
@@ -107,7 +107,7 @@ describe('progress', () => {
     expect(widths[0]).toEqual(['step', 'left', 'reward'])
   })
 
-  it('writes a plain line every tenth of the run elsewhere', () => {
+  it('writes a plain line every tenth of the run when not on a terminal', () => {
     const written: string[] = []
     const progress = new Progress({ write: (text) => written.push(text) })
     for (let step = 1; step <= 100; step++) progress.update({ ...state, step })
@@ -144,7 +144,7 @@ describe('line chart', () => {
     expect(svg.match(/class="curve line0" d="M[\d. ]+M[\d. ]+"/g)).toHaveLength(2) // the gap breaks the line
   })
 
-  it('draws intervals with their points, inside the panel, and labels the given places', () => {
+  it('draws intervals with their points inside the panel, and labels the given ticks', () => {
     const points: [number, number][] = [
       [1, 0.5],
       [2, Number.NaN],

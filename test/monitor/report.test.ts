@@ -49,7 +49,7 @@ async function makeRun(name: string, steps: number, from = 0): Promise<string> {
 }
 
 describe('a run that is read while it is written', () => {
-  it('takes in complete lines, and the rest of a line when it comes', async () => {
+  it('has complete lines at once, and a partial line once it is complete', async () => {
     const path = await makeRun('growing', 3)
     const reader = new RunReader(path)
     expect((await reader.read()).curves.reward).toMatchObject({ steps: [1, 2, 3], values: [0, 0.5, 1 - 1 / 3], last: 1 - 1 / 3 })
@@ -63,7 +63,7 @@ describe('a run that is read while it is written', () => {
     expect(run.curves['eval/loop_2/reward']).toMatchObject({ steps: [3], values: [0.75] })
   })
 
-  it('starts over when a resumed run has dropped steps', async () => {
+  it('is read anew when a resume has dropped steps', async () => {
     const path = await makeRun('resumed', 5)
     const reader = new RunReader(path)
     await reader.read()
@@ -72,7 +72,7 @@ describe('a run that is read while it is written', () => {
     expect((await reader.read()).curves.reward?.steps).toEqual([1, 2])
   })
 
-  it('passes over what is no record, and keeps a long run short but its extremes', async () => {
+  it('ignores invalid lines, and thins out a long run but keeps its extremes', async () => {
     const path = join(root, 'long')
     await mkdir(path)
     const bad = [
@@ -114,15 +114,15 @@ describe('a run that is read while it is written', () => {
     expect(curves.reward!.steps).toHaveLength(1800)
   })
 
-  it('refuses a folder that does not exist and shows an empty one as empty', async () => {
+  it('fails for a missing folder and shows an empty one as empty', async () => {
     await expect(new RunReader(join(root, 'nowhere')).read()).rejects.toThrow(/no run folder .*nowhere/)
     await mkdir(join(root, 'empty'))
     expect(await new RunReader(join(root, 'empty')).read()).toMatchObject({ step: 0, curves: {}, completions: [] })
   })
 })
 
-describe('the file', () => {
-  it('holds everything, asks for nothing and lets no text of a run become HTML', async () => {
+describe('the report file', () => {
+  it('is self-contained, and no string of a run becomes HTML', async () => {
     const path = join(root, 'report.html')
     await writeReport([await makeRun('run', 20)], path)
     const html = await readFile(path, 'utf8')
@@ -144,7 +144,7 @@ describe('the file', () => {
     expect(titles).toEqual(expect.arrayContaining([...expected, 'a <b>& name']))
   })
 
-  it('tells runs of the same name apart and needs a folder', async () => {
+  it('numbers runs of the same name, and fails for a missing folder', async () => {
     const runs = [await makeRun('a/final', 3), await makeRun('b/final', 3)]
     const { runs: read } = await reportData(runs.map((run) => new RunReader(run)))
     expect(read.map(({ name }) => name)).toEqual(['final (1)', 'final (2)'])
@@ -177,7 +177,7 @@ describe('the server of looplm watch', () => {
       request.on('error', reject)
     })
 
-  it('answers with the page and with data that change when the run goes on', async () => {
+  it('serves the page, and data that changes as the run continues', async () => {
     expect(watcher.url).toMatch(/^http:\/\/127\.0\.0\.1:\d+\/$/)
     const page = await ask('/')
     expect(page.body).toMatch(/^<!doctype html>/)
@@ -191,7 +191,7 @@ describe('the server of looplm watch', () => {
     expect(JSON.parse(second.body).runs[0].step).toBe(4)
   })
 
-  it('answers again when a folder that was away is there again, with or without its files', async () => {
+  it('recovers when a missing run folder is back, with or without its files', async () => {
     const path = await makeRun('away', 2)
     const other = await watch([path])
     const steps = async () => {
@@ -211,19 +211,19 @@ describe('the server of looplm watch', () => {
     }
   })
 
-  it('refuses other names of this machine, other paths and anything but reading', async () => {
+  it('rejects other host names, unknown paths and POST', async () => {
     expect((await ask('/', { Host: 'evil.example:80' })).status).toBe(403)
     expect((await ask('/../../etc/passwd')).status).toBe(404)
     expect((await ask('/', {}, 'POST')).status).toBe(405)
   })
 
-  it('says that a port is taken, and that a folder is missing', async () => {
+  it('fails with a clear message for a taken port and for a missing folder', async () => {
     await expect(watch([run], Number(new URL(watcher.url).port))).rejects.toThrow(/port \d+ is taken; choose another with --port/)
     await expect(watch([join(root, 'nowhere')])).rejects.toThrow(/no run folder/)
   })
 })
 
-it('the colours of curves stand out from the panels, on light ground and on dark', () => {
+it('curve colours have enough contrast on light and dark panels', () => {
   const luminance = (colour: string) => {
     const [r, g, b] = [1, 3, 5].map((at) => {
       const part = Number.parseInt(colour.slice(at, at + 2), 16) / 255
@@ -241,7 +241,7 @@ it('the colours of curves stand out from the panels, on light ground and on dark
   expect(darkColours).toHaveLength(8)
 })
 
-describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, () => {
+describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 120_000 }, () => {
   let browser: Browser
   let single: string
   let comparison: string
@@ -305,7 +305,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('is read by keyboard and by a screen reader', async () => {
+  it('works with the keyboard and a screen reader', async () => {
     const page = await show(pathToFileURL(single).href)
     const chart = page.getByRole('slider', { name: 'Reward, values by step' })
     await chart.focus()
@@ -339,7 +339,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('has nothing that axe finds wrong, light or dark, with every table open', async () => {
+  it('has no axe violations, light or dark, with every table open', async () => {
     for (const colorScheme of ['light', 'dark'] as const) {
       const context = await browser.newContext({ colorScheme, bypassCSP: true })
       const page = await context.newPage()
@@ -359,7 +359,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     )
   }
 
-  it('shows completions side by side with their rewards, as text whatever they hold', async () => {
+  it('shows completions side by side with their rewards, never as HTML', async () => {
     const page = await show(pathToFileURL(single).href, { viewport: { width: 1000, height: 800 } })
     const cards = page.locator('.completion')
     expect(await cards.allTextContents()).toEqual([
@@ -395,7 +395,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     await page.close()
   })
 
-  it('follows a run that goes on, and says when nobody answers', async () => {
+  it('follows a run that continues, and says when the server stops answering', async () => {
     const run = await makeRun('live', 5)
     const watcher = await watch([run])
     const page = await browser.newPage()
@@ -462,7 +462,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     tokens_per_second: 46_573.4,
   })
 
-  it.each([390, 1280])('labels its axes in full at %i pixels, however large or small the numbers', async (width) => {
+  it.each([390, 1280])('labels its axes in full at %i pixels, also for huge and tiny numbers', async (width) => {
     const many = Array.from({ length: 20 }, (_, i) => numbers(i + 1))
     const { page, context, labels, cut } = await showRuns({ numbers: many }, { viewport: { width, height: 900 } })
     expect(cut).toEqual([])
@@ -493,7 +493,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('gives every run a different stroke, the same in the head and in every legend, which is no taller than the plot', async () => {
+  it('gives every run a distinct stroke, the same in head and all legends', async () => {
     const record = (i: number) => ({
       step: 1,
       reward: i,
@@ -531,7 +531,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('shows what runs reached, with intervals, the level that they began at, and where they were resumed or warned', async () => {
+  it('shows results with intervals, values at the start, resumes and warnings', async () => {
     const path = join(root, 'whole')
     await mkdir(path, { recursive: true })
     const time = (second: number) => new Date(1e12 + 1000 * second).toISOString()
@@ -596,7 +596,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('smooths long runs with the values behind, never evaluations, and labels lines at their ends', async () => {
+  it('smooths long runs by default, and labels lines at their ends', async () => {
     const noisy = (i: number) => ({ type: 'step', step: i, reward: i % 2, reward_std: 0.5 + (i % 3), entropy: i })
     const { page, context, labels, cut } = await showRuns({ noisy: Array.from({ length: 60 }, (_, i) => noisy(i + 1)) })
     expect(await page.locator('#smoothing-value').textContent()).toBe('0.8')
@@ -615,7 +615,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('says which run has no completions, links to none where there are none and knows a metric called constructor', async () => {
+  it('supports runs without completions and a metric named constructor', async () => {
     const path = join(root, 'constructor', 'other')
     await mkdir(path, { recursive: true })
     await writeFile(join(path, 'metrics.jsonl'), lines([{ step: 1, reward: 1, constructor: 3 }]))
@@ -639,7 +639,7 @@ describe.skipIf(noBrowser !== undefined)('in a browser', { timeout: 120_000 }, (
     expect(problems).toEqual([])
   })
 
-  it('notices a page that would break these rules', async () => {
+  it('blocks an injected script, and the checks of these tests notice it', async () => {
     const path = join(root, 'broken.html')
     const html = reportPage(await reportData([new RunReader(join(root, 'rltt'))]))
     await writeFile(path, html.replace('</main>', '<script>document.title = "owned"</script></main>'))

@@ -44,11 +44,11 @@ const runNode = (script: string, env: Record<string, string> = {}) =>
 
 describe('LOOPLM_CPU_ISA', () => {
   const open = `console.log(require(${JSON.stringify(addonPath)}).openContext('cpu', 1) === undefined)`
-  it('takes the name of an instruction set', () => {
+  it('accepts the name of an instruction set', () => {
     const { stdout, stderr } = runNode(open, { LOOPLM_CPU_ISA: 'avx512_bf16' })
     expect(stdout, stderr).toBe('false\n')
   })
-  it('takes no other name', () => {
+  it('rejects any other name and lists the valid ones', () => {
     const { status, stderr } = runNode(open, { LOOPLM_CPU_ISA: 'sse2' })
     expect(stderr).toMatch(
       /LOOPLM_CPU_ISA in the environment is "sse2"; it takes avx512_bf16, avx512_vnni, avx512, avx2_vnni, avx2, neon_bf16, neon_i8mm, neon_dot or baseline/,
@@ -57,7 +57,7 @@ describe('LOOPLM_CPU_ISA', () => {
   })
 })
 
-describe('an environment that ends with work pending', () => {
+describe('ending with work pending', () => {
   it.each([
     ['terminate()', `started.then(() => parentPort.postMessage('started'))`, true],
     ['process.exit()', `started.then(() => { parentPort.postMessage('started'); setTimeout(() => process.exit(0), 20) })`, false],
@@ -66,7 +66,7 @@ describe('an environment that ends with work pending', () => {
       `started.then(() => { parentPort.postMessage('started'); setTimeout(() => { throw new Error('end') }, 20) })`,
       false,
     ],
-  ])('as a worker by %s cancels it, and the engine works on', async (_, script, terminate) => {
+  ])('by %s cancels the work of a worker, and the engine keeps working', async (_, script, terminate) => {
     await collectGarbage()
     const before = memory().bytes
     for (let round = 0; round < 2; round++) {
@@ -93,12 +93,12 @@ describe('an environment that ends with work pending', () => {
   it.each([
     ['process.exit()', `started.then(() => setTimeout(() => process.exit(7), 20))`, 7],
     ['an exception', `started.then(() => setTimeout(() => { throw new Error('end') }, 20))`, 1],
-  ])('as a process by %s ends at once with its exit code', (_, script, code) => {
+  ])('by %s ends a process at once with its exit code', (_, script, code) => {
     const { status, signal } = runNode(startLongWork + script)
     expect({ status, signal }).toEqual({ status: code, signal: null })
   })
 
-  it('does not keep an idle process alive, and keeps a busy one until its promises are settled', () => {
+  it('lets a busy process settle its promises, and an idle one exit', () => {
     const script = `
       const addon = require(${JSON.stringify(addonPath)})
       const x = addon.tensorFill(addon.openContext('cpu', 1), 'float32', [512, 512], 1)
@@ -119,7 +119,7 @@ describe('long calls', () => {
   }
   const many = Array.from({ length: 32 }, (_, i) => Array.from({ length: 128 }, (_, j) => (i + j) % 29))
 
-  it('end soon after their signal, with ABORTED and its reason, and the next call works', async () => {
+  it('end soon after an abort with ABORTED and the reason, and the next call works', async () => {
     using model = await LoopLM.create(large)
     const controller = new AbortController()
     const started = process.cpuUsage()
@@ -146,7 +146,7 @@ describe('long calls', () => {
   })
 })
 
-it('the garbage collector gives back what was not disposed, and knows its size', () => {
+it('the garbage collector frees tensors that were not disposed, and knows their size', () => {
   const script = `
     const addon = require(${JSON.stringify(addonPath)})
     const context = addon.openContext('cpu', 1)
@@ -171,7 +171,7 @@ describe('native functions', () => {
     throw new Error('expected an error')
   }
 
-  it('refuse values of the wrong kind instead of crashing', async () => {
+  it('reject values of the wrong kind instead of crashing', async () => {
     const context = native().openContext('cpu', 1)
     const x = native().tensorFill(context, 'float32', [2], 1)
     const sequences = { tokens: new Int32Array(4), lengths: new Int32Array([2, 2]), promptLengths: new Int32Array(0) }
@@ -198,7 +198,7 @@ describe('native functions', () => {
     x.dispose()
   })
 
-  it('refuse tensors of another context', async () => {
+  it('reject tensors of another context', async () => {
     const x = native().tensorFill(native().openContext('cpu', 1), 'float32', [2], 1)
     const y = native().tensorFill(native().openContext('cpu', 1), 'float32', [2], 1)
     expect((await wrong((addon) => addon.tensorBinary('add', x, y))).message).toMatch(/device of the other/)
@@ -207,7 +207,7 @@ describe('native functions', () => {
   })
 })
 
-it('a missing build is NATIVE_LOAD with the cause and the remedy', async () => {
+it('a missing build fails with NATIVE_LOAD, the cause and the remedy', async () => {
   vi.resetModules()
   vi.stubEnv('LOOPLM_PREBUILD', join(root, 'src')) // where there is none
   try {

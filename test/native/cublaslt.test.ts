@@ -34,7 +34,7 @@ describe.concurrent('products by cuBLASLt', () => {
     }
   })
 
-  it('are those of weight gradients and of many rows', async () => {
+  it('are used only for weight gradients and for many rows', async () => {
     const { env, products } = through('chosen')
     expect((await emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env)).status).toBe(0)
     const [trial, ...lines] = products() // one product for each device that is opened, to see whether the library works
@@ -45,13 +45,13 @@ describe.concurrent('products by cuBLASLt', () => {
     }
   })
 
-  it('are the same bits in a recording and outside of it', async () => {
+  it('give the same bits in a recording and outside of it', async () => {
     const { env, products } = through('recorded', { LOOPLM_CUDA_GEMM: 'library' })
     expect(await emulatedKernelTests(['record:'], env)).toMatchObject({ failures: [], status: 0 })
     expect(products().filter((line) => line.startsWith('24 3 40')).length).toBeGreaterThan(4)
   })
 
-  it("have their own algorithm where the weight's refuses their number of rows", async () => {
+  it('use another algorithm when that of the weight does not support their rows', async () => {
     const { env, products } = through('rows', { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: 'rows' })
     const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', '--skip', 'many tiles', 'gemm'], env)
     expect(failures).toEqual([])
@@ -68,7 +68,7 @@ describe.concurrent('products by cuBLASLt', () => {
     ['matmul', /own GEMM \(.*a trial product failed at the product with status 13\)/],
     ['wrong', /own GEMM \(.*a trial product came out wrong\)/],
     ['later', /cuBLASLt 130000 from .*; own GEMM for products that it refused, the first at the product with status 13/],
-  ])('are made by the own kernels when the library fails: %s', async (fault, reason) => {
+  ])('fall back to own kernels when the library fails: %s', async (fault, reason) => {
     const { env } = through(fault, { LOOPLM_CUDA_GEMM: 'library', LOOPLM_CUBLASLT_DOUBLE: fault })
     const { failures, status, description } = await emulatedKernelTests(['--dtype', 'bf16', 'gemm weight gradient'], env)
     expect(failures).toEqual([])
@@ -83,7 +83,7 @@ describe.concurrent('products by cuBLASLt', () => {
     ],
     [{ LOOPLM_CUBLASLT: emulatedLibrary }, /own GEMM \(.*emulated\.so has no function cublasLt/],
     [{ LOOPLM_CUBLASLT: cublasLtDouble, LOOPLM_CUDA_GEMM: 'own' }, /own GEMM \(LOOPLM_CUDA_GEMM=own\)/],
-  ])('looplm info says why they are not: %o', (env, reason) => {
+  ])('looplm info says why they are not used: %o', (env, reason) => {
     const { stdout } = spawnSync(process.execPath, [join(root, 'dist', 'src', 'cli', 'main.js'), 'info'], {
       encoding: 'utf8',
       env: { ...process.env, LOOPLM_CUDA_LIBRARY: emulatedLibrary, ...env },
@@ -91,7 +91,7 @@ describe.concurrent('products by cuBLASLt', () => {
     expect(stdout).toMatch(reason)
   })
 
-  it('carry a golden fixture: scores, gradients, ten steps and tokens', async () => {
+  it('reproduce a golden fixture: scores, gradients, ten steps and tokens', async () => {
     const { env, products } = through('golden', { LOOPLM_CUDA_GEMM: 'library' })
     const losses = ['stage1', 'looprpt', 'grpo_clip_kl', 'rltt_exit-pdf_attached']
     const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs')

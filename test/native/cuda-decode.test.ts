@@ -9,7 +9,7 @@ beforeAll(() => {
 })
 
 describe.each(['float32', 'bfloat16'])('a decoded token in %s', (dtype) => {
-  it('has the same bits by launches, by graph and by one kernel', () => {
+  it('has the same bits by separate launches, a graph, or one kernel', () => {
     const [launches, graph, token] = ways.map((way) => generateBy(way, device, dtype, 'short')) as [
       Generated[],
       Generated[],

@@ -23,7 +23,7 @@ describe.concurrent('kernels on cuda-emulated', () => {
   })
 })
 
-it('products use no bank of shared memory twice at a time', () => {
+it('products use shared memory without bank conflicts', () => {
   const tool = join(import.meta.dirname, '..', '..', 'tools', 'cuda-banks.mjs')
   const { stdout } = spawnSync(process.execPath, [tool, '--dtype', 'bf16', 'gemm'], { encoding: 'utf8' })
   const kernels = [...stdout.matchAll(/^ *([\d.]+) .* ((?:tensor|many_rows)_kernel\S*)/gm)]
@@ -38,7 +38,7 @@ describe('the device', () => {
     expect(Array.from(await y.data())).toEqual([14])
   })
 
-  it('says what was asked and what is free when memory is out, and goes on', async () => {
+  it('says how much memory was requested and is free on OUT_OF_MEMORY, and keeps working', async () => {
     using huge = zeros([2 ** 20, 2 ** 26], { device })
     const error = await huge.data().catch((e) => e)
     expect(error).toBeInstanceOf(LoopLMError)
@@ -48,7 +48,7 @@ describe('the device', () => {
     expect(Array.from(await x.data())).toEqual([1])
   })
 
-  it('is listed with what was tried, and a device that is not there is refused by name', () => {
+  it('is listed with what was tried, and an unknown device is rejected by name', () => {
     const cuda = devices().find(({ name }) => name === 'cuda')!
     expect(cuda.description).toMatch(/looplm_cuda\.so: /)
     expect(() => zeros([1], { device: 'cuda:99' })).toThrow(
@@ -56,7 +56,7 @@ describe('the device', () => {
     )
   })
 
-  it('ends before CUDA does when the process exits in the middle of its work', () => {
+  it('closes cleanly when the process exits in the middle of its work', () => {
     const code = `import { LoopLM, zeros } from '${join(import.meta.dirname, '..', '..', 'dist', 'src', 'index.js')}'
       await zeros([1]).data() // the CPU's thread is there first
       const model = await LoopLM.create(${JSON.stringify(config)}, { device: '${device}' })
@@ -91,7 +91,7 @@ describe('little memory', () => {
     }
   }
 
-  it('a step that does not fit says what was asked and what is free; the next one goes on as if nothing had been', async () => {
+  it('a step that does not fit fails with OUT_OF_MEMORY and does not affect later steps', async () => {
     const [{ model, trainer }, other] = [await create(), await create()]
     using _ = model
     using __ = other.model
@@ -108,7 +108,7 @@ describe('little memory', () => {
   const prompts = Array.from({ length: 12 }, (_, i) => [i, 3, 7])
   const greedy = { temperature: 0, stop: [] }
 
-  it("deviceMemory is the device's own, and what is held is not free", async () => {
+  it('deviceMemory reports the total of the device, and as free what is not held', async () => {
     await collectGarbage()
     const before = deviceMemory(device)
     expect(before.total).toBe(16 * 2 ** 30)
@@ -120,7 +120,7 @@ describe('little memory', () => {
     await withMemory(64 * mib, async () => expect(deviceMemory(device).total).toBe(64 * mib))
   })
 
-  it('prompts that do not fit together run in turn, to the same tokens', async () => {
+  it('prompts that do not fit together run in turn and give the same tokens', async () => {
     using model = await LoopLM.create(config, { device, seed: 3 })
     const options = { ...greedy, maxNewTokens: 24, exit: { rule: 'gate', threshold: 0.6 } as const }
     const expected = await model.generate(prompts, options)
@@ -134,7 +134,7 @@ describe('little memory', () => {
     expect(scheduler.stats().slots).toBeLessThan(12 * 26)
   })
 
-  it('a request that does not fit fails alone: before others, between them, and while they run', async () => {
+  it('a request that does not fit fails alone, whether first, in between or last', async () => {
     using model = await LoopLM.create({ ...config, max_position_embeddings: 2 ** 20 }, { device, seed: 3 })
     const [expected] = await model.generate([[1, 2]], { ...greedy, maxNewTokens: 10 })
     for (const place of [0, 1, 2]) {
@@ -153,7 +153,7 @@ describe('little memory', () => {
     }
   })
 
-  it('a step like the one before takes no memory: its arena is there', async () => {
+  it('a repeated step allocates no memory', async () => {
     const { model, trainer } = await create()
     using _ = model
     await trainer.update(small)
@@ -163,7 +163,7 @@ describe('little memory', () => {
   })
 })
 
-describe('a model with weights of few bits', () => {
+describe('a quantized model', () => {
   const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
   const greedy = { maxNewTokens: 5, temperature: 0, stop: [] }
 
@@ -171,7 +171,7 @@ describe('a model with weights of few bits', () => {
     ['int4', 'float32'],
     ['int8', 'float32'],
     ['int4', 'bfloat16'],
-  ] as const)('%s in %s computes what the CPU does', async (quantize, dtype) => {
+  ] as const)('%s in %s gives the results of the CPU', async (quantize, dtype) => {
     const options = { dtype, quantize, groupSize: 32, seed: 3 } as const
     using model = await LoopLM.create(config, { ...options, device })
     using onCpu = await LoopLM.create(config, { ...options, activations: 'float' })
@@ -184,7 +184,7 @@ describe('a model with weights of few bits', () => {
       expect(results.map((r) => r.tokens)).toEqual((await onCpu.generate(prompts, greedy)).map((r) => r.tokens))
   })
 
-  it('keeps activations as they are, and says so when asked to round them', async () => {
+  it('rejects quantized activations with a remedy', async () => {
     const error = await refusal(() => LoopLM.create(config, { device, quantize: 'int8', groupSize: 32, activations: 'int8' }))
     expect([error.code, error.message]).toEqual([
       'UNSUPPORTED',
@@ -192,7 +192,7 @@ describe('a model with weights of few bits', () => {
     ])
   })
 
-  it('refuses asymmetric weights by name', async () => {
+  it('rejects asymmetric weights by name', async () => {
     const error = await refusal(() => LoopLM.create(config, { device, quantize: 'int4-asymmetric', groupSize: 32 }))
     expect([error.code, error.message]).toEqual([
       'UNSUPPORTED',
@@ -205,7 +205,7 @@ describe('the programme for a GPU, with the emulator in its place', () => {
   const root = join(import.meta.dirname, '..', '..')
   const env = { ...process.env, LOOPLM_CUDA_LIBRARY: emulatedLibrary }
 
-  it('device cuda is there, and auto is it', () => {
+  it('device cuda is available, and auto selects it', () => {
     const code = `import { devices, zeros } from '${join(root, 'dist', 'src', 'index.js')}'
       console.log(JSON.stringify([devices().find(({ name }) => name === 'cuda'), zeros([1], { device: 'auto' }).device]))`
     const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8', env })
@@ -215,7 +215,7 @@ describe('the programme for a GPU, with the emulator in its place', () => {
     expect(auto).toBe('cuda')
   })
 
-  it('a chip that the library has no code for is not used: the reason is said, and auto is the CPU', () => {
+  it('an unsupported chip is unavailable with the reason, and auto selects the CPU', () => {
     const code = `import { devices, zeros } from '${join(root, 'dist', 'src', 'index.js')}'
       console.log(JSON.stringify([devices().find(({ name }) => name === 'cuda'), zeros([1], { device: 'auto' }).device]))`
     const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
@@ -228,7 +228,7 @@ describe('the programme for a GPU, with the emulator in its place', () => {
     expect(auto).toBe('cpu')
   })
 
-  it('a listing of devices opens none of them', () => {
+  it('listing devices does not open them', () => {
     const code = `import { devices } from '${join(root, 'dist', 'src', 'index.js')}'
       console.log(devices().find(({ name }) => name === 'cuda').description)`
     const { stdout } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {

@@ -61,7 +61,7 @@ describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
     ['avx512_bf16', [...avx512, ...names('{"avx512_bf16", &avx512_bf16::table, wide, has_avx512 &&')]],
     ['avx512_vnni', [...avx512, ...names('const bool has_avx512_vnni = has_avx512 &&')]],
     ['avx2_vnni', [...avx2, ...names('const bool has_avx2_vnni = has_avx2 &&')]],
-  ])('%s only where the processor has everything that the compiler may use for it', (isa, asked) => {
+  ])('%s only if the processor has every feature that the compiler may use for it', (isa, asked) => {
     const baseline = new Set(macros([]))
     const used = macros(flags[isa]!).filter((name) => !baseline.has(name))
     expect(used.length).toBeGreaterThan(5)
@@ -78,7 +78,7 @@ describe.concurrent('native tests', () => {
   })
 
   const tested = new Set<string>()
-  it.each(isas)('the CPU kernels against the reference, at most %s', async (isa) => {
+  it.each(isas)('CPU kernels match the reference, with %s at most', async (isa) => {
     const env = { LOOPLM_CPU_ISA: isa }
     // A processor without these instructions takes a lower table: each is tested once.
     const { stdout } = await runTests(programs[0]!, ['--backend', 'cpu', '--dtype', 'f32', 'swiglu'], env)
@@ -102,7 +102,7 @@ describe.concurrent('native tests', () => {
     expect(status).toBe(0)
   })
 
-  it('memory that cannot be allocated and calls that are aborted, wherever the engine is', { timeout: 600_000 }, async () => {
+  it('failed allocations and aborted calls throughout the engine', { timeout: 600_000 }, async () => {
     const { failures, passed, status } = await runTests(programs[3]!, [])
     expect(failures).toEqual([])
     expect(passed).toBeGreaterThan(60)
@@ -117,7 +117,7 @@ describe.concurrent('native tests', () => {
   })
 
   const corpus = join(import.meta.dirname, '..', '..', 'native', 'test', 'fuzz', 'corpus')
-  it.each(readdirSync(corpus))('the corpus of the fuzzer, target %s', async (target) => {
+  it.each(readdirSync(corpus))('every input of the fuzzer corpus runs without a crash, target %s', async (target) => {
     const inputs = readdirSync(join(corpus, target)).sort()
     const { stdout, status } = await runTests('looplm_fuzz_replay', [target, join(corpus, target)])
     expect(stdout.trimEnd().split('\n')).toEqual(inputs)

@@ -20,7 +20,7 @@ beforeAll(() => {
 afterAll(() => rmSync(folder, { recursive: true }))
 
 describe('gradients and parameters on emulated devices', () => {
-  it('travel by NCCL with the bits of one rank, in worlds of 1 to 4, also during the backward pass', async () => {
+  it('sent by NCCL give the bits of one rank, also during the backward pass', async () => {
     const log = join(folder, 'log')
     const { failures, passed, status, stdout } = await runTests(tests, ['cuda-emulated', 'some'], {
       ...through,
@@ -33,7 +33,7 @@ describe('gradients and parameters on emulated devices', () => {
     expect(readFileSync(log, 'utf8').split('\n').length).toBeGreaterThan(200)
   })
 
-  it('go through the memory of the host without it', async () => {
+  it('go through host memory without NCCL', async () => {
     const { failures, status, stdout } = await runTests(tests, ['cuda-emulated', 'some'], { LOOPLM_NCCL: 'off' })
     expect(failures).toEqual([])
     expect(status).toBe(0)
@@ -47,7 +47,7 @@ describe('gradients and parameters on emulated devices', () => {
     ['send@1', 1, /exchange: rank 1 of 3: NCCL: unhandled cuda error/],
     ['remote@2', 1, /exchange: rank 2 of 3: NCCL: remote process exited .*; look for the error of the rank that failed/],
     ['lost', 3, /exchange: rank \d of 3 waited 4 s for other ranks; look for their errors, or raise the time limit/],
-  ])('end with an error of every rank when NCCL fails: %s', async (fault, ranks, reason) => {
+  ])('fail with the reason when NCCL fails: %s', async (fault, ranks, reason) => {
     const env = { ...through, LOOPLM_NCCL_DOUBLE_FAULT: fault }
     const { failures, passed, stdout } = await runTests(tests, ['cuda-emulated', 'fault'], env)
     expect(failures).toEqual([])
@@ -55,7 +55,7 @@ describe('gradients and parameters on emulated devices', () => {
     expect(stdout.split('\n').filter((line) => reason.test(line)).length, stdout).toBe(ranks)
   })
 
-  it('two ranks on one GPU are told so', async () => {
+  it('two ranks on one GPU fail with a message that names the GPU', async () => {
     const env = { ...through, LOOPLM_EMULATOR_PLACE: '0000:1b:00.0' }
     const { stdout } = await runTests(tests, ['cuda-emulated', 'fault'], env)
     expect(stdout).toMatch(
@@ -66,7 +66,7 @@ describe('gradients and parameters on emulated devices', () => {
   it.each([
     [{ LOOPLM_NCCL: '/nowhere/libnccl.so' }, /rank 0: LOOPLM_NCCL names a library .*\/nowhere\/libnccl\.so: cannot open/],
     [{ LOOPLM_NCCL: emulatedLibrary }, /LOOPLM_NCCL names a library .*emulated\.so has no function nccl/],
-  ])('a library that was named and cannot be used is an error: %o', async (env, reason) => {
+  ])('a LOOPLM_NCCL library that cannot be used is an error: %o', async (env, reason) => {
     expect((await runTests(tests, ['cuda-emulated', 'fault'], env)).stdout).toMatch(reason)
   })
 })
@@ -132,7 +132,7 @@ describe.each(installed.slice(0, 1))('a trainer under %s', (mpi) => {
 })
 
 const real = join(build, 'Release', 'looplm_cuda.so')
-it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('the library itself, in a world of one', async () => {
+it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('real NCCL works in a world of one', async () => {
   const { failures, status, stdout } = await runTests('looplm_kernel_tests', ['--backend', real, 'link:'])
   expect(failures).toEqual([])
   expect(status).toBe(0)

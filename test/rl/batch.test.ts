@@ -18,7 +18,7 @@ const loops = tinyConfig.total_ut_steps
 const base = { groupSize: 4, learningRate: 1e-2 } as const
 const rows = (length: (tokens: number) => number, value = 0) => sequences.map((s) => Array<number>(length(s.length)).fill(value))
 
-describe('fields that the objective does not read', () => {
+describe('batch fields that the objective does not read', () => {
   const unread: Record<string, object> = {
     'exits and noise of LoopRPT': { exits: rows((n) => 2 * (n - 1)), noise: rows((n) => n) },
     'oldLogprobs of any content': { oldLogprobs: rows((n) => n - 1, Number.NaN) },
@@ -36,7 +36,7 @@ describe('fields that the objective does not read', () => {
       segments: [null],
     },
   }
-  it.each(Object.entries(unread))('%s', async (_, extra) => {
+  it.each(Object.entries(unread))('have no effect: %s', async (_, extra) => {
     using model = await tinyModel()
     for (const Trainer of [RLTTTrainer, GRPOTrainer]) {
       using trainer = new Trainer(model, { ...base, surrogate: 'reinforce' })
@@ -46,7 +46,7 @@ describe('fields that the objective does not read', () => {
     expect(await pretrain.gradients({ ...batch, ...extra })).toEqual(await pretrain.gradients(batch))
   })
 
-  it('rewards beside advantages', async () => {
+  it('have no effect: rewards beside advantages', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
     const advantages = [1, -1, 1, -1, 0, 0, 0, 0]
@@ -56,7 +56,7 @@ describe('fields that the objective does not read', () => {
     )
   })
 
-  it('LoopRPT takes those of the others, and null for its own', async () => {
+  it('have no effect in LoopRPT, where null counts as omitted', async () => {
     using model = await tinyModel()
     using trainer = new LoopRPTTrainer(model, { rollouts: 2, rho: 1 })
     const extra = { noise: null, exits: null, promptLengths: null, oldLogprobs: [1], rewards: 'x', mask: null }
@@ -64,7 +64,7 @@ describe('fields that the objective does not read', () => {
     expect(await trainer.gradients(given)).toEqual(await trainer.gradients({ sequences }))
   })
 
-  it('are still read, and refused, where the objective reads them', async () => {
+  it('are checked and rejected by an objective that reads them', async () => {
     using model = await tinyModel()
     const refused = async (trainer: RLTTTrainer | GRPOTrainer | ObjectiveTrainer, extra: object) =>
       (await refusal(() => trainer.gradients({ ...batch, ...extra }))).message
@@ -83,7 +83,7 @@ describe('fields that the objective does not read', () => {
   })
 })
 
-describe('a field that no trainer knows', () => {
+describe('an unknown field of a batch', () => {
   const refused: [string, object, RegExp][] = [
     ['masks', { masks: rows((n) => n - 1, 1) }, /update: masks: unknown field; did you mean mask\?$/],
     ['reward', { reward: batch.rewards }, /reward: unknown field; did you mean rewards\?$/],
@@ -92,7 +92,7 @@ describe('a field that no trainer knows', () => {
     ['a column of the data set', { source: 'a' }, /source: unknown field; the fields are sequences, .*, columns$/],
     ['an unknown name that is null', { weights: null }, /weights: unknown field/],
   ]
-  it.each(refused)('is refused by name: %s', async (_, extra, message) => {
+  it.each(refused)('is rejected by name: %s', async (_, extra, message) => {
     using model = await tinyModel()
     const before = await parametersOf(model)
     for (const Trainer of [RLTTTrainer, GRPOTrainer, ObjectiveTrainer]) {
@@ -109,7 +109,7 @@ describe('a field that no trainer knows', () => {
     ['labels', { labels: sequences }, /labels: unknown field; the fields are sequences, promptLengths/],
     ['attention_mask', { attention_mask: [] }, /attention_mask: unknown field/],
     ['promptLength', { promptLength: 4 }, /promptLength: unknown field; did you mean promptLengths\?$/],
-  ])('is refused where tokens are given: %s', async (_, extra, message) => {
+  ])('is rejected by pre-training and LoopRPT: %s', async (_, extra, message) => {
     using model = await tinyModel()
     for (const trainer of [new PretrainTrainer(model), new LoopRPTTrainer(model)])
       expect((await refusal(() => trainer.update({ sequences, ...extra }))).message).toMatch(message)
@@ -120,7 +120,7 @@ describe('a mask', () => {
   const mask = sequences.map((s, i) => Array.from({ length: s.length - 1 }, (_, j) => Number(j !== batch.promptLengths[i] - 1)))
   const later = { sequences, promptLengths: batch.promptLengths.map((n) => n + 1) }
 
-  it('leaves predictions out of Stage I as if they were prompt', async () => {
+  it('excludes predictions from Stage I as if they were part of the prompt', async () => {
     using model = await tinyModel()
     using trainer = new PretrainTrainer(model)
     const masked = await trainer.gradients({ ...batch, mask })
@@ -133,7 +133,7 @@ describe('a mask', () => {
     expect((await refusal(() => trainer.gradients({ ...batch, mask: [[1]] }))).message).toMatch(/mask has 1 entries for 8/)
   })
 
-  it('is shown to an objective that is a function', async () => {
+  it('is passed to an objective function', async () => {
     using model = await tinyModel()
     const seen: unknown[] = []
     using trainer = new ObjectiveTrainer(model, {
@@ -149,7 +149,7 @@ describe('a mask', () => {
     expect(seen).toEqual([used.map((i) => mask[i]), used.map((i) => 1 / (used.length * counted[i]!))])
   })
 
-  it('of Stage II divides its loss into that of its parts, and of LoopRPT a tail is as good as cut off', async () => {
+  it('splits the Stage II loss by tokens, and cuts a masked tail off in LoopRPT', async () => {
     using model = await tinyModel()
     using gate = new PretrainTrainer(model, { stage: 2 })
     const { sequences, promptLengths } = batch
@@ -177,8 +177,8 @@ describe('a mask', () => {
   })
 })
 
-describe('columns', () => {
-  it('of a batch reach an objective that is a function', async () => {
+describe('columns of a batch', () => {
+  it('are passed to an objective function', async () => {
     using model = await tinyModel()
     const seen: unknown[] = []
     using trainer = new ObjectiveTrainer(model, {
@@ -200,7 +200,7 @@ describe('columns', () => {
 })
 
 describe('a batch', () => {
-  it('may change as soon as the call has returned', async () => {
+  it('can be changed by the caller as soon as the call returns', async () => {
     using model = await tinyModel()
     using rltt = new RLTTTrainer(model, base)
     using grpo = new GRPOTrainer(model, base)
@@ -229,7 +229,7 @@ describe('a batch', () => {
     [[1, 0, 1, 0], 'a row with a gradient'],
     [[1, 1, 1, 0], 'a row of a flat group'],
     [[null, null, 1, 0], 'a row without a reward'],
-  ])('with rewards %j has its token ids checked in %s', async (rewards) => {
+  ])('is rejected for an invalid token id: rewards %j, %s', async (rewards) => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { groupSize: 2 })
     const given = { sequences: [[1, -2, 3, 99], ...sequences.slice(1, 4)], promptLengths: [2, 4, 4, 4], rewards }
@@ -278,7 +278,7 @@ describe('a batch', () => {
       /mask\[0\]\[0\] must be 0 or 1, got null/,
     ],
   ]
-  it.each(mistakes)('is refused by name: %s', async (_, given, message) => {
+  it.each(mistakes)('is rejected by name: %s', async (_, given, message) => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
     const error = await refusal(() => trainer.update(given as typeof batch))
@@ -291,7 +291,7 @@ describe('a batch', () => {
     ['nothing', undefined, /a batch must be an object/],
     ['sequences [null]', { sequences: [null] }, /sequences\[0\] must be number\[\] or Int32Array, got null/],
     ['sequences text', { sequences: 'x' }, /sequences must be a non-empty array of token id arrays, got 'x'/],
-  ])('of given tokens is refused by name: %s', async (_, given, message) => {
+  ])('is rejected by name in pre-training and LoopRPT: %s', async (_, given, message) => {
     using model = await tinyModel()
     for (const trainer of [new PretrainTrainer(model), new LoopRPTTrainer(model)])
       expect((await refusal(() => trainer.update(given as unknown as typeof batch))).message).toMatch(message)
@@ -314,7 +314,7 @@ describe('draws for LoopRPT', () => {
       /noise has 3 entries for 2 sequences/,
     ],
   ]
-  it.each(wrong)('are refused: %s', async (_, draws, message) => {
+  it.each(wrong)('are rejected if invalid: %s', async (_, draws, message) => {
     using model = await tinyModel()
     using trainer = new LoopRPTTrainer(model, { rollouts: 2 })
     expect((await refusal(() => trainer.gradients({ ...pair, ...draws }))).message).toMatch(message)
@@ -323,7 +323,7 @@ describe('draws for LoopRPT', () => {
 })
 
 describe('oldLogprobs', () => {
-  it('of the one loop that has ratios are enough, whatever else is scored', async () => {
+  it('are needed only for the one loop that has importance ratios', async () => {
     using model = await tinyModel()
     const reference = (await model.score(sequences)).logprobs.map((row) => row.map((l) => l - 0.3))
     const whole = reference.map((row) => row.map((l, k) => l + 0.1 * Math.sin(k)))
@@ -348,7 +348,7 @@ describe('oldLogprobs', () => {
     await expect(rltt.gradients({ ...batch, oldLogprobs: last })).resolves.toHaveProperty('loss')
   })
 
-  it('of one loop are refused where several have ratios, with what to do', async () => {
+  it('are rejected with advice if they cover one loop of several with ratios', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, surrogate: 'ppo' })
     const { code, message } = await refusal(() => trainer.update({ ...batch, oldLogprobs: rows((n) => n - 1, -1) }))
@@ -363,7 +363,7 @@ describe('oldLogprobs', () => {
 })
 
 describe('options', () => {
-  it('the normalizer "constant" needs no length: the longest response of the batch stands for it', async () => {
+  it('the normalizer "constant" defaults to the length of the longest response', async () => {
     using model = await tinyModel()
     const lossOf = async (options: object) => {
       using trainer = new RLTTTrainer(model, { ...base, normalizer: 'constant', ...options })
@@ -376,7 +376,7 @@ describe('options', () => {
     expect(await lossOf({ maxNewTokens: 6 })).toBeCloseTo((await lossOf({})) / 2, 12)
   })
 
-  it.each(['ppo', 'cispo'] as const)('a trained gate is refused with %s, by the name of the option', async (surrogate) => {
+  it.each(['ppo', 'cispo'] as const)('detachWeights: false is rejected with the surrogate %s', async (surrogate) => {
     using model = await tinyModel()
     const options = { ...base, detachWeights: false, surrogate }
     const { code, message } = await refusal(() => new RLTTTrainer(model, options))
@@ -385,7 +385,7 @@ describe('options', () => {
     new RLTTTrainer(model, { ...options, weights: 'uniform' }).dispose() // there the option is not read
   })
 
-  it('of a kind that has no JSON are refused by name', async () => {
+  it('a value that has no JSON form is rejected by the name of its option', async () => {
     using model = await tinyModel()
     const weights: Record<string, unknown> = {}
     weights.self = weights
@@ -393,7 +393,7 @@ describe('options', () => {
     expect(message).toMatch(/weights: .*got an object/)
   })
 
-  it('attached weights of a term are refused at another temperature', async () => {
+  it('attached weights of a term are rejected at a temperature other than 1', async () => {
     using model = await tinyModel()
     const weights = { kind: 'exit-pdf', detach: false, temperature: 2 } as const
     const { message } = await refusal(() => new ObjectiveTrainer(model, { objective: { terms: [{ weights }] } }))
@@ -401,7 +401,7 @@ describe('options', () => {
   })
 
   const kinds = { RLTTTrainer, GRPOTrainer, ObjectiveTrainer, PretrainTrainer, LoopRPTTrainer }
-  it.each(Object.entries(kinds))('%s wants a LoopLM', async (name, Kind) => {
+  it.each(Object.entries(kinds))('%s rejects a model that is not a LoopLM', async (name, Kind) => {
     for (const [model, shown] of [
       [undefined, 'undefined'],
       [{}, 'an object'],
@@ -415,7 +415,7 @@ describe('options', () => {
     }
   })
 
-  it('LoopRPT wants a LoopLM as its teacher', async () => {
+  it('LoopRPT rejects a teacher that is not a LoopLM', async () => {
     using model = await tinyModel()
     const teacher = { score() {} } as unknown as LoopLM
     const { code, message } = await refusal(() => new LoopRPTTrainer(model, { teacher }))
@@ -433,7 +433,7 @@ describe('types', () => {
     rewards: number[]
   }
 
-  it('update has a loss and a grad_norm, and fields are checked when they are written', async () => {
+  it('update returns loss and grad_norm, and the compiler checks the fields of a batch', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
     const metrics = await trainer.update(batch)
@@ -457,7 +457,7 @@ describe('types', () => {
     await expect(trainer.update({ ...batch, rewards: 'x' })).rejects.toThrow(/rewards/)
   })
 
-  it('a loss that is no number stays a field of the metrics', () => {
+  it('a loss of NaN stays in the metrics', () => {
     const measured = { loss: Number.NaN, policyLoss: 0, kl: 0, lazyLoss: 0, entropy: 1, ratio: 1, clipLow: 0, clipHigh: 0 }
     const more = {
       responseTokens: 1,

@@ -75,7 +75,7 @@ describe('the best checkpoints', () => {
     ])
   })
 
-  it('are those with the least of a metric that is a loss', async () => {
+  it('are those with the lowest value if the metric is a loss', async () => {
     const config = { metricForBestModel: 'eval/loop_1/loss', saveBest: 2 } as unknown as ConstructorParameters<
       typeof BestCheckpoints
     >[0]
@@ -84,7 +84,7 @@ describe('the best checkpoints', () => {
     expect(selection.state.best.map(({ step }) => step)).toEqual([2, 5])
   })
 
-  it('end up in the model with loadBestModelAtEnd, while the newest checkpoint keeps the last state', async () => {
+  it('are loaded at the end with loadBestModelAtEnd; the newest checkpoint keeps the last state', async () => {
     const runDir = join(root, 'load-best')
     const { model } = await scripted({ runDir, loadBestModelAtEnd: true }, [0.1, 0.9, 0.2])
     using best = await LoopLM.fromPretrained(join(runDir, 'checkpoints', 'step-2'))
@@ -105,7 +105,7 @@ describe('the best checkpoints', () => {
     expect(await parametersOf(resumed.model)).toEqual(await parametersOf(straight.model))
   })
 
-  it('need a metric that exists', async () => {
+  it('require a known metric and the options that they depend on', async () => {
     expect((await refusal(() => scripted({ loadBestModelAtEnd: true }, [1]))).message).toMatch(/loadBestModelAtEnd: needs runDir/)
     const error = await refusal(() => scripted({ metricForBestModel: 'accuracy' }, [1]))
     expect(error.message).toMatch(/no metric "accuracy"; it has eval\/score/)
@@ -132,7 +132,7 @@ describe('the evaluation before the first step', () => {
   const start = { evalOnStart: true }
   const plain = { ...start, evalEvery: 2, metricForBestModel: undefined, steps: 4 } as PretrainOptions
 
-  it('is the default, measures the model that the run was given, and leaves the course as it is', async () => {
+  it('is on by default, measures the given model and does not change training', async () => {
     const course = async (options: PretrainOptions) => {
       using model = await tinyModel('cpu')
       using trainer = new PretrainTrainer(model, {
@@ -176,7 +176,7 @@ describe('the evaluation before the first step', () => {
     expect(await readFile(join(runDir, 'report.html'), 'utf8')).toContain('"eval/score":{"steps":[0,2,4]')
   })
 
-  it('is not repeated by a resumed run, not even by one that was stopped at step 0', async () => {
+  it('is not repeated on resume, even after a stop at step 0', async () => {
     const runDir = join(root, 'start-resumed')
     const first = await scripted({ ...plain, runDir, steps: 2 }, [0.4, 0, 0.1])
     expect(shown(first.events)).toContain('eval 0')
@@ -195,7 +195,7 @@ describe('the evaluation before the first step', () => {
     expect((await lines(stopped)).filter(({ type }) => type === 'eval').map(({ step }) => step)).toEqual([0, 2, 4])
   })
 
-  it('is made again, and written once, where no checkpoint knows of it', async () => {
+  it('runs again after a crash before the first checkpoint, and is logged once', async () => {
     const runDir = join(root, 'start-crashed')
     using model = await tinyModel('cpu')
     const onStep = () => {
@@ -239,7 +239,7 @@ describe('the evaluation before the first step', () => {
     ['ends below it in a loss', { greaterIsBetter: false }, [0.4, 0.6, 0.3], undefined],
     ['has a better one to load', { loadBestModelAtEnd: true, runDir: 'load' }, [0.4, 0.6, 0.3], undefined],
     ['began later', { evalOnStart: false, steps: 3 }, [0.4, 0.6, 0.3], /worse at step 3 than at step 1/],
-  ])('is compared with a run that %s', async (_what, options, script, warning) => {
+  ])('is the baseline of the warning about a worse model: run that %s', async (_what, options, script, warning) => {
     const onWarning = vi.fn()
     const runDir = options.runDir === undefined ? {} : { runDir: join(root, options.runDir) }
     await scripted({ ...start, steps: script.length - 1, ...options, ...runDir, onWarning }, script)
@@ -248,7 +248,7 @@ describe('the evaluation before the first step', () => {
     else expect(warnings).toEqual([expect.stringMatching(warning)])
   })
 
-  it('is what a resumed run is compared with', async () => {
+  it('is the baseline of the warning about a worse model after a resume', async () => {
     const runDir = join(root, 'start-compared')
     const script = [0.4, 0, 0.5, 0, 0.3]
     await scripted({ ...plain, runDir, steps: 2 }, script)
@@ -259,7 +259,7 @@ describe('the evaluation before the first step', () => {
     )
   })
 
-  it('is compared at the most loops, by quantity and task, also across a resume', () => {
+  it('is compared at the largest loop count per metric and task, also after a resume', () => {
     const selection = new BestCheckpoints({ earlyStoppingThreshold: 0 } as never)
     const metrics = (reward: number, other: number, loss: number) => ({
       'eval/loop_1/reward': 0,
@@ -282,7 +282,7 @@ describe('the evaluation before the first step', () => {
 })
 
 describe('early stopping', () => {
-  it('ends the run after so many evaluations without improvement, and stays ended', async () => {
+  it('ends the run after earlyStoppingPatience evaluations without improvement, also on resume', async () => {
     const runDir = join(root, 'early')
     const script = [0.1, 0.5, 0.5, 0.4, 0.9]
     const { events } = await scripted({ runDir, earlyStoppingPatience: 2 }, script)
@@ -291,7 +291,7 @@ describe('early stopping', () => {
     expect(again.events.map(({ type }) => type)).toEqual(['done'])
   })
 
-  it('counts over a resume', async () => {
+  it('keeps counting after a resume', async () => {
     const runDir = join(root, 'patience')
     const script = [0.5, 0.4, 0.3, 0.2, 0.9]
     await scripted({ runDir, earlyStoppingPatience: 3, steps: 2 }, script)
@@ -309,7 +309,7 @@ describe('early stopping', () => {
 describe('evaluations', () => {
   const evalTasks = { small: addition({ digits: 1 }), padded: addition({ digits: 1, width: 2 }) }
 
-  it('answer several tasks at several loop counts', async () => {
+  it('cover several tasks at several loop counts', async () => {
     using model = await tinyModel('cpu')
     const options = { task: tinyTask, batchSize: 8, steps: 1, evalEvery: 1, evalProblems: 8, evalLoops: [1, 3], evalTasks }
     const events = await finish(new PretrainTrainer(model, options).run())
@@ -319,7 +319,7 @@ describe('evaluations', () => {
     expect(metrics['eval/small/loop_3/reward']).toBe(metrics['eval/loop_3/reward'])
   })
 
-  it('of a dataset need no evalDataset when there are evalTasks', async () => {
+  it('need no evalDataset if evalTasks is set', async () => {
     using model = await tinyModel('cpu')
     const dataset = [{ prompt: '1+1=', answer: '02' }]
     const tokenizer = tinyTask.tokenizer
@@ -328,7 +328,7 @@ describe('evaluations', () => {
     expect(Object.keys(metrics).every((name) => /^eval\/(small|padded)\//.test(name))).toBe(true)
   })
 
-  it('that cannot work are refused before the first step', async () => {
+  it('are rejected before the first step if they cannot work', async () => {
     using model = await tinyModel('cpu')
     const base = { batchSize: 2, steps: 1, evalEvery: 1, callbacks: { onStep: () => expect.unreachable() } }
     const dataset = [{ prompt: '1+1=', answer: '02' }]
@@ -340,7 +340,7 @@ describe('evaluations', () => {
     expect((await refusal(() => finish(foreign.run()))).message).toMatch(/evalTasks\.letters: .*is not in the alphabet/)
   })
 
-  it('that were cut off by an abort are made up for by the resumed run', async () => {
+  it('run again on resume if an abort cut them off', async () => {
     const runDir = join(root, 'cut-evaluation')
     const controller = new AbortController()
     const slow = {
@@ -369,11 +369,11 @@ describe('evaluations', () => {
   })
 })
 
-describe('rewards that answer later', () => {
+describe('asynchronous rewards', () => {
   const completions = Array.from({ length: 20 }, (_, i) => ({ prompt: 'p', completion: String(i), columns: {} }))
   const later = (milliseconds: number) => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
-  it('are asked at most so many at a time, and come back in order', async () => {
+  it('run with at most the given concurrency and return in order', async () => {
     let waiting = 0
     let most = 0
     const reward = async (_prompt: string, completion: string) => {
@@ -387,7 +387,7 @@ describe('rewards that answer later', () => {
     expect(rewards).toEqual(completions.map((_, i) => i))
   })
 
-  it('that do not answer in time are an error that names them, and the others are told', async () => {
+  it('fail by name on a timeout, and every call gets an abort signal', async () => {
     let told = 0
     const reward = async (_p: string, completion: string, _c: object, context?: { signal?: AbortSignal }) => {
       context!.signal!.addEventListener('abort', () => told++)
@@ -399,7 +399,7 @@ describe('rewards that answer later', () => {
     expect(told).toBe(20)
   })
 
-  it('end with the run, whether they listen or not', async () => {
+  it('do not delay the end of an aborted run', async () => {
     using model = await tinyModel('cpu')
     const controller = new AbortController()
     const reward = () => {
@@ -411,7 +411,7 @@ describe('rewards that answer later', () => {
     expect(events).toMatchObject([{ type: 'done', step: 0, aborted: true }])
   })
 
-  it('that fail stop the others from being asked', async () => {
+  it('are not called any more after one has failed', async () => {
     let asked = 0
     const reward = async () => {
       asked++
@@ -423,10 +423,10 @@ describe('rewards that answer later', () => {
   })
 })
 
-describe('what is not finite', () => {
+describe('a value that is not finite', () => {
   const base = { groupSize: 4, learningRate: 1e-2 } as const
 
-  it('is named: a parameter, with the step', async () => {
+  it('is reported with step and loop: a hidden state', async () => {
     using model = await tinyModel('cpu')
     using trainer = new RLTTTrainer(model, base)
     await trainer.update(tinyBatch)
@@ -441,7 +441,7 @@ describe('what is not finite', () => {
     )
   })
 
-  it('is named: a log-probability, when the head overflows', async () => {
+  it('is reported with step and loop: a log-probability, when the head overflows', async () => {
     using model = await tinyModel('reference')
     using trainer = new RLTTTrainer(model, base)
     const head = await model.getParameter('lm_head.weight')
@@ -453,7 +453,7 @@ describe('what is not finite', () => {
     expect(error.message).toMatch(/^step 1: the loss is NaN: the log-probability after loop 1 is not finite/)
   })
 
-  it('is named: a reward, with the step of the run', async () => {
+  it('is reported with the step: a reward', async () => {
     using model = await tinyModel('cpu')
     let calls = 0
     const reward = () => (++calls > 8 ? Number.NaN : calls % 3)
@@ -465,7 +465,7 @@ describe('what is not finite', () => {
 })
 
 describe('a loss of 0', () => {
-  it('is explained once where it is right', async () => {
+  it('is explained by one warning on fresh rollouts', async () => {
     using model = await tinyModel('cpu')
     const onWarning = vi.fn()
     const options = { task: tinyTask, reward: variedReward, groupSize: 4, promptsPerStep: 4, steps: 2, onWarning }
@@ -477,7 +477,7 @@ describe('a loss of 0', () => {
     )
   })
 
-  it('is explained otherwise where no completion has a reward', async () => {
+  it('is explained by another warning if no completion has a reward', async () => {
     using model = await tinyModel('cpu')
     const onWarning = vi.fn()
     using trainer = new RLTTTrainer(model, { groupSize: 4, onWarning })

@@ -20,14 +20,14 @@ const rewards = sequences.map((_, i) => i % 2)
 const settings = { groupSize: 2, step: 0, maxLength: undefined, loops: 2 }
 
 describe('a batch of 130,000 short sequences', () => {
-  it('has extremes', () => {
+  it('does not overflow the helpers largest and smallest', () => {
     const values = Array.from({ length: many }, (_, i) => i)
     expect(() => Math.max(...values)).toThrow(RangeError) // as long as this holds, the rest of this file tests something
     expect([largest(values), smallest(values)]).toEqual([many - 1, 0])
     expect([largest([]), smallest([]), largest([-2], 1), largest([3, Number.NaN])]).toEqual([-Infinity, Infinity, 1, Number.NaN])
   })
 
-  it.each(['rltt', 'san', 'bn-gspo'] as const)('is rated by the recipe %s', (recipe) => {
+  it.each(['rltt', 'san', 'bn-gspo'] as const)('gets advantages from the recipe %s', (recipe) => {
     const objective = objectiveSchema.parse(phasesOf(recipe)[0]!.objective)
     const batch = { sequences, promptLengths, rewards, exitLoops: rewards, truncated: rewards.map(Boolean) }
     const { advantages, metrics } = rateBatch('test', batch, objective, settings)
@@ -35,13 +35,13 @@ describe('a batch of 130,000 short sequences', () => {
     expect(metrics).toMatchObject({ reward: 0.5, 'completions/max_length': 1 })
   })
 
-  it.each(['length', 'given', 'truncated'] as const)('is rated in strata by %s', (by) => {
+  it.each(['length', 'given', 'truncated'] as const)('gets advantages in strata by %s', (by) => {
     const objective = objectiveSchema.parse({ terms: [{ advantage: { strata: { by }, cost: { by: 'length' } } }] })
     const batch = { sequences, promptLengths, rewards, strata: rewards, truncated: rewards.map(Boolean) }
     expect(rateBatch('test', batch, objective, settings).advantages[0]).toHaveLength(many)
   })
 
-  it('in one group has advantages, length normalizers and shaped rewards', () => {
+  it('gets advantages, length normalizers and shaped rewards as one group', () => {
     const lengths = promptLengths
     expect(groupAdvantages(rewards, many).advantages).toHaveLength(many)
     expect(lengthNormalizers(lengths, 'constant')).toHaveLength(many)
@@ -51,7 +51,7 @@ describe('a batch of 130,000 short sequences', () => {
     expect(shapeRewards(shapers, { rewards, groupSize: many, lengths }, 0)).toHaveLength(many)
   })
 
-  it('is learned in one step', async () => {
+  it('trains in one step', async () => {
     using model = await LoopLM.create(
       { vocab_size: 12, hidden_size: 2, intermediate_size: 2, num_hidden_layers: 1, num_attention_heads: 1, total_ut_steps: 1 },
       { seed: 0 },
@@ -63,7 +63,7 @@ describe('a batch of 130,000 short sequences', () => {
   })
 })
 
-describe('a count with a zero too many is refused by name', () => {
+describe('a count that is far too large', () => {
   type Make = (model: LoopLM) => unknown
   const policy = { task: tinyTask }
   it.each<[option: string, make: Make]>([
@@ -81,14 +81,14 @@ describe('a count with a zero too many is refused by name', () => {
     ['steps', (model) => new PretrainTrainer(model, { ...policy, steps: 2 ** 40 })],
     ['rollouts', (model) => new LoopRPTTrainer(model, { ...policy, rollouts: 1e9 })],
     ['rewardTimeout', (model) => new RLTTTrainer(model, { ...policy, rewardTimeout: 1e9 })],
-  ])('%s', async (option, make) => {
+  ])('is rejected by name: %s', async (option, make) => {
     using model = await tinyModel('cpu')
     const error = await refusal(async () => make(model))
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(new RegExp(`^\\w+: ${option}`))
   })
 
-  it('problems of evaluate and rank of an adapter', async () => {
+  it('is rejected by name: problems of evaluate and rank of an adapter', async () => {
     using model = await tinyModel('cpu')
     expect((await refusal(() => evaluate(model, { task: tinyTask, problems: 1e9 }))).message).toMatch(
       /^evaluate: problems must be/,
@@ -96,7 +96,7 @@ describe('a count with a zero too many is refused by name', () => {
     expect((await refusal(() => model.addAdapter({ rank: 1e9 }))).message).toMatch(/rank must be an integer/)
   })
 
-  it('batchSize, by the memory that is left', async () => {
+  it('is rejected if the heap has too little memory: batchSize', async () => {
     const { heap_size_limit } = getHeapStatistics()
     const rows = Math.ceil(heap_size_limit / 512)
     if (rows <= 2 ** 24) {
@@ -112,7 +112,7 @@ describe('a count with a zero too many is refused by name', () => {
 })
 
 describe('sequences beyond max_position_embeddings', () => {
-  it.each(['update', 'gradients'] as const)('are refused by %s, by number and length', async (method) => {
+  it.each(['update', 'gradients'] as const)('are rejected by %s with their index and length', async (method) => {
     const sizes = { vocab_size: 12, hidden_size: 4, intermediate_size: 4, num_hidden_layers: 1, num_attention_heads: 1 }
     using model = await LoopLM.create({ ...sizes, total_ut_steps: 1, max_position_embeddings: 4 }, { seed: 0 })
     using trainer = new PretrainTrainer(model, {})

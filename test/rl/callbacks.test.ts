@@ -52,7 +52,7 @@ function recorder(calls: string[]): TrainerCallbacks {
 }
 
 describe('callbacks', () => {
-  it('are called in the order of the run, each awaited, before the event is given out', async () => {
+  it('are called in the order of the run and awaited before each event is yielded', async () => {
     const calls: string[] = []
     using model = await tinyModel('cpu')
     using trainer = new RLTTTrainer(model, { ...options, runDir: join(root, 'order'), callbacks: recorder(calls) })
@@ -91,7 +91,7 @@ describe('callbacks', () => {
     expect(seen).toMatchObject({ status: 'finished', stoppedEarly: false, last: events.at(-1)!.metrics })
   })
 
-  it('add numbers to what is logged, and nothing else', async () => {
+  it('can add numbers to the logged metrics, but no other values', async () => {
     const runDir = join(root, 'added')
     using model = await tinyModel('cpu')
     const callbacks: TrainerCallbacks = {
@@ -127,7 +127,7 @@ describe('callbacks', () => {
     ['onLog', 0],
     ['onSave', 2],
     ['onRunEnd', 2],
-  ])('%s that throws is named, and onRunEnd hears of it', async (name, step) => {
+  ])('fail with an error that names %s, and onRunEnd gets the status failed', async (name, step) => {
     const end = vi.fn()
     const failing = () => Promise.reject(new Error('the network is down'))
     using model = await tinyModel('cpu')
@@ -138,7 +138,7 @@ describe('callbacks', () => {
     if (name !== 'onRunEnd') expect(end.mock.calls.map(([{ status }]) => status)).toEqual(['failed'])
   })
 
-  it('that train the model while a step is under way are refused', async () => {
+  it('are rejected if they train the model during a step', async () => {
     using model = await tinyModel('cpu')
     const callbacks: TrainerCallbacks = {
       onRollouts: () => void 0,
@@ -151,7 +151,7 @@ describe('callbacks', () => {
     expect((await refusal(() => finish(trainer.run()))).message).toMatch(/^callbacks\.onRollouts, step 1: .*called inside a step/)
   })
 
-  it('are methods of an object as well, and misspelt ones are refused with the nearest name', async () => {
+  it('can be methods of an object, and unknown names are rejected with a suggestion', async () => {
     class Counter implements TrainerCallbacks {
       steps = 0
       onStep(): void {
@@ -170,7 +170,7 @@ describe('callbacks', () => {
     expect((await wrong([])).message).toMatch(/callbacks: must be an object with functions such as onStep/)
   })
 
-  it('end with the run when its loop is left, and a signal that they abort ends it in good order', async () => {
+  it('get the status aborted in onRunEnd after a break or an abort', async () => {
     const ends: string[] = []
     const callbacks: TrainerCallbacks = { onRunEnd: ({ status, step }) => void ends.push(`${status} ${step}`) }
     using model = await tinyModel('cpu')
@@ -198,7 +198,7 @@ describe('loggers', () => {
     }
   }
 
-  it('of one’s own get everything in order, beside the built-in ones', async () => {
+  it('can be custom, and receive every call in order beside the built-in ones', async () => {
     const runDir = join(root, 'own')
     const calls: unknown[][] = []
     using model = await tinyModel('cpu')
@@ -225,7 +225,7 @@ describe('loggers', () => {
     expect(files.filter((name) => /report|tfevents/.test(name))).toEqual([])
   })
 
-  it('are none when the list is empty, and checkpoints are written all the same', async () => {
+  it('can be an empty list, and checkpoints are still written', async () => {
     const runDir = join(root, 'none')
     using model = await tinyModel('cpu')
     using trainer = pretrain(model, { runDir, loggers: [] })
@@ -253,7 +253,7 @@ describe('loggers', () => {
     expect(notes[3].message).toMatch(/with other values of/)
   })
 
-  it('that throw are named with what they were doing; one that cannot finish is a warning', async () => {
+  it('name the failing method in errors; a failing finish is only a warning', async () => {
     using model = await tinyModel('cpu')
     const failing = (method: string, name?: string) => ({
       log() {},
@@ -268,7 +268,7 @@ describe('loggers', () => {
     expect(onWarning).toHaveBeenCalledExactlyOnceWith('logger wandb.finish: 401')
   })
 
-  it('are refused by name where they cannot run', async () => {
+  it('are rejected by name if they cannot run', async () => {
     using model = await tinyModel('cpu')
     const wrong = async (loggers: unknown, runDir?: string) =>
       (await refusal(() => pretrain(model, { loggers: loggers as Logger[], ...(runDir && { runDir }) }))).message
@@ -278,7 +278,7 @@ describe('loggers', () => {
     expect(await wrong([{ start() {} }])).toMatch(/loggers\.0: must be jsonl, tensorboard, report, or a logger/)
   })
 
-  it('are loaded from a module: an object, or a function that makes one', async () => {
+  it('can be loaded from a module that exports an object or a function', async () => {
     const path = (name: string) => join(root, name)
     await writeFile(path('object.mjs'), 'export default { log() {} }')
     await writeFile(path('function.mjs'), 'export default async () => ({ name: "made", log() {} })')

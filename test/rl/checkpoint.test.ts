@@ -77,7 +77,7 @@ async function readLines(runDir: string): Promise<Record<string, number>[]> {
 }
 
 describe('resuming', () => {
-  it.each(Object.entries(trainers))('%s: three steps and three more equal six', async (name, make) => {
+  it.each(Object.entries(trainers))('%s: stopping after 3 of 6 steps and resuming gives the same result', async (name, make) => {
     const [whole, cut] = [join(root, `${name} whole`), join(root, `${name} cut`)]
     using straight = await tinyModel('cpu')
     {
@@ -130,7 +130,7 @@ describe('resuming', () => {
     expect(onWarning).toHaveBeenCalledWith(expect.stringMatching(/with other values of .*(batchSize, steps|steps, batchSize)/))
   })
 
-  it('refuses what is not a checkpoint, one of another trainer, and a run that exists', async () => {
+  it('rejects a missing checkpoint, one of another trainer and an existing run', async () => {
     const runDir = join(root, 'new')
     using model = await tinyModel('cpu')
     const before = await parametersOf(model)
@@ -148,7 +148,7 @@ describe('resuming', () => {
     expect(await parametersOf(model)).toEqual(before)
   })
 
-  it('refuses a state in the folder of another step', async () => {
+  it('rejects a checkpoint in a folder named after another step', async () => {
     const [from, to] = [join(root, 'new', 'checkpoints', 'step-7'), join(root, 'moved', 'step-9')]
     await cp(from, to, { recursive: true })
     using model = await tinyModel('cpu')
@@ -157,7 +157,7 @@ describe('resuming', () => {
     expect(existsSync(join(root, 'unmade'))).toBe(false)
   })
 
-  it('refused half-way leaves the model as it was, and a trainer that says it must be made anew', async () => {
+  it('leaves the model unchanged and the trainer unusable if it fails half-way', async () => {
     const runDir = join(root, 'half')
     const make = (model: LoopLM, resume: boolean) =>
       new LoopRPTTrainer(model, { ...shared, batchSize: 4, rollouts: 2, steps: 2, runDir, resume })
@@ -177,7 +177,7 @@ describe('resuming', () => {
     await expect(trainer.gradients({ sequences: [[1, 2, 3]] })).rejects.toThrow(anew)
   })
 
-  it('refused at its first file leaves the trainer usable', async () => {
+  it('leaves the trainer usable if it fails at the first file', async () => {
     using model = await tinyModel('cpu')
     using trainer = trainers['Stage I'](model, { runDir: join(root, 'usable'), resume: join(root, 'nowhere') })
     await expect(finish(trainer.run())).rejects.toThrow(/is not a checkpoint of a trainer/)
@@ -186,7 +186,7 @@ describe('resuming', () => {
 })
 
 describe('checkpoint folders', () => {
-  it('are complete, few, and loadable as a model', async () => {
+  it('are complete, limited in number, and loadable as a model', async () => {
     const runDir = join(root, 'folders')
     using model = await tinyModel('cpu')
     using trainer = trainers['Stage I'](model, { runDir, saveEvery: 1, keepCheckpoints: 2 })
@@ -207,7 +207,7 @@ describe('checkpoint folders', () => {
     expect(await parametersOf(loaded)).toEqual(await parametersOf(model))
   })
 
-  it('that were never finished do not count', async () => {
+  it('are ignored if they were never finished', async () => {
     const runDir = join(root, 'unfinished')
     await mkdir(join(runDir, 'checkpoints', '.step-9.tmp'), { recursive: true })
     expect(await newestCheckpoint(runDir)).toBeUndefined()
@@ -276,7 +276,7 @@ describe('saving into a folder that holds a model', () => {
   const clean = ['config.json', 'generation_config.json', 'model.safetensors', 'notes.txt', 'own']
   const stale = ['adapter_config.json', 'chat_template.jinja', 'pytorch_model.bin']
 
-  it('is the old model, the new one, or refused with what to do, wherever the process is killed', async () => {
+  it('leaves the old model or an error with advice, wherever the process is killed', async () => {
     const seen = new Set<string>()
     for (let at = 1; ; at++) {
       const folder = await make(`killed-${at}`)
@@ -310,7 +310,7 @@ describe('saving into a folder that holds a model', () => {
     expect([...seen].sort()).toEqual(['3 loops', 'refused'])
   })
 
-  it('puts everything back where a file cannot be replaced', async () => {
+  it('restores everything if a file cannot be replaced', async () => {
     const folder = await make('failed')
     const { attempts } = save(folder, 'never')
     expect(attempts.length).toBeGreaterThan(8)
@@ -322,7 +322,7 @@ describe('saving into a folder that holds a model', () => {
     expect((await readdir(folder)).sort()).toEqual([...clean, 'tokenizer.json', 'tokenizer_config.json'])
   })
 
-  it("leaves the user's folder of a file's name alone", async () => {
+  it('fails without changes if a folder of the user has the name of a file', async () => {
     const folder = await make('in-the-way')
     await mkdir(join(folder, 'tokenizer.json'))
     await writeFile(join(folder, 'tokenizer.json', 'deep'), 'mine')
@@ -331,7 +331,7 @@ describe('saving into a folder that holds a model', () => {
     expect((await readdir(folder)).sort()).toEqual([...clean, ...stale, 'tokenizer.json'].sort())
   })
 
-  it('by two at a time ends as one of them', async () => {
+  it('leaves one whole model if two save at the same time', async () => {
     const folder = await make('both')
     using one = await LoopLM.create(tinyConfig, { seed: 4, threads: 1 })
     using two = await LoopLM.create({ ...tinyConfig, total_ut_steps: 2 }, { seed: 5, threads: 1 })
@@ -343,7 +343,7 @@ describe('saving into a folder that holds a model', () => {
     }
   })
 
-  it('is refused for an adapter as well', async () => {
+  it('makes loadAdapter reject an adapter whose save was cut off half-way', async () => {
     using model = await tinyModel('cpu')
     await model.addAdapter({ rank: 2 })
     const folder = join(root, 'adapter')

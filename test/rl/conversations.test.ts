@@ -60,7 +60,7 @@ const lessonText = async (row: object, options: LessonOptions, template?: string
 }
 
 describe('a prompt', () => {
-  it('of messages is written by the chat template, which writes all special tokens', async () => {
+  it('is rendered by the chat template if it is a list of messages', async () => {
     const row = { prompt: dialogue.slice(0, 3) }
     expect(await promptText(row)).toBe('<user>hi<end><assistant>ho<end><user>more<end><assistant>')
   })
@@ -70,23 +70,23 @@ describe('a prompt', () => {
     [{ tools: [{ name: 'a' }, { name: 'b' }] }, '[2 tools]<user>hi<end><assistant>'],
     [{ system: 'be short' }, '<system>be short<end><user>hi<end><assistant>'],
     [{ template: '{{ messages[0].content }}?' }, 'hi?'],
-  ])('is written as chatTemplate %j says', async (settings, text) => {
+  ])('is rendered with the option chatTemplate %j', async (settings, text) => {
     expect(await promptText({ prompt: [user('hi')] }, settings)).toBe(text)
   })
 
-  it('has tools and its own variables in the columns of its row', async () => {
+  it('takes tools and template variables from the columns of its row', async () => {
     const row = { prompt: [user('hi')], tools: [{ name: 'a' }], chat_template_kwargs: { enable_thinking: true } }
     expect(await promptText(row, { enable_thinking: false, tools: [{}, {}] })).toBe(
       '[think true][1 tools]<user>hi<end><assistant>',
     )
   })
 
-  it('that is a text becomes the message of a user with wrapPrompts, and stays one without', async () => {
+  it('becomes a user message only with wrapPrompts if it is a string', async () => {
     expect(await promptText({ prompt: 'hi' }, { wrapPrompts: true })).toBe('<user>hi<end><assistant>')
     expect(await promptText({ prompt: 'hi' })).toBe('hi')
   })
 
-  it('begins with one token that begins texts, where the template writes it or the text has it', async () => {
+  it('begins with exactly one bos token, whether template, string or tokenizer adds it', async () => {
     const json = JSON.parse(await readFile(join(root, 'tokenizer.json'), 'utf8'))
     const bos = json.added_tokens.find((token: { content: string }) => token.content === '<bos>')
     const begin = { SpecialToken: { id: '<bos>', type_id: 0 } }
@@ -112,12 +112,12 @@ describe('a prompt', () => {
     [{ prompt: [user('hi')] }, { enableThinking: false }, /enableThinking: .*did you mean enable_thinking\?/],
     [{ prompt: [user('hi')] }, { template: '{% if %}' }, /chatTemplate\.template: the chat template does not parse/],
     [{ prompt: [user('hi')] }, { template: 'missing.jinja' }, /cannot read the chat template missing\.jinja/],
-  ])('%j with chatTemplate %j is refused', async (row, settings, message) => {
+  ])('is rejected: %j with chatTemplate %j', async (row, settings, message) => {
     expect((await refusal(() => promptText(row, settings))).message).toMatch(message)
   })
 })
 
-describe('a lesson', () => {
+describe('a training example', () => {
   it.each<[string, object, LessonOptions, string]>([
     ['the last message', { messages: dialogue }, {}, '<user>hi<end><assistant>ho<end><user>more<end><assistant>[no<end>]'],
     [
@@ -146,18 +146,18 @@ describe('a lesson', () => {
       { assistantOnly: true },
       '<user>hi<end><assistant>[ho<end>]<user>and<end><assistant>[so<end>]',
     ],
-  ])('is %s', async (_what, row, options, text) => {
+  ])('trains on %s', async (_what, row, options, text) => {
     expect(await lessonText(row, options)).toBe(text)
   })
 
-  it('is what the template has in {% generation %}, white space as the template says', async () => {
+  it('trains on what the template puts in {% generation %}', async () => {
     const text = '<user>hi<end>\n<assistant>[ho<end>]<user>more<end>\n<assistant>[no<end>]'
     expect(await lessonText({ messages: dialogue }, { assistantOnly: true }, marked)).toBe(text.replaceAll('\n', ''))
     const tokenizer = await chatting(marked)
     expect(tokenizer.applyChatTemplate(dialogue)).toBe(text.replaceAll(/[[\]\n]/g, ''))
   })
 
-  it('of a text with wrapPrompts has the turns of the template', async () => {
+  it('has the turns of the template if wrapPrompts wraps a string prompt', async () => {
     const text = await lessonText({ prompt: 'hi', answer: 'ho' }, {}, undefined, { wrapPrompts: true })
     expect(text).toBe('<user>hi<end><assistant>[ho<end>]')
   })
@@ -177,12 +177,12 @@ describe('a lesson', () => {
       /must come in pairs/,
     ],
     [{ prompt: [user('hi')] }, {}, plain, /has messages as "prompt" and no text to learn/],
-  ])('of %j with %j is refused', async (row, options, template, message) => {
+  ])('is rejected: %j with %j', async (row, options, template, message) => {
     expect((await refusal(() => lessonText(row, options, template))).message).toMatch(message)
   })
 
   it.each([1, 2] as const)(
-    'trains on what is learned alone: a run of Stage %i makes the update of the masked batch',
+    'trains only on assistant messages: one step of Stage %i equals an update with a mask',
     async (stage) => {
       const tokenizer = await chatting(plain)
       using model = await newModel(tokenizer)
@@ -222,7 +222,7 @@ describe('a lesson', () => {
 describe('conversations', () => {
   const rows = [{ prompt: [user('hi')], answer: 'ho' }, { prompt: [user('more')] }] as unknown as Dataset
 
-  it('are sampled, scored and recorded as the template writes them, and end where it ends a turn', async () => {
+  it('are sampled, scored and logged as the template renders them, and stop at its turn end', async () => {
     const tokenizer = await chatting(plain)
     using model = await newModel(tokenizer)
     const seen = new Set<string>()
@@ -250,7 +250,7 @@ describe('conversations', () => {
     expect(openProblems('test', model, { dataset: rows, tokenizer, seed: 0 }).stop).toContain(ends)
   })
 
-  it('are evaluated with the template of one’s own', async () => {
+  it('are evaluated with the template of the option chatTemplate', async () => {
     const tokenizer = await chatting(plain)
     using model = await newModel(tokenizer)
     const prompts: string[] = []
@@ -260,7 +260,7 @@ describe('conversations', () => {
     expect(prompts).toEqual(['hi!', 'more!'])
   })
 
-  it('leave the model the template of one’s own, and a tokenizer’s end token to a model that has none', async () => {
+  it('leave the model with the custom template and the end token of the tokenizer', async () => {
     const tokenizer = await chatting(plain)
     using model = await newModel(tokenizer)
     await writeFile(join(root, 'own.jinja'), `own: ${plain}`)

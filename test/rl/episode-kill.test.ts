@@ -37,7 +37,7 @@ it.each([
   ['the first turn of the first step', 1, 0],
   ['the second turns of the third step', 2 * callsOfStep + 15, 2],
   ['the last turn of the last step', 4 * callsOfStep, 3],
-])('SIGKILL in %s: the resumed run has the bits of one that nobody disturbed', async (_, hang, whole) => {
+])('SIGKILL in %s: the resumed run is bit-identical to an undisturbed run', async (_, hang, whole) => {
   const name = `killed-${hang}`
   const killed = await play(name, { hang })
   expect(killed.signal).toBe('SIGKILL')

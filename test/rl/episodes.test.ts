@@ -77,7 +77,7 @@ async function run(options: RLTTOptions, model: LoopLM) {
 }
 
 describe('an episode', () => {
-  it('of three turns runs no token twice', async () => {
+  it('computes no token twice in three turns', async () => {
     using model = await create()
     const seen: number[] = []
     const turns: number[] = []
@@ -105,7 +105,7 @@ describe('an episode', () => {
     expect(metrics!['episodes/turns']).toBe(3)
   })
 
-  it('of a group begins at a prompt that is encoded once', async () => {
+  it('encodes the prompt once for the whole group', async () => {
     using model = await create()
     const encoded: string[] = []
     const counting = new Proxy(tokenizer, {
@@ -125,7 +125,7 @@ describe('an episode', () => {
     )
   })
 
-  it('with tools has the log-probabilities of training, through all turns', async () => {
+  it('samples with the log-probabilities of training in all turns, with tools', async () => {
     using model = await create()
     for (const metrics of await run({ environment: asking, tools, toolTimeout: 0.02, steps: 3 }, model)) {
       expect(metrics['tools/call_frequency']).toBeGreaterThan(0)
@@ -151,7 +151,7 @@ describe('an episode', () => {
 })
 
 describe('a tool', () => {
-  it('that fails, hangs, is unknown or gets wrong arguments answers with an error message', async () => {
+  it('returns an error message if it fails, hangs, is unknown or gets wrong arguments', async () => {
     using model = await create()
     const environment: Environment = ({ prompt }) => {
       const messages = [{ role: 'user', content: prompt as string }]
@@ -213,7 +213,7 @@ describe('an environment', () => {
     ['answers late', () => new Promise((resolve) => setTimeout(resolve, 300, {})), /no answer within environmentTimeout/],
     ['answers nonsense', async () => ({ reward: 'much' }), /turn 2: reward must be a finite number, got/],
   ] as const)(
-    'that %s costs its step alone: nothing is half done, and resuming gives the same bits',
+    'fails only its step if it %s: episodes are closed, and a resumed run is bit-identical',
     async (name, act, message) => {
       const runDir = join(folder, name)
       const closed = new Set<number>()
@@ -246,7 +246,7 @@ describe('an environment', () => {
     },
   )
 
-  it('and a string prompt goes on as text', async () => {
+  it('continues a string prompt with string replies', async () => {
     using model = await create()
     const prompts: string[] = []
     const environment: Environment = ({ prompt }) => ({
@@ -261,7 +261,7 @@ describe('an environment', () => {
     expect(prompts).toHaveLength(24)
   })
 
-  it('without turns or rewards, and options that contradict each other, are refused', async () => {
+  it('is rejected without a prompt or with contradictory options', async () => {
     using model = await create()
     expect((await refusal(() => run({ environment: () => ({}) as never }, model))).message).toMatch(
       /must return an episode with a prompt/,
@@ -279,7 +279,7 @@ describe('a template that rewrites earlier turns', () => {
     ({ ...(asking(problem, context) as object), prompt: [{ role: 'user', content: 'b' }] }) as never
   const options = { environment, tokenizer: rewriting, groupSize: 16 }
 
-  it('is an error that says so', async () => {
+  it('fails with an error that suggests reencode', async () => {
     using model = await create()
     const { message } = await refusal(() => run(options, model))
     expect(message).toMatch(
@@ -287,7 +287,7 @@ describe('a template that rewrites earlier turns', () => {
     )
   })
 
-  it('is encoded again with reencode, and trains what was sampled since', async () => {
+  it('works with reencode: true, with the log-probabilities of training', async () => {
     using model = await create()
     for (const metrics of await run({ ...options, reencode: true }, model))
       expect(metrics['sampling/logprob_difference/max']).toBeLessThan(1e-5)
@@ -295,7 +295,7 @@ describe('a template that rewrites earlier turns', () => {
 })
 
 describe('evaluations', () => {
-  it('of a trainer and of evaluate play episodes, greedily and with several samples', async () => {
+  it('play episodes in trainer.evaluate and evaluate, greedily and with several samples', async () => {
     using model = await create()
     using trainer = new RLTTTrainer(model, { ...base, environment: asking, evalDataset: dataset })
     const [, full] = await trainer.evaluate({ problems: 3 })
@@ -310,7 +310,7 @@ describe('evaluations', () => {
     )
   })
 
-  it('of a trainer with a rollout function ask it', async () => {
+  it('call the rollout function of the trainer', async () => {
     using model = await create()
     const asked: number[] = []
     using trainer = new RLTTTrainer(model, {
@@ -348,7 +348,7 @@ describe('branches', () => {
     return { turns, metrics: metrics.map(timeless), parameters: await parametersOf(model) }
   }
 
-  it('share what came before, and are trained as they were sampled', async () => {
+  it('share earlier turns and have the log-probabilities of training', async () => {
     const { turns, metrics } = await played(0)
     expect(turns).toHaveLength(12) // a group of four has two episodes at its prompt, and each branches once
     const beginnings = new Set(turns.map(({ seed, texts }) => `${seed} ${texts[0]}`))
@@ -359,13 +359,13 @@ describe('branches', () => {
     expect(metrics[0]!['sampling/prefilled_tokens']).toBeLessThan(plain.metrics[0]!['sampling/prefilled_tokens']!)
   })
 
-  it('are as many as the group lacks where the model is certain', async () => {
+  it('are replaced by whole episodes where the model is certain', async () => {
     const { turns } = await played(100)
     expect(turns).toHaveLength(12)
     expect(turns.every(({ texts }) => texts.length === 3)).toBe(true)
   })
 
-  it('give the same bits again, whatever runs beside them', async () => {
+  it('give the same bits when repeated, and fill the group at width 3', async () => {
     expect(await played(0.5)).toEqual(await played(0.5))
     const three = await played(0, { branch: { entropy: 0, width: 3 } }) // of a group of four: three and one
     expect(three.turns).toHaveLength(12)

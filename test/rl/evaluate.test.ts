@@ -27,7 +27,7 @@ afterAll(() => model.dispose())
 describe('an evaluation', () => {
   const options = { dataset, tokenizer, reward: first, loops: [2], maxNewTokens: 3 }
 
-  it('gives the interval of Wilson for a share, and every answer with its reward', async () => {
+  it('reports a Wilson interval for 0/1 rewards, and every answer with its reward', async () => {
     const [result] = await evaluate(model, options)
     const right = result!.rewards.filter((reward) => reward === 1).length
     expect(result!.interval).toEqual(wilsonInterval(right, 12))
@@ -36,7 +36,7 @@ describe('an evaluation', () => {
     expect(result!.answers.map(([answer]) => first('', answer!.completion))).toEqual(result!.rewards)
   })
 
-  it('samples several answers, whose mean over problems and pass@k it reports', async () => {
+  it('reports mean reward and pass@k over several samples per problem', async () => {
     const [result] = await evaluate(model, { ...options, samples: 6 })
     const { answers, rewards, reward, interval, passAt } = result!
     expect(answers.map(({ length }) => length)).toEqual(Array(12).fill(6))
@@ -59,7 +59,7 @@ describe('an evaluation', () => {
     expect(await drawn(1)).not.toEqual(await drawn(2))
   })
 
-  it('samples more than one call generates, each answer drawn by itself', async () => {
+  it('draws samples independently when they need several calls of generate', async () => {
     const seen: number[] = []
     const onProgress = ({ answered, of }: { answered: number; of: number }) => seen.push(answered, of)
     const [result] = await evaluate(model, { ...options, maxNewTokens: 8, temperature: 2, samples: 100, onProgress })
@@ -68,7 +68,7 @@ describe('an evaluation', () => {
     expect(texts.slice(1024)).not.toEqual(texts.slice(0, 176))
   })
 
-  it('of other rewards has an interval and no pass@k, and leaves out what has no opinion', async () => {
+  it('has an interval but no pass@k for fractional rewards, and skips null rewards', async () => {
     const reward = (_prompt: string, completion: string, { prompt }: Record<string, unknown>) =>
       prompt === 'b:' ? null : completion.length / 3
     const [result] = await evaluate(model, { ...options, reward, samples: 4 })
@@ -85,7 +85,7 @@ describe('an evaluation', () => {
     [{ samples: 2, temperature: 0 }, /2 greedy answers are all the same; give a temperature above 0/],
     [{ temperature: -1 }, /temperature/],
     [{ seed: 0.5 }, /seed/],
-  ])('refuses %j', async (wrong, message) => {
+  ])('rejects %j', async (wrong, message) => {
     const error = await refusal(() => evaluate(model, { ...options, ...wrong }))
     expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
   })
@@ -99,7 +99,7 @@ describe('the evaluations of a run', () => {
   }
   const shared = { tokenizer, batchSize: 4, steps: 2, evalEvery: 2, evalLoops: [2], evalMaxNewTokens: 3, learningRate: 1e-12 }
 
-  it('of fine-tuning answer and score problems beside the losses, from step 0 on, with intervals and pass@k', async () => {
+  it('report rewards, intervals and pass@k beside the accuracy in fine-tuning, from step 0 on', async () => {
     using own = await model.clone()
     const options = { ...shared, dataset, evalDataset: dataset, reward: first, evalSamples: 4, seed: 5 }
     using trainer = new PretrainTrainer(own, options)
@@ -128,7 +128,7 @@ describe('the evaluations of a run', () => {
     expect([greedy!.problems, greedy!.samples, greedy!.passAt]).toEqual([4, 1, undefined])
   })
 
-  it('ask lessons that are conversations without their last message', async () => {
+  it('use a conversation without its last message as the prompt', async () => {
     using own = await model.clone()
     const chat = tokenizer.withChatTemplate('{% for m in messages %}{{ m.content }}{% endfor %}')
     const rows = ['a:', 'b:'].map((content) => ({
@@ -146,7 +146,7 @@ describe('the evaluations of a run', () => {
     ])
   })
 
-  it('that would draw greedy answers several times, or ask rows without a question, are refused before the run', async () => {
+  it('are rejected for several greedy samples or for rows without a prompt', async () => {
     using own = await model.clone()
     const wrong = () => new PretrainTrainer(own, { evalSamples: 2, evalTemperature: 0 })
     expect((await refusal(wrong)).message).toMatch(/evalTemperature: 2 greedy answers are all the same/)
@@ -156,7 +156,7 @@ describe('the evaluations of a run', () => {
   })
 })
 
-it('the accuracy of given tokens has the bootstrap interval of its sequences, longer ones weighing more', async () => {
+it('evaluateSequences reports accuracy with a bootstrap interval weighted by sequence length', async () => {
   const sequences = [
     { tokens: [0, 1, 2, 1, 0, 1], promptLength: 1 },
     { tokens: [1, 0], promptLength: 1 },

@@ -37,8 +37,8 @@ function expectEqual(got: ReadonlyMap<string, ArrayLike<number>>, want: Readonly
   for (const [name, values] of want) expect(relativeError(got.get(name)!, values, 1e-3 * total), name).toBeLessThan(bound)
 }
 
-describe('loops that are read', () => {
-  it.each(families)('of %s have the rows of all loops', async (name) => {
+describe('the option readLoops', () => {
+  it.each(families)('returns the same rows as reading all loops: %s', async (name) => {
     using model = await load(name)
     const options = model.architecture.prefixSeesItself ? { promptLengths } : {}
     const all = await model.score(sequences, options)
@@ -57,7 +57,7 @@ describe('loops that are read', () => {
     expect([...first.logprobs[0]!]).toEqual([...all.logprobs[0]!.subarray(0, sequences[0]!.length - 1)])
   })
 
-  it.each(families)('of %s have their share of the gradient', async (name) => {
+  it.each(families)('gives the gradient of zero coefficients at all other loops: %s', async (name) => {
     using model = await load(name)
     const loops = model.architecture.loops
     const coefficients = coefficientsOf(1)
@@ -67,7 +67,7 @@ describe('loops that are read', () => {
       expectEqual(await gradientsOf(model, sequences, coefficients, { readLoops: [loops], recompute }), want)
   })
 
-  it('share the exit distribution', async () => {
+  it('spreads the exit distribution over the loops that are read', async () => {
     using model = await tinyModel()
     const all = await model.score(sequences)
     const some = await model.score(sequences, { readLoops: [1, 3] })
@@ -84,7 +84,7 @@ describe('loops that are read', () => {
     [[2, 2], /readLoops\[1\] is 2, after 2/],
     [[4], /readLoops\[0\]/],
     [3, /readLoops must be a list/],
-  ])('are growing numbers: %j', async (readLoops, message) => {
+  ])('rejects values that are not an ascending list of loops: %j', async (readLoops, message) => {
     using model = await tinyModel()
     const error = await refusal(() => model.score(sequences, { readLoops: readLoops as number[] }))
     expect(error.code).toBe('INVALID_ARGUMENT')
@@ -96,7 +96,7 @@ describe('a truncated backward pass', () => {
   const recomputes = ['none', 'loop', 'layer'] as const
 
   // The last k loops from a constant state are k loops that begin with it.
-  it.each(families.filter((name) => /huginn|retrofit/.test(name)))('of %s is that of its last loops', async (name) => {
+  it.each(families.filter((name) => /huginn|retrofit/.test(name)))('equals one through the last loops: %s', async (name) => {
     using model = await load(name)
     const gold = readGolden(join(root, name))
     const { data, shape } = gold.get('states')!
@@ -128,7 +128,7 @@ describe('a truncated backward pass', () => {
   })
 
   // With the norm at the readout alone, loops are layers one after the other.
-  it('of Nanbeige is that of the last layers of a deeper model', async () => {
+  it('equals the last layers of a deeper model: Nanbeige', async () => {
     const config = JSON.parse(readFileSync(join(root, 'nanbeige_flags', 'config.json'), 'utf8'))
     using model = await LoopLM.create({ ...config, tie_word_embeddings: false }, { device: 'reference', seed: 3 })
     const { loops } = model.architecture
@@ -154,7 +154,7 @@ describe('a truncated backward pass', () => {
   })
 
   // Nothing of a coda changes the states that it reads.
-  it('trains coda, norm and head of a readout at a constant loop, and nothing else', async () => {
+  it('trains coda and norm, but not the core, for a readout before the truncation', async () => {
     using model = await load('huginn')
     const coefficients = coefficientsOf(1).map((row) => [...row, ...row.map(() => 0)])
     const loss = async () => {
@@ -182,7 +182,7 @@ describe('a truncated backward pass', () => {
     }
   })
 
-  it('of all loops is the whole', async () => {
+  it('over all loops equals the full backward pass', async () => {
     using model = await load('hrm_text')
     const coefficients = coefficientsOf(2)
     const want = await gradientsOf(model, sequences, coefficients)
@@ -199,7 +199,7 @@ describe('a truncated backward pass', () => {
   it.each([
     ['huginn', { mean_recurrence: 24, mean_backprop_depth: 3 }, 0.4],
     ['hrm_text', { L_cycles: 8, L_bp_cycles: [0, 1] }, 0.5],
-  ])('of %s takes a fraction of the memory', async (name, change, share) => {
+  ])('uses a fraction of the memory: %s', async (name, change, share) => {
     const config = JSON.parse(readFileSync(join(root, name, 'config.json'), 'utf8'))
     const wide = { intermediate_size: 512, ...change }
     const long = [Array.from({ length: 200 }, (_, i) => (7 * i) % 30)]
@@ -217,12 +217,12 @@ describe('a truncated backward pass', () => {
   })
 })
 
-describe('first states in training', () => {
+describe('initial states in training', () => {
   const hidden = 16
   const states = (shift: number) =>
     sequences.map((sequence) => Float64Array.from({ length: sequence.length * hidden }, (_, k) => Math.sin(k + shift)))
 
-  it('are those of the batch, also where prompts are alike', async () => {
+  it('are taken from the batch, also if prompts are equal', async () => {
     using model = await load('huginn')
     const settings = { weights: 'uniform', loops: 4 } as const
     using trainer = new RLTTTrainer(model, settings)
@@ -268,7 +268,7 @@ describe('first states in training', () => {
 })
 
 describe('trainers of every family', () => {
-  it.each(families)('%s: ratios are 1 at equal weights, and losses are numbers', async (name) => {
+  it.each(families)('%s: importance ratios start at 1, and pre-training lowers the loss', async (name) => {
     using model = await load(name, 'cpu')
     const options = { learningRate: 1e-3, groupSize: 4 }
     const batch = { sequences, promptLengths, rewards }
@@ -323,7 +323,7 @@ describe('trainers of every family', () => {
     expect(metrics).not.toHaveProperty('loop_1/weight')
   })
 
-  it('refuse more loops than a fixed family has, and weights that fit no loops', async () => {
+  it('reject more loops than a fixed family has, and weights for another loop count', async () => {
     using model = await load('nanbeige')
     const error = await refusal(() => new RLTTTrainer(model, { loops: 3, weights: 'uniform' }))
     expect(error.code).toBe('INVALID_CONFIG')

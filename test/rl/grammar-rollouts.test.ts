@@ -34,7 +34,7 @@ describe('rollouts with a grammar', () => {
     ['rltt', (model: LoopLM, options: object) => new RLTTTrainer(model, { ...base, ...options })],
     ['grpo', (model: LoopLM, options: object) => new GRPOTrainer(model, { ...base, ...options })],
     ['objective', (model: LoopLM, options: object) => new ObjectiveTrainer(model, { ...base, ...options, objective: 'grpo' })],
-  ] as const)('of %s are texts of it, and train as the same texts from anywhere else would', async (_, make) => {
+  ] as const)('match the grammar, and train like the same completions without a grammar: %s', async (_, make) => {
     using model = await create()
     const seen: Rollout[] = []
     const metrics = []
@@ -58,7 +58,7 @@ describe('rollouts with a grammar', () => {
     expect(await parametersOf(model)).toEqual(await parametersOf(other))
   })
 
-  it('have the log-probability of the model where the grammar leaves one token', async () => {
+  it('keep the log-probabilities of the model even if the grammar allows one token', async () => {
     using model = await create()
     const seen: Rollout[] = []
     const callbacks = { onRollouts: ({ rollouts }: { rollouts: readonly Rollout[] }) => void seen.push(...rollouts) }
@@ -76,7 +76,7 @@ describe('rollouts with a grammar', () => {
     }
   })
 
-  it('hold for every turn of an episode, and for evaluations', async () => {
+  it('follow the grammar in every turn of an episode and in evaluations', async () => {
     using model = await create()
     const turns: string[] = []
     const environment: Environment = ({ prompt }) => ({
@@ -99,8 +99,8 @@ describe('rollouts with a grammar', () => {
   })
 })
 
-describe('a grammar is refused', () => {
-  it('when it is wrong, by the name of its field', async () => {
+describe('a wrong grammar', () => {
+  it('is rejected by the name of its field', async () => {
     using model = await create()
     const message = async (grammar: object) =>
       (await refusal(() => new RLTTTrainer(model, { ...base, grammar: grammar as never }))).message
@@ -112,7 +112,7 @@ describe('a grammar is refused', () => {
     expect(await message({ regx: 'a' })).toMatch(/grammar\.regx: unknown option; did you mean regex\?/)
   })
 
-  it('where the model finds tokens with another tokenizer than the data, before anything is trained', async () => {
+  it('is rejected before training if model and data have different tokenizers', async () => {
     using model = await create()
     model.tokenizer = Tokenizer.characters('fedcba', { special: { eos: '<eos>' } })
     using trainer = new RLTTTrainer(model, base)

@@ -40,7 +40,7 @@ const makers = {
 }
 
 describe.each(folders)('%s', (folder) => {
-  it.each(['pretrain', 'rltt'] as const)('the gradient of %s is that of central differences', async (name) => {
+  it.each(['pretrain', 'rltt'] as const)('the gradient of input vectors in %s agrees with central differences', async (name) => {
     using model = await load(folder)
     using trainer = makers[name](model)
     const inputVectors = vectorsOf(model)
@@ -66,7 +66,7 @@ describe.each(folders)('%s', (folder) => {
     expect(found).toEqual([gradient])
   })
 
-  it('the reference model sees them too', async () => {
+  it('the reference model sees the input vectors too, so the KL is 0', async () => {
     using model = await load(folder)
     using trainer = makers.grpo(model)
     const metrics = await trainer.update({ sequences, promptLengths, advantages, inputVectors: vectorsOf(model) })
@@ -74,7 +74,7 @@ describe.each(folders)('%s', (folder) => {
   })
 })
 
-it('a function as objective gets the same gradient as the term it spells', async () => {
+it('an objective function gets the same gradient of input vectors as the equivalent term', async () => {
   using model = await load(folders[0]!)
   using term = makers.rltt(model)
   using own = new ObjectiveTrainer(model, {
@@ -94,7 +94,7 @@ it('a function as objective gets the same gradient as the term it spells', async
     for (const [k, value] of row.entries()) expect(got.inputVectors[i]![k]).toBeCloseTo(value, 12)
 })
 
-it('a batch is read before the call returns', async () => {
+it('changing input vectors after the call has no effect', async () => {
   using model = await load(folders[0]!)
   using trainer = makers.rltt(model)
   const vectors = vectorsOf(model).map((own) => own && { ...own, values: Float64Array.from(own.values) })
@@ -105,7 +105,7 @@ it('a batch is read before the call returns', async () => {
   expect(await running).toEqual(want)
 })
 
-it('what does not read them refuses them', async () => {
+it('trainers and objectives that do not read input vectors reject them', async () => {
   using model = await load(folders[0]!)
   const batch = { sequences, promptLengths, advantages, rewards: [1, 0, 1], inputVectors: vectorsOf(model) }
   using looprpt = new LoopRPTTrainer(model, {})

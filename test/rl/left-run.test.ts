@@ -48,8 +48,8 @@ async function expectFree(runDir: string): Promise<void> {
   if (listsOpenFiles) expect(openLocks(runDir)).toEqual([])
 }
 
-describe('a loop that is left', () => {
-  it('with break writes the last checkpoint, from which the run goes on as if nothing had been', async () => {
+describe('leaving the loop over a run', () => {
+  it('with break writes a checkpoint from which a resumed run continues exactly', async () => {
     const runDir = join(root, 'break')
     using model = await tinyModel('cpu')
     for await (const { type, step } of train(model, { runDir }).run()) if (type === 'step' && step === 3) break
@@ -69,7 +69,7 @@ describe('a loop that is left', () => {
     expect(await parametersOf(resumed)).toEqual(await parametersOf(straight))
   })
 
-  it('with an error writes it too, and the error is the caller’s', async () => {
+  it('with an error writes a checkpoint and rethrows that error', async () => {
     const runDir = join(root, 'throw')
     using model = await tinyModel('cpu')
     const error = new Error('what the loop did went wrong')
@@ -81,7 +81,7 @@ describe('a loop that is left', () => {
     await expectFree(runDir)
   })
 
-  it('leaves no listener on the signal of the run, not even while it waits for its caller', async () => {
+  it('leaves no listener on the abort signal, even while the run waits for the caller', async () => {
     using model = await tinyModel('cpu')
     const { signal } = new AbortController()
     const events = train(model, { runDir: join(root, 'listeners'), evalEvery: 1, evalProblems: 4 }).run({ signal })
@@ -93,7 +93,7 @@ describe('a loop that is left', () => {
     expect(getEventListeners(signal, 'abort')).toEqual([])
   })
 
-  it('with return() of the iterator writes it as well', async () => {
+  it('with return() of the iterator writes a checkpoint', async () => {
     const runDir = join(root, 'return')
     using model = await tinyModel('cpu')
     const events = train(model, { runDir }).run()
@@ -104,7 +104,7 @@ describe('a loop that is left', () => {
     await expectFree(runDir)
   })
 
-  it('at the event of a checkpoint writes no second one', async () => {
+  it('at a checkpoint event writes no second checkpoint', async () => {
     const runDir = join(root, 'at-checkpoint')
     using model = await tinyModel('cpu')
     let saves = 0
@@ -119,7 +119,7 @@ describe('a loop that is left', () => {
     expect(await newestCheckpoint(runDir)).toBe(join(runDir, 'checkpoints', 'step-2'))
   })
 
-  it('of a run that failed by itself writes none: its state is what failed', async () => {
+  it('after the run itself failed writes no checkpoint', async () => {
     const runDir = join(root, 'failed')
     using model = await tinyModel('cpu')
     const onStep = ({ step }: { step: number }) => {
@@ -130,7 +130,7 @@ describe('a loop that is left', () => {
     await expectFree(runDir)
   })
 
-  it('whose checkpoint cannot be written says so', async () => {
+  it('fails with an error if the checkpoint cannot be written', async () => {
     const runDir = join(root, 'unwritable')
     using model = await tinyModel('cpu')
     const trainer = train(model, { runDir })
@@ -143,8 +143,8 @@ describe('a loop that is left', () => {
   })
 })
 
-describe('a trainer has one run at a time', () => {
-  it('and a second run goes on from where the dropped one stood', async () => {
+describe('several runs of one trainer', () => {
+  it('continue where the dropped run stopped, with a warning', async () => {
     const runDir = join(root, 'again')
     using model = await tinyModel('cpu')
     const onWarning = vi.fn()
@@ -163,7 +163,7 @@ describe('a trainer has one run at a time', () => {
     expect(await parametersOf(model)).toEqual(await parametersOf(straight))
   })
 
-  it('also one that was dropped at the evaluation of the start, which is made once', async () => {
+  it('do not repeat the initial evaluation if the first run was dropped after it', async () => {
     const runDir = join(root, 'again-at-start')
     using model = await tinyModel('cpu')
     const trainer = train(model, { runDir, steps: 2, evalEvery: 2, evalProblems: 4 })
@@ -171,7 +171,7 @@ describe('a trainer has one run at a time', () => {
     expect(await finish(trainer.run())).toEqual(['step 1', 'step 2', 'eval 2', 'checkpoint 2', 'done 2'])
   })
 
-  it('which is refused while the other computes', async () => {
+  it('are rejected while the first one computes', async () => {
     using model = await tinyModel('cpu')
     const trainer = train(model, { runDir: join(root, 'computing') })
     const first = trainer.run()
@@ -181,7 +181,7 @@ describe('a trainer has one run at a time', () => {
     expect(await finish(first)).toContain('done 6')
   })
 
-  it('and iterators that were never asked for anything are no hindrance', async () => {
+  it('are not disturbed by iterators that were never started', async () => {
     using model = await tinyModel('cpu')
     const onWarning = vi.fn()
     const trainer = train(model, { runDir: join(root, 'unasked'), onWarning })
@@ -192,7 +192,7 @@ describe('a trainer has one run at a time', () => {
   })
 })
 
-describe('the folder of an iterator that was dropped', () => {
+describe('the folder of a run whose iterator was dropped', () => {
   setFlagsFromString('--expose-gc')
   const collect: () => void = runInNewContext('gc')
 
@@ -201,7 +201,7 @@ describe('the folder of an iterator that was dropped', () => {
     await train(model, { runDir }).run().next()
   }
 
-  it('is free once the iterator is collected', async () => {
+  it('is unlocked once the iterator is garbage-collected', async () => {
     const runDir = join(root, 'dropped')
     using model = await tinyModel('cpu')
     await drop(model, runDir)
@@ -217,7 +217,7 @@ describe('the folder of an iterator that was dropped', () => {
     expect(await finish(train(other, { runDir, resume: true }).run())).toContain('done 6')
   })
 
-  it('is free once its trainer is disposed', async () => {
+  it('is unlocked once its trainer is disposed', async () => {
     const runDir = join(root, 'disposed')
     using model = await tinyModel('cpu')
     const events = await (async () => {
@@ -232,7 +232,7 @@ describe('the folder of an iterator that was dropped', () => {
     await expect(events.next()).rejects.toThrow(/disposed/)
   })
 
-  it('is refused to another trainer until then, with what to do', async () => {
+  it('stays locked for other trainers while the iterator is alive', async () => {
     const runDir = join(root, 'held')
     using model = await tinyModel('cpu')
     const events = train(model, { runDir }).run()

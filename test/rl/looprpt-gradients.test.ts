@@ -112,7 +112,7 @@ describe('the independent model', () => {
   })
 })
 
-describe('LoopRPT on `reference` is the derivative of its loss', () => {
+describe('LoopRPT on `reference`', () => {
   it.each<[string, LoopRPTOptions]>([
     ['with the defaults', {}],
     ['the exit channel alone', { representationCoefficient: 0, entropyCoefficient: 0, klCoefficient: 0 }],
@@ -137,7 +137,7 @@ describe('LoopRPT on `reference` is the derivative of its loss', () => {
       },
     ],
     ['recomputed, rollout by rollout', { recompute: 'layer', tokensPerMicroBatch: 1 }],
-  ])('%s', async (_, options) => {
+  ])('computes the derivative of its loss: %s', async (_, options) => {
     await compare(options)
     await compare(options, [
       [1, 1, 0, 1, 0],
@@ -145,7 +145,7 @@ describe('LoopRPT on `reference` is the derivative of its loss', () => {
     ])
   })
 
-  it('refuses an odd number of antithetic rollouts', async () => {
+  it('rejects an odd number of antithetic rollouts', async () => {
     const model = await LoopLM.create(tinyConfig)
     expect(() => new LoopRPTTrainer(model, { antithetic: true, rollouts: 3 })).toThrow(/pairs/)
   })

@@ -34,7 +34,7 @@ async function parameters(model: LoopLM): Promise<Map<string, number[]>> {
 }
 
 describe('Stage II', () => {
-  it('moves the gate and nothing else, with weight decay too', async () => {
+  it('updates only the gate, even with weight decay', async () => {
     const model = await LoopLM.create(config, { seed: 1 })
     const before = await parameters(model)
     await new PretrainTrainer(model, { stage: 2, learningRate: 0.1, weightDecay: 0.5 }).update(batch)
@@ -60,7 +60,7 @@ describe('LoopRPT', () => {
       expect(relativeError(parts.gradients.get(name)!, gradient, 1e-2 * norm), name).toBeLessThan(1e-5)
   })
 
-  it('has the same bits again, and others with another seed', async () => {
+  it('gives the same bits when repeated, and another loss with another seed', async () => {
     const first = await gradients({})
     expect(await gradients({})).toEqual(first)
     expect((await gradients({ seed: 5 })).loss).not.toBe(first.loss)
@@ -70,7 +70,7 @@ describe('LoopRPT', () => {
     expect(await gradients({ recompute })).toEqual(await gradients({}))
   })
 
-  it('without noise, with sigma 0, rewards differ between rollouts by their exits alone', async () => {
+  it('has different rewards by exits alone if sigma is 0', async () => {
     const model = await LoopLM.create(config, { seed: 1, device: 'reference' })
     const exits = sequences.map((s) => [0, 1, 2].flatMap((loop) => Array<number>(s.length - 1).fill(loop)))
     const trainer = new LoopRPTTrainer(model, { rollouts: 3, rho: 1, sigma: 0, teacherDecay: 1 })
@@ -80,7 +80,7 @@ describe('LoopRPT', () => {
     expect(metrics.reward_std).toBeGreaterThan(0)
   })
 
-  it.each(['float32', 'bfloat16'] as const)('the teacher follows in float32 (%s)', async (dtype) => {
+  it.each(['float32', 'bfloat16'] as const)('updates the teacher as a moving average in float32 (%s)', async (dtype) => {
     const model = await LoopLM.create(config, { seed: 1, dtype })
     const before = await parameters(model)
     const trainer = new LoopRPTTrainer(model, { rollouts: 2, learningRate: 0.05, teacherDecay: 0.9 })
@@ -111,7 +111,7 @@ describe('LoopRPT', () => {
     expect(await parameters(rest.teacher!)).toEqual(await parameters(whole.teacher!))
   })
 
-  it.each([2, 8, 32])('with %i rollouts needs at most 1.5 × the memory of a Stage I step of as many tokens', async (rollouts) => {
+  it.each([2, 8, 32])('needs at most 1.5 × the memory of an equal Stage I step with %i rollouts', async (rollouts) => {
     const wide = { ...config, hidden_size: 64, intermediate_size: 176, num_hidden_layers: 2, total_ut_steps: 4 }
     const long = [...'ab'].map((_, i) => Array.from({ length: 129 }, (_, j) => (5 * i + 7 * j) % 12))
     const options = { tokensPerMicroBatch: 256 }
@@ -130,7 +130,7 @@ describe('LoopRPT', () => {
     expect(looprpt / stage1).toBeGreaterThan(0.5)
   })
 
-  it('refuses a model of one loop, a foreign teacher and wrong draws by name', async () => {
+  it('rejects a model of one loop, a teacher of another shape and invalid draws', async () => {
     const single = await LoopLM.create({ ...config, total_ut_steps: 1 })
     await expect(new LoopRPTTrainer(single).update(batch)).rejects.toThrow(/at least two/)
     const model = await LoopLM.create(config)

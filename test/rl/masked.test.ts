@@ -39,7 +39,7 @@ const returns = [
 const handmade = returns.map((own, i) => own.map((G, k) => G - (G + returns[1 - i]![k]!) / 2))
 
 describe('turn advantages', () => {
-  it('are returns against the group at the same turn', () => {
+  it('compare the return with the group at the same turn', () => {
     const input = { rewards: [1.5, 0.25], turns, groupSize }
     for (const [i, own] of turnAdvantages({ discount: gamma, scale: 'none' }, input).entries())
       for (const [k, a] of own.entries()) expect(a).toBeCloseTo(handmade[i]![k]!, 12)
@@ -47,13 +47,13 @@ describe('turn advantages', () => {
     for (const [i, own] of z.entries()) for (const a of own) expect(a).toBeCloseTo(i === 0 ? Math.SQRT1_2 : -Math.SQRT1_2, 5)
   })
 
-  it('of a turn that one sequence alone has are compared with all turns of the group', () => {
+  it('compare with all turns of the group if only one sequence has the turn', () => {
     const alone = [turns[0]!, [{ begin: 2, end: 4, reward: 0 }]]
     const [first, second] = turnAdvantages({ discount: 1, scale: 'none' }, { rewards: [1.5, 0], turns: alone, groupSize })
     expect([...first!, ...second!]).toEqual([0.75, 1 - 2.5 / 3, -0.75].map((x) => expect.closeTo(x, 12)))
   })
 
-  it('are those of whole sequences where no turn has a reward and nothing is discounted', async () => {
+  it('equal sequence advantages without turn rewards and discount', async () => {
     const silent = turns.map((own) => own.map((turn) => ({ ...turn, reward: null })))
     const given = { ...batch, turns: silent, rewards: [1, 0] }
     using model = await tinyModel()
@@ -69,7 +69,7 @@ describe('turn advantages', () => {
   it.each([
     ['every loop', 'uniform', 0, 0],
     ['the last loop with KL and entropy', 'last', 0.3, 0.2],
-  ] as const)('have the gradient of central differences through masked episodes: %s', async (_, weights, beta, entropy) => {
+  ] as const)('agree with central differences through masked episodes: %s', async (_, weights, beta, entropy) => {
     using model = await tinyModel()
     const own = (await parametersOf(model)) as Parameters
     const reference = sequences.map((ids, i) => ids.slice(1).map((_, j) => -2 + 0.3 * Math.sin(3 * i + j)))
@@ -104,7 +104,7 @@ describe('turn advantages', () => {
 })
 
 describe('a mask', () => {
-  it('leaves what the environment wrote out of lengths and metrics', async () => {
+  it('excludes tokens of the environment from the mean length', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { groupSize })
     const { turns: _, ...plain } = batch
@@ -112,7 +112,7 @@ describe('a mask', () => {
     expect(metrics['completions/mean_length']).toBe(4)
   })
 
-  it('is no other field: misspelt ones are refused by name and by types', async () => {
+  it('is rejected by name and by the compiler if misspelt', async () => {
     using model = await tinyModel()
     using policy = new RLTTTrainer(model, { groupSize })
     using pretrain = new PretrainTrainer(model, {})
@@ -121,7 +121,7 @@ describe('a mask', () => {
     for (const update of refused) expect((await refusal(update)).message).toMatch(/masks: unknown field; did you mean mask/)
   })
 
-  it('and turns that do not fit are named', async () => {
+  it('is rejected by name if it does not fit, and so are turns', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { groupSize, advantage: { source: 'turn' } })
     const wrong = async (more: object) => (await refusal(() => trainer.update({ ...batch, ...more }))).message

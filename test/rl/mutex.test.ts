@@ -33,7 +33,7 @@ const leaveGradient = (model: LoopLM) =>
   )
 
 describe('trainers that share a model', () => {
-  it('give the gradients that each gives alone when they are asked at the same time', async () => {
+  it('give the same gradients in concurrent calls as alone', async () => {
     using model = await tinyModel()
     const trainers = trainersOf(model)
     const alone = []
@@ -41,7 +41,7 @@ describe('trainers that share a model', () => {
     expect(await Promise.all(trainers.map((trainer) => trainer.gradients(batch)))).toEqual(alone)
   })
 
-  it('make the steps that they make one after the other when they are asked at the same time', async () => {
+  it('make the same updates in concurrent calls as one after the other', async () => {
     using model = await tinyModel()
     using twin = await tinyModel()
     const [together, apart] = [trainersOf(model), trainersOf(twin)]
@@ -70,7 +70,7 @@ describe('trainers that share a model', () => {
 })
 
 describe('one trainer', () => {
-  it('makes the updates that are asked for at the same time in their order', async () => {
+  it('makes concurrent updates in the order of the calls', async () => {
     using model = await tinyModel()
     using twin = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
@@ -83,7 +83,7 @@ describe('one trainer', () => {
     expect(trainer.step).toBe(3)
   })
 
-  it('goes on after calls that failed or were aborted', async () => {
+  it('continues after calls that failed or were aborted', async () => {
     using model = await tinyModel()
     using twin = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, task: tinyTask, reward: variedReward, promptsPerStep: 4 })
@@ -103,7 +103,7 @@ describe('one trainer', () => {
     expect((await ended).value).toMatchObject({ type: 'done', aborted: true })
   })
 
-  it('refuses a call from inside its own step, which would wait for itself', async () => {
+  it('rejects a call from inside a step of the same model', async () => {
     using model = await tinyModel()
     using inner = new PretrainTrainer(model)
     const objective: OwnObjective = async ({ scores }) => {
@@ -117,7 +117,7 @@ describe('one trainer', () => {
     await expect(inner.gradients(batch)).resolves.toHaveProperty('loss')
   })
 
-  it('steps on the gradient of its batch alone, whatever backward had left on the model', async () => {
+  it('ignores gradients that backward left on the model', async () => {
     using model = await tinyModel()
     using twin = await tinyModel()
     await leaveGradient(model)
@@ -129,7 +129,7 @@ describe('one trainer', () => {
     expect([...(await model.gradients()).values()].every((values) => values.every((value) => value === 0))).toBe(true)
   })
 
-  it('with beta keeps the model it began with through steps that changed nothing', async () => {
+  it('with beta keeps its reference model through steps that change nothing', async () => {
     using model = await tinyModel()
     using twin = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, beta: 0.1, onWarning() {} })
@@ -144,7 +144,7 @@ describe('one trainer', () => {
 })
 
 describe('gradients', () => {
-  it('refuses a loss that is not finite as update does', async () => {
+  it('rejects a loss that is not finite', async () => {
     using model = await tinyModel('cpu')
     using trainer = new GRPOTrainer(model, base)
     const oldLogprobs = batch.sequences.map((s) => new Float32Array(s.length - 1).fill(-1e4)) // every ratio overflows
@@ -154,7 +154,7 @@ describe('gradients', () => {
     await expect(trainer.gradients(batch)).resolves.toHaveProperty('loss')
   })
 
-  it('refuses gradients that are not finite, naming the parameter, whatever the loss', async () => {
+  it('rejects values that are not finite and leaves no gradient on the model', async () => {
     using model = await tinyModel('cpu')
     using trainer = new GRPOTrainer(model, base)
     await model.setParameter('model.norm.weight', new Float32Array(tinyConfig.hidden_size).fill(3e38))
@@ -164,7 +164,7 @@ describe('gradients', () => {
     expect([...(await model.gradients()).values()].every((values) => values.every((value) => value === 0))).toBe(true)
   })
 
-  it('of a batch without any gradient are zero, and its loss is the number 0', async () => {
+  it('returns zeros and a loss of 0 for a batch without any gradient', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, onWarning: vi.fn() })
     const { loss, gradients } = await trainer.gradients({ ...batch, rewards: Array(8).fill(1) })

@@ -40,7 +40,7 @@ describe.runIf(installed.length > 0)('trainers under a launcher', () => {
     }
   })
 
-  it('throw in every process what is wrong in one of them, and can go on', async () => {
+  it('throw the error of one process in all of them, and can continue', async () => {
     const mistakes = {
       reward: ['INVALID_ARGUMENT', /^(rollouts: rank 1: )?reward reward must return a finite number or null, got 'much'/],
       objective: ['INVALID_ARGUMENT', /^step 1: (loss: rank 1: )?objective: coefficients must be an array/],
@@ -58,7 +58,7 @@ describe.runIf(installed.length > 0)('trainers under a launcher', () => {
       }
   })
 
-  it('on the command line evaluation and generation over a file of prompts are shared out, and say what one process says', async () => {
+  it('share out eval and generate on the command line, with the output of one process', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'looplm-shared-'))
     const { tokenizer } = addition({ digits: 1 })
     const sizes = { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 }

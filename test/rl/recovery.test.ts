@@ -33,7 +33,7 @@ async function finish(events: AsyncIterable<TrainerEvent>): Promise<TrainerEvent
 describe('a run that is killed', () => {
   const { text, grpo } = configurations // the others, and many more kills, in test/long
   const each = Object.entries({ text, grpo })
-  it.each(each)('%s: resumes and ends bit for bit like one that was not', async (name, config) => {
+  it.each(each)('%s: resumes and ends bit for bit like an undisturbed run', async (name, config) => {
     const steps = 24
     await runStraight(root, `${name}-whole`, config, steps)
     const report = await killAndResume(root, `${name}-killed`, config, { kills: 2, steps, seed: 3, milliseconds: 60 })
@@ -42,7 +42,7 @@ describe('a run that is killed', () => {
   })
 })
 
-describe('a folder that a process left while it was writing', () => {
+describe('a folder left by a process that died while writing', () => {
   const marks = async (folder: string) => {
     const found: Record<string, string> = {}
     for (const name of (await readdir(folder)).sort())
@@ -59,7 +59,7 @@ describe('a folder that a process left while it was writing', () => {
     ['between the renames', { '.step-1.old': 'old', '.step-1.tmp': 'new' }, { 'step-1': 'old' }],
     ['after the second rename', { '.step-1.old': 'old', 'step-1': 'new' }, { 'step-1': 'new' }],
     ['while an old one was removed', { 'step-9': 'new', '.step-1.tmp': 'rest' }, { 'step-9': 'new' }],
-  ])('%s', async (when, before, after) => {
+  ])('is repaired after a kill %s', async (when, before, after) => {
     const runDir = join(root, 'settle', when)
     const folder = join(runDir, 'checkpoints')
     for (const [name, mark] of Object.entries(before)) await make(folder, name, mark as string)
@@ -69,7 +69,7 @@ describe('a folder that a process left while it was writing', () => {
     expect(await marks(runDir)).toEqual({ checkpoints: 'nothing', reference: 'old' })
   })
 
-  it('is told from hidden files of the user, which a run leaves alone', async () => {
+  it('is not confused with hidden files of the user, which stay untouched', async () => {
     const runDir = join(root, 'dotfiles')
     const own = {
       '.bashrc.old': 'x',
@@ -86,7 +86,7 @@ describe('a folder that a process left while it was writing', () => {
     expect((await readdir(runDir)).sort()).toEqual(['.bashrc.old', '.cache.tmp', '.step-1.old', '.vimrc.tmp', 'checkpoints'])
   })
 
-  it('is replaced whole, and stays as it was when a part fails', async () => {
+  it('is replaced as a whole, and stays unchanged if a part fails', async () => {
     const folder = join(root, 'replace')
     const write = (mark: string) => (to: string) => writeFile(join(to, 'mark'), mark)
     await replaceFolder(join(folder, 'a'), [write('first')])
@@ -98,7 +98,7 @@ describe('a folder that a process left while it was writing', () => {
     expect(await marks(folder)).toEqual({ a: 'second' })
   })
 
-  it('counts for nothing where a run goes on from an earlier step', async () => {
+  it('is set aside if a run continues from an earlier step', async () => {
     const runDir = join(root, 'aside')
     for (const step of [2, 4, 6]) await mkdir(join(runDir, 'checkpoints', `step-${step}`), { recursive: true })
     expect(await setAside(runDir, 2)).toEqual([4, 6])
@@ -108,7 +108,7 @@ describe('a folder that a process left while it was writing', () => {
 })
 
 describe('metrics.jsonl', () => {
-  it('loses what a kill has damaged, and nothing else', async () => {
+  it('loses only the lines that a kill damaged', async () => {
     const path = join(root, 'damaged')
     const first = await openJsonLines(path, -1)
     for (const step of [1, 2, 3, 4]) await first.log(step, {}, 'step')
@@ -131,7 +131,7 @@ describe('metrics.jsonl', () => {
 })
 
 describe('a folder that cannot be written', () => {
-  it('is refused by name before anything is trained', async () => {
+  it('is rejected by name before training starts', async () => {
     const file = join(root, 'a-file')
     await writeFile(file, '')
     using model = await tinyModel('cpu')
@@ -149,7 +149,7 @@ describe('a folder that cannot be written', () => {
   const asUser = process.getuid?.() === 0 ? 'exec setpriv --bounding-set -dac_override' : undefined
   const usable = asUser === undefined || spawnSync('sh', ['-c', `${asUser} true`]).status === 0
   if (!usable) console.log('recovery: the read-only folder is left out, root cannot give up its right to write here (setpriv)')
-  it.skipIf(!usable)('read-only: without the right to write', async () => {
+  it.skipIf(!usable)('is rejected with advice if it is read-only', async () => {
     await mkdir(join(root, 'locked'))
     await writeFile(join(root, 'locked.yaml'), JSON.stringify(configurations.pretrain))
     await chmod(join(root, 'locked'), 0o555)
@@ -163,7 +163,7 @@ describe('a folder that cannot be written', () => {
   const tried = spawnSync('sh', ['-c', `${unseeing ?? 'exec'} "$@"`, 'sh', process.execPath, index])
   if (tried.status !== 0)
     console.log('recovery: unreadable files are left out, root cannot give up its right to read here (setpriv)')
-  it.skipIf(tried.status !== 0)('unreadable: files and folders are not said to be missing', async () => {
+  it.skipIf(tried.status !== 0)('is reported as unreadable, not as missing', async () => {
     const folder = join(root, 'unreadable')
     using model = await tinyModel('cpu')
     await model.save(folder)
@@ -181,7 +181,7 @@ describe('a folder that cannot be written', () => {
     await chmod(folder, 0o755)
   })
 
-  it('full: the checkpoint before it is whole, and the run goes on from there when there is room', async () => {
+  it('keeps the last whole checkpoint on a full disk, from which the run continues', async () => {
     const config = {
       ...configurations.pretrain,
       model: { ...configurations.pretrain.model, hidden_size: 64, intermediate_size: 256 },
@@ -207,7 +207,7 @@ describe('a folder that cannot be written', () => {
     expect(await outcomeOf(root, 'full', 4)).toEqual(await outcomeOf(root, 'full-whole', 4))
   })
 
-  it('full: a line of metrics.jsonl is written whole or not at all', async () => {
+  it('gets whole lines of metrics.jsonl or none on a full disk', async () => {
     await writeFile(join(root, 'lines.yaml'), JSON.stringify({ ...configurations.pretrain, options: { batchSize: 8 } }))
     const args = ['train', 'lines.yaml', '--run-dir', 'lines', '--set', 'steps=200']
     const { code, stderr } = await runProgram(args, { cwd: root, shell: 'ulimit -f 4; exec' })
@@ -218,7 +218,7 @@ describe('a folder that cannot be written', () => {
     for (const line of text.trimEnd().split('\n')) JSON.parse(line)
   })
 
-  it('vanished: it is made again, and the run ends with a checkpoint that resumes', async () => {
+  it('is created again if it vanished, and the run ends with a usable checkpoint', async () => {
     const runDir = join(root, 'vanished')
     const onWarning = vi.fn()
     const make = async (steps: number, resume: boolean) => {
@@ -240,7 +240,7 @@ describe('a folder that cannot be written', () => {
 })
 
 describe('SIGINT, SIGTERM and SIGHUP', () => {
-  it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)('%s saves and says how to go on', async (signal) => {
+  it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)('%s saves a checkpoint and prints how to continue', async (signal) => {
     await writeFile(join(root, 'signal.yaml'), JSON.stringify(configurations.grpo))
     await writeFile(join(root, 'varied.mjs'), 'export const varied = (prompt, completion) => completion.charCodeAt(0) % 7\n')
     const args = ['train', 'signal.yaml', '--run-dir', signal, '--set', 'steps=100000', '--json']
@@ -255,7 +255,7 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
     expect(code).toBe({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }[signal])
   })
 
-  it('a second one leaves at once, and the newest checkpoint is whole', async () => {
+  it('a second signal exits at once, and the newest checkpoint stays usable', async () => {
     await writeFile(join(root, 'twice.yaml'), JSON.stringify({ ...configurations.pretrain, options: { learningRate: 0.01 } }))
     await runProgram(['train', 'twice.yaml', '--run-dir', 'twice', '--set', 'steps=1'], { cwd: root })
     let signals = 0
@@ -275,7 +275,7 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
 })
 
 describe('a folder in which a run trains', () => {
-  it('is closed to every other, in this process and in others, until the run ends', async () => {
+  it('is locked against other runs of any process until the run ends', async () => {
     const runDir = join(root, 'taken')
     using model = await tinyModel('cpu')
     const first = new PretrainTrainer(model, { ...options, runDir, steps: 3 }).run()
@@ -300,7 +300,7 @@ describe('a folder in which a run trains', () => {
     await finish(new PretrainTrainer(other, { ...options, runDir, steps: 4, resume: true }).run())
   })
 
-  it('is free again when its process is killed', async () => {
+  it('is unlocked when its process is killed', async () => {
     await writeFile(join(root, 'freed.yaml'), JSON.stringify({ ...configurations.pretrain, options: { batchSize: 8 } }))
     const args = ['train', 'freed.yaml', '--run-dir', 'freed', '--set', 'saveEvery=1', '--json', '--resume']
     const watch = (child: { kill(signal: NodeJS.Signals): void }) => child.kill('SIGKILL')
@@ -313,7 +313,7 @@ describe('a folder in which a run trains', () => {
     expect(await readdir(join(root, 'freed'))).not.toContain('run.lock')
   })
 
-  it('is free again when the run was refused or stopped half-way', async () => {
+  it('is unlocked after the run was rejected or stopped', async () => {
     const runDir = join(root, 'given-up')
     using model = await tinyModel('cpu')
     for await (const _ of new PretrainTrainer(model, { ...options, runDir, steps: 3 }).run()) break

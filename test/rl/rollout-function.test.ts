@@ -33,11 +33,11 @@ const plain: RolloutFunction = async (problems, { model, tokenizer, groupSize, g
 }
 
 describe('a rollout function', () => {
-  it('that does what the trainer does gives the same bits', async () => {
+  it('gives the same bits if it does what the trainer does', async () => {
     expect(await run({ rollout: plain, reward: variedReward })).toEqual(await run({ reward: variedReward }))
   })
 
-  it('gives rewards, to which reward functions are added, and a mask', async () => {
+  it('can return rewards, which reward functions add to, and a mask', async () => {
     const rollout: RolloutFunction = async (problems, context) =>
       (await plain(problems, context)).map((made, i) => ({
         ...made,
@@ -50,7 +50,7 @@ describe('a rollout function', () => {
     expect(metrics[0]!['completions/mean_length']).toBe(whole.metrics[0]!['completions/mean_length']! - 1)
   })
 
-  it('gets the step, a seed of it and a signal', async () => {
+  it('receives the step, its seed and an abort signal', async () => {
     const seen: unknown[] = []
     const rollout: RolloutFunction = (problems: Problem[], context) => {
       seen.push([context.step, problems.length, context.signal instanceof AbortSignal, context.seed === context.generation.seed])
@@ -91,7 +91,7 @@ describe('a rollout function', () => {
     [changed(() => ({ turns: [{ begin: 0, end: 4, reward: 1 }] })), /\[5\]\.turns\[0\] must lie behind the prompt/],
     [changed(() => ({ text: undefined })), /\[5\]\.text must be a string, got undefined/],
     [async () => Promise.reject(new Error('no network')), /rollout: step 1: no network/],
-  ])('what does not fit is named: %#', async (rollout, message) => {
+  ])('fails with an error that names the invalid result: %#', async (rollout, message) => {
     expect((await refusal(() => run({ rollout, reward: variedReward }))).message).toMatch(message)
   })
 })

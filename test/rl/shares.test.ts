@@ -17,13 +17,13 @@ const tokens = (shares: readonly (readonly number[])[], rows: readonly CostedRow
     return [...own.map((row) => rows[row]!.response), ...prompts].reduce((sum, count) => sum + count, 0)
   })
 
-describe('sequences are shared out', () => {
-  it('to one process all, in their order', () => {
+describe('balancedShares', () => {
+  it('gives one process all sequences in their order', () => {
     const rows = rowsOf([{ prompt: 3, responses: [1, 2] }])
     expect(balancedShares(1, rows)).toEqual({ rows: [[0, 1]], imbalance: 1 })
   })
 
-  it('as whole groups where these balance, so that no prompt is computed twice', () => {
+  it('gives out whole groups if these balance', () => {
     const rows = rowsOf([
       { prompt: 10, responses: [5, 5] },
       { prompt: 4, responses: [2, 4] },
@@ -38,14 +38,14 @@ describe('sequences are shared out', () => {
     })
   })
 
-  it('as parts of groups where whole ones do not balance', () => {
+  it('splits groups if whole ones do not balance', () => {
     const rows = rowsOf(Array.from({ length: 5 }, () => ({ prompt: 4, responses: [2, 2, 2, 2] })))
     const { rows: shares, imbalance } = balancedShares(2, rows)
     expect(tokens(shares, rows)).toEqual([32, 32])
     expect(imbalance).toBe(1)
   })
 
-  it('every one to one rank, with a few per cent of imbalance where there is enough to share', () => {
+  it('gives every sequence to one rank, with less than 3 % imbalance for many groups', () => {
     const random = new Random(3)
     for (const size of [2, 3, 4, 7]) {
       const groups = Array.from({ length: 40 }, () => ({
@@ -62,14 +62,14 @@ describe('sequences are shared out', () => {
     }
   })
 
-  it('leaves ranks without any where there are fewer than ranks, or none', () => {
+  it('leaves ranks empty if there are fewer sequences than ranks', () => {
     const rows = rowsOf([{ prompt: 1, responses: [5] }])
     expect(balancedShares(3, rows)).toEqual({ rows: [[0], [], []], imbalance: 3 })
     expect(balancedShares(2, [])).toEqual({ rows: [[], []], imbalance: 1 })
   })
 })
 
-it('processes of one machine get a GPU each, as far as there are enough', () => {
+it('processes of one machine each get a GPU, shared if there are too few', () => {
   expect(localRank({ OMPI_COMM_WORLD_SIZE: '8', OMPI_COMM_WORLD_LOCAL_RANK: '3' })).toBe(3)
   expect(localRank({ PMI_SIZE: '8', PMI_RANK: '5', MPI_LOCALRANKID: '1' })).toBe(1)
   expect(localRank({ SLURM_LOCALID: '2' })).toBe(0) // no step of srun

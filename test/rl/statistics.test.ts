@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { averageAtK, bootstrapInterval, passAtK, Random, wilsonInterval } from '../../src/index.js'
 import { refusal } from '../refusal.js'
 
-describe('the interval of Wilson', () => {
+describe('the Wilson interval', () => {
   // the bounds are the roots of (p̂ - p)² = z² p (1 - p) / n
   it.each([
     [40, 50, 0.95, 1.959963984540054],
@@ -12,7 +12,7 @@ describe('the interval of Wilson', () => {
     [10, 10, 0.99, 2.5758293035489004],
     [500, 1319, 0.9, 1.6448536269514722],
     [3, 7, 0.5, 0.6744897501960817],
-  ])('of %i of %i at %f has the bounds at which the normal test decides', (successes, trials, confidence, z) => {
+  ])('has the bounds of the normal test: %i of %i at confidence %f', (successes, trials, confidence, z) => {
     const { low, high } = wilsonInterval(successes, trials, confidence)
     const share = successes / trials
     for (const bound of [low, high]) {
@@ -37,7 +37,7 @@ describe('the interval of Wilson', () => {
 })
 
 describe('the bootstrap', () => {
-  it('of a constant is that constant, and of one seed the same each time', async () => {
+  it('is exact for a constant and reproducible per seed', async () => {
     expect(await bootstrapInterval([2, 2, 2])).toEqual({ low: 2, high: 2 })
     const values = Array.from({ length: 50 }, (_, i) => i % 7)
     expect(await bootstrapInterval(values, { seed: 4 })).toEqual(await bootstrapInterval(values, { seed: 4 }))
@@ -55,7 +55,7 @@ describe('the bootstrap', () => {
     expect(Math.abs((high + low) / 2 - mean)).toBeLessThan(0.1 * expected)
   })
 
-  it('gives other work its turns', async () => {
+  it('yields to the event loop', async () => {
     let turns = 0
     let waiting = true
     const turn = () => {
@@ -77,7 +77,7 @@ describe('pass@k', () => {
     [4, 6, 3],
     [5, 5, 1],
     [3, 8, 8],
-  ])('of %i right of %i and k = %i is the share of subsets with a right one', (correct, samples, k) => {
+  ])('is the share of subsets with a right one: %i right of %i, k = %i', (correct, samples, k) => {
     let [all, right] = [0, 0]
     for (let subset = 0; subset < 2 ** samples; subset++) {
       const members = Array.from({ length: samples }, (_, i) => i).filter((i) => subset & (1 << i))
@@ -115,7 +115,7 @@ it.each<[() => unknown, RegExp]>([
   [() => passAtK(5, 4, 1), /correct/],
   [() => averageAtK([[1]], 2), /k for problem 0/],
   [() => averageAtK([]), /at least one problem/],
-])('%o is refused', async (call, message) => {
+])('%o is rejected', async (call, message) => {
   const error = await refusal(call)
   expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
 })

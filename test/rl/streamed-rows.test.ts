@@ -45,14 +45,14 @@ async function trained(options: ConstructorParameters<typeof PretrainTrainer>[1]
 }
 
 describe('a dataset given as a path', () => {
-  it('that fits into its buffer trains to the bits of the same rows in memory', async () => {
+  it('trains to the same bits as in memory if it fits into the buffer', async () => {
     const loaded = await trained({ dataset: await loadDataset(path, { columns }), steps: 12 })
     expect((await trained({ dataset: { path, columns }, steps: 12 })).parameters).toEqual(loaded.parameters)
     const stream = await DatasetStream.open(path, { columns, seed: 7 })
     expect((await trained({ dataset: stream, steps: 12 })).parameters).toEqual(loaded.parameters)
   })
 
-  it('that does not fit goes on where a checkpoint stopped, in the middle of a window', async () => {
+  it('resumes exactly from a checkpoint if it does not fit into the buffer', async () => {
     const dataset = { path, columns, shuffleBuffer: 11 }
     const whole = await trained({ dataset, steps: 9 })
     const runDir = join(root, 'resumed')
@@ -87,7 +87,7 @@ describe('a dataset given as a path', () => {
     ['prompt.jsonl', '{"prompt":"a","answer":"b"}\n{"prompt":5}\n', /prompt\.jsonl line 2 field "prompt" must be a string/],
     ['text.jsonl', '{"prompt":"a"}\n{"text":"once"}\n', /text\.jsonl line 2 field "prompt" is missing/],
     ['long.csv', `prompt,answer\na,b\n${'x'.repeat(70)},c\n`, /long\.csv row 2 \(line 3\) field "prompt" has 70 tokens/],
-  ])('%s is refused by file and place before the first step', async (name, text, message) => {
+  ])('is rejected with file and position before the first step: %s', async (name, text, message) => {
     await writeFile(join(root, name), text)
     using model = await LoopLM.create({ ...sizes, max_position_embeddings: 64 }, { seed: 1 })
     const trainer = new GRPOTrainer(model, { dataset: join(root, name), tokenizer, reward: () => 1, steps: 1 })
@@ -97,7 +97,7 @@ describe('a dataset given as a path', () => {
     expect(error.message).toMatch(message)
   })
 
-  it('that is not there is named', async () => {
+  it('is named in the error if it does not exist', async () => {
     using model = await newModel()
     const trainer = new PretrainTrainer(model, { dataset: 'nowhere.jsonl', tokenizer, steps: 1 })
     const error = await refusal(async () => {
@@ -113,11 +113,11 @@ describe('epochs', () => {
     [2, 10],
     [0.5, 3],
     [0.01, 1],
-  ])('%d of 40 rows are %d steps of 8', async (epochs, steps) => {
+  ])('%d of 40 rows are %d steps of batch size 8', async (epochs, steps) => {
     expect((await trained({ dataset: { path, columns }, epochs })).steps).toBe(steps)
   })
 
-  it('see every row once, and belong to what a checkpoint says of the run', async () => {
+  it('visit every row once, and are stored in the checkpoint', async () => {
     const runDir = join(root, 'epochs')
     const seen = new Map<string, number>()
     using model = await newModel()
@@ -132,7 +132,7 @@ describe('epochs', () => {
     expect(state.config).toMatchObject({ steps: 8, epochs: 1 })
   })
 
-  it('are refused beside steps, and of a task', async () => {
+  it('are rejected together with steps or with a task', async () => {
     using model = await newModel()
     const both = () => new PretrainTrainer(model, { dataset: path, epochs: 1, steps: 5 })
     expect((await refusal(both)).message).toMatch(/epochs: give steps or epochs, not both/)
@@ -145,7 +145,7 @@ describe('epochs', () => {
   })
 })
 
-it('many short prompts are encoded in turns', async () => {
+it('encoding many prompts yields to the event loop', async () => {
   using model = await newModel()
   const dataset = Array.from({ length: 600 }, (_, i) => ({ prompt: `${i}:${'many words '.repeat(60)}` }))
   const source = openProblems('test', model, { dataset, tokenizer, seed: 0 })

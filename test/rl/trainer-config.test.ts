@@ -43,7 +43,7 @@ describe('trainer options', () => {
     expect(parseOptions('x', pretrainOptions, {})).toMatchObject({ stage: 1, adamBetas: [0.9, 0.95] })
   })
 
-  it('name the field, the value and what is allowed', () => {
+  it('name the field, its value and the allowed values in errors', () => {
     expect(refusal({ weights: 'exit_pdf' })).toMatch(/weights: .*"exit-pdf"\|"uniform"\|"progressive"\|"last".* got "exit_pdf"/)
     expect(refusal({ groupSize: 1 })).toMatch(/groupSize: .*>=2, got 1/)
     expect(refusal({ learningRate: '1e-5' })).toMatch(/learningRate: .*number.*got "1e-5"/)
@@ -52,11 +52,11 @@ describe('trainer options', () => {
     expect(refusal({ stage: 3 }, pretrainOptions)).toMatch(/stage: must be 1 or 2, got 3/)
   })
 
-  it('refuse every wrong field at once', () => {
+  it('report every wrong field at once', () => {
     expect(refusal({ steps: 0, seed: -1, topP: 2 }).split('\n')).toHaveLength(3)
   })
 
-  it('refuse unknown fields with the nearest known name', () => {
+  it('reject unknown fields and suggest the nearest name', () => {
     expect(refusal({ learning_rate: 1 })).toMatch(/learning_rate: unknown option; did you mean learningRate\?/)
     expect(refusal({ maxCompletionLength: 1 })).toMatch(
       /maxCompletionLength: unknown option; did you mean constantNormalizerLength\?/,
@@ -67,7 +67,7 @@ describe('trainer options', () => {
     expect(refusal({ quux: 1 })).toMatch(/the options are weights, alpha/)
   })
 
-  it('refuse two kinds of warm-up', () => {
+  it('reject warmupSteps together with warmupRatio', () => {
     for (const schema of [rlttOptions, grpoOptions, pretrainOptions]) {
       expect(refusal({ warmupSteps: 1, warmupRatio: 0.1 }, schema)).toMatch(/give warmupSteps or warmupRatio, not both/)
     }
@@ -108,7 +108,7 @@ describe('the comments of the option types', () => {
     ['pretrain', 'PretrainConfig'],
     ['looprpt', 'LoopRPTConfig'],
     ['objective', 'ObjectiveTrainerConfig'],
-  ] as const)('of %s say what its schema says', (trainer, type) => {
+  ] as const)('agree with the schema of %s', (trainer, type) => {
     for (const { name, description, default: value } of trainerOptions(trainer)) {
       if (name === 'objective') continue // the type also takes a function
       const said = value === undefined || name === 'lora' ? description : `${description} Default \`${value}\`.`
@@ -116,7 +116,7 @@ describe('the comments of the option types', () => {
     }
   })
 
-  it('of what is not plain data say what the schemas say', () => {
+  it('agree with the schemas for fields that are not plain data', () => {
     for (const [type, { shape }] of [
       ['PolicyConfig', objectiveTrainerOptions],
       ['LoopRPTConfig', looprptOptions],

@@ -38,7 +38,7 @@ describe('equal paths', () => {
     expect(await parametersOf(a)).toEqual(await parametersOf(b))
   })
 
-  it('rewards and the advantages they stand for are the same numbers', async () => {
+  it('rewards and the equivalent advantages give the same numbers', async () => {
     const third = Math.sqrt(1 / 3) // the standard deviation of 1, 1, 0, 0; that of 1, 0, 0, 0 is 1/2
     const first = [0.75, -0.25, -0.25, -0.25].map((deviation) => deviation / (0.5 + 1e-6))
     const second = [0.5, 0.5, -0.5, -0.5].map((deviation) => deviation / (third + 1e-6))
@@ -62,8 +62,8 @@ describe('equal paths', () => {
   })
 })
 
-describe('what never changes the loss', () => {
-  it.each(['response-mean', 'token-mean', 'constant'] as const)('micro-batches, with normalizer %s', async (normalizer) => {
+describe('loss and gradients', () => {
+  it.each(['response-mean', 'token-mean', 'constant'] as const)('do not depend on micro-batches: %s', async (normalizer) => {
     const options = { normalizer, constantNormalizerLength: 7 }
     const whole = await gradientsOf({ ...options, tokensPerMicroBatch: 1000 })
     const cut = await gradientsOf({ ...options, tokensPerMicroBatch: 8 })
@@ -71,21 +71,21 @@ describe('what never changes the loss', () => {
     expect(difference(cut.gradients, whole.gradients)).toBeLessThan(1e-12)
   })
 
-  it('skipping flat groups', async () => {
+  it('do not depend on skipping flat groups', async () => {
     const skipped = await gradientsOf({}, tinyBatch)
     const kept = await gradientsOf({ skipFlatGroups: false }, tinyBatch)
     expect(skipped.loss).toBeCloseTo(kept.loss, 12)
     expect(difference(skipped.gradients, kept.gradients)).toBeLessThan(1e-12)
   })
 
-  it('recomputing activations', async () => {
+  it('do not depend on recomputing activations', async () => {
     const kept = await gradientsOf({})
     for (const recompute of ['loop', 'layer'] as const) {
       expect(difference((await gradientsOf({ recompute })).gradients, kept.gradients)).toBeLessThan(1e-12)
     }
   })
 
-  it('an empty response beside others, except through the batch size', async () => {
+  it('change with an empty response only through the batch size', async () => {
     const [prompt] = tinyBatch.sequences
     const longer = {
       sequences: [...batch.sequences, prompt!.slice(0, 4)],
@@ -169,14 +169,14 @@ describe('update', () => {
     }
   })
 
-  it('with beta measures the divergence from the model it began with', async () => {
+  it('with beta measures the divergence from the initial model', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, beta: 0.1 })
     expect((await trainer.update(batch)).kl).toBe(0)
     expect((await trainer.update(batch)).kl).toBeGreaterThan(0)
   })
 
-  it('with beta takes the reference that the batch brings', async () => {
+  it('with beta uses the referenceLogprobs of the batch', async () => {
     using model = await tinyModel()
     const { logprobs } = await model.score(batch.sequences, { lastLoop: true })
     using other = await tinyModel()
@@ -220,14 +220,14 @@ describe('update', () => {
     [{ advantages: Array(8).fill(Number.POSITIVE_INFINITY) }, /advantages\[0\] is Infinity/],
     [{ rewards: undefined }, /needs rewards or advantages/],
     [{ mask: [] }, /mask has 0 entries/],
-  ])('refuses %o', async (change, message) => {
+  ])('rejects %o', async (change, message) => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
     await expect(trainer.update({ ...batch, ...change } as typeof batch)).rejects.toThrow(message)
     await expect(trainer.update(batch)).resolves.toHaveProperty('loss')
   })
 
-  it('names the step of a loss that is not finite and leaves the parameters alone', async () => {
+  it('names the step of a loss that is not finite and leaves the parameters unchanged', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, base)
     await trainer.update(batch)
@@ -243,7 +243,7 @@ describe('update', () => {
 })
 
 describe('run', () => {
-  it('yields steps, evaluations and the end, and depends on the seed alone', async () => {
+  it('yields steps, evaluations and done, and depends only on the seed', async () => {
     const course = async (seed: number) => {
       using model = await tinyModel('cpu')
       using trainer = new RLTTTrainer(model, { ...runBase, seed, evalEvery: 2, evalProblems: 16, evalLoops: [1, 3] })
@@ -265,7 +265,7 @@ describe('run', () => {
     expect((await course(6)).parameters).not.toEqual(first.parameters)
   })
 
-  it('measures how far sampling is from training', async () => {
+  it('measures the difference between log-probabilities of sampling and training', async () => {
     using model = await tinyModel('cpu')
     using trainer = new RLTTTrainer(model, { ...runBase, steps: 1 })
     const [event] = await collect(trainer.run())
@@ -276,7 +276,7 @@ describe('run', () => {
     )
   })
 
-  it('makes an optimizer step per pass and minibatch, and samples as often as it accumulates', async () => {
+  it('makes one optimizer step per pass and minibatch, and samples gradientAccumulation times', async () => {
     using model = await tinyModel()
     const seen: string[] = []
     const reward = (prompt: string) => seen.push(prompt) % 2
@@ -310,7 +310,7 @@ describe('run', () => {
     expect(event!.metrics.reward).toBeCloseTo(event!.metrics['rewards/first/mean']! + 1, 12)
   })
 
-  it('takes a dataset in an order that depends on the seed, each row once per epoch', async () => {
+  it('uses each row of a dataset once per epoch', async () => {
     using model = await tinyModel()
     const dataset = Array.from({ length: 8 }, (_, i) => ({ prompt: `${i}+1=`, answer: `0${i + 1}` }))
     const prompts: string[] = []
@@ -369,7 +369,7 @@ describe('run', () => {
   })
 
   it.each([
-    [{}, /pass a task or a dataset/],
+    [{}, /pass either a task or a dataset/],
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
@@ -385,7 +385,7 @@ describe('run', () => {
       },
       /reward broken: no idea/,
     ],
-  ])('refuses %o', async (options, message) => {
+  ])('rejects %o', async (options, message) => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, ...options } as RLTTOptions)
     await expect(collect(trainer.run())).rejects.toThrow(message)

@@ -21,7 +21,7 @@ function sums(fails: (sequence: readonly number[]) => boolean = () => false) {
   return { batches, runs, open }
 }
 
-it('sequences that wait together run together, up to a number of tokens, those with other settings apart', async () => {
+it('waiting sequences run together up to a token limit, grouped by settings', async () => {
   const { batches, runs, open } = sums()
   open()
   const results = await Promise.all([
@@ -39,14 +39,14 @@ it('sequences that wait together run together, up to a number of tokens, those w
   ])
 })
 
-it('a sequence that fails fails alone', async () => {
+it('a sequence that fails does not affect others', async () => {
   const { batches, open } = sums(([first]) => first === 13)
   open()
   const results = await Promise.allSettled([12, 13, 14].map((first) => batches.add(tokens(2, first), {}, never)))
   expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled'])
 })
 
-it('a request that is aborted leaves at once: waiting, running, or before it comes', async () => {
+it('an aborted request ends at once, whether waiting, running or not yet added', async () => {
   const { batches, runs, open } = sums()
   const controller = new AbortController()
   const running = batches.add(tokens(2), {}, controller.signal)

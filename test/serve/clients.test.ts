@@ -78,7 +78,7 @@ describe("OpenAI's client", () => {
   const client = (at = url) => new OpenAI({ baseURL: `${at}/v1`, apiKey: 'none', maxRetries: 0 })
   const body = { model: 'tiny', temperature: 0, max_tokens: 200 }
 
-  it('reads a text, its thoughts and its log-probabilities, whole and streamed', async () => {
+  it('reads an answer, its thoughts and log-probabilities, whole and streamed', async () => {
     const messages = [{ role: 'user' as const, content: 'why?' }]
     const whole = await client().chat.completions.create({ ...body, messages, logprobs: true, top_logprobs: 2 })
     expect(whole.choices[0]!.message).toMatchObject({ content: 'Because.', reasoning_content: 'Hm, why.' })
@@ -87,12 +87,12 @@ describe("OpenAI's client", () => {
     expect(await stream.finalContent()).toBe('Because.')
   })
 
-  it('reads vectors', async () => {
+  it('reads embeddings', async () => {
     const { data } = await client().embeddings.create({ model: 'tiny', input: ['hi', 'why?'] })
     expect(data.map(({ embedding }) => embedding.length)).toEqual([64, 64])
   })
 
-  it('leaves in the middle, and the sequence ends', async () => {
+  it('can abort a request, which ends its sequence', async () => {
     const controller = new AbortController()
     const request = { model: 'tiny', prompt: 'the', max_tokens: 4000 }
     const whole = failure(client(slowUrl).completions.create(request, { signal: controller.signal }))
@@ -102,7 +102,7 @@ describe("OpenAI's client", () => {
     await expect.poll(running).toBe(0)
   })
 
-  it('reports a refusal with status, field and message', async () => {
+  it('reports a rejected request with status, field and message', async () => {
     const messages = [{ role: 'user' as const, content: [{ type: 'image_url' as const, image_url: { url: 'data:' } }] }]
     const error = await failure(client().chat.completions.create({ ...body, messages }))
     expect(error).toBeInstanceOf(APIError)
@@ -122,13 +122,13 @@ describe('the AI SDK', () => {
     }),
   }
 
-  it('reads a text, its thoughts and the usage', async () => {
+  it('reads an answer, its thoughts and the usage', async () => {
     const { text, reasoningText, finishReason, usage } = await generateText({ ...request(), prompt: 'why?' })
     expect([text, reasoningText, finishReason]).toEqual(['Because.', 'Hm, why.', 'stop'])
     expect(usage.outputTokens).toBeGreaterThan(5)
   })
 
-  it('streams them', async () => {
+  it('streams an answer, its thoughts and the usage', async () => {
     const { fullStream, usage } = streamText({ ...request(), prompt: 'why?' })
     const said = { 'text-delta': '', 'reasoning-delta': '' }
     let deltas = 0
@@ -149,20 +149,20 @@ describe('the AI SDK', () => {
     expect(steps[0]!.reasoningText).toBe('I add.')
   })
 
-  it('does the same in a stream', async () => {
+  it('calls a function and gets the answer in a stream', async () => {
     const { text, steps } = streamText({ ...request(), prompt: '1+2?', tools, stopWhen: stepCountIs(3) })
     expect(await text).toBe('It is 3.')
     expect((await steps)[0]!.toolResults).toMatchObject([{ toolName: 'add', output: 3 }])
   })
 
-  it('reads vectors', async () => {
+  it('reads embeddings', async () => {
     const { embeddings, usage } = await embedMany({ model: provider().embeddingModel('tiny'), values: ['hi', 'why?', 'hi'] })
     expect(embeddings.map(({ length }) => length)).toEqual([64, 64, 64])
     expect(embeddings[0]).toEqual(embeddings[2])
     expect(usage.tokens).toBeGreaterThan(3)
   })
 
-  it('leaves in the middle, and the sequence ends', async () => {
+  it('can abort a request, which ends its sequence', async () => {
     const controller = new AbortController()
     const prompt = 'the'
     const call = generateText({
@@ -176,7 +176,7 @@ describe('the AI SDK', () => {
     await expect.poll(running).toBe(0)
   })
 
-  it('reports what is not supported, in the words of the server', async () => {
+  it('reads structured output, and reports an unsupported schema in the words of the server', async () => {
     const schema = z.object({ sum: z.number() })
     const structured = createOpenAICompatible({ name: 'looplm', baseURL: `${url}/v1`, supportsStructuredOutputs: true })
     const { object } = await generateObject({ model: structured('tiny'), schema, prompt: 'hi', maxRetries: 0 })
@@ -198,7 +198,7 @@ describe('LangChain.js', () => {
     schema: z.object({ a: z.number(), b: z.number() }),
   })
 
-  it('reads a text and the usage, and streams it', async () => {
+  it('reads an answer and the usage, and streams the answer', async () => {
     const answer = await chat().invoke('hi')
     expect(answer.content).toBe('Hello there, friend.')
     const rendered = model.tokenizer!.applyChatTemplate([user('hi')], { addGenerationPrompt: true })
@@ -224,7 +224,7 @@ describe('LangChain.js', () => {
     expect((await bound.invoke([asked, first, result])).content).toBe('It is 3.')
   })
 
-  it('continues a text, and reads log-probabilities', async () => {
+  it('completes a prompt, and reads log-probabilities', async () => {
     const completion = new LangChainCompletion({ model: 'tiny', temperature: 0, maxTokens: 5, ...configuration() })
     const { choices } = await new OpenAI({ baseURL: `${url}/v1`, apiKey: 'none' }).completions.create({
       ...{ model: 'tiny', prompt: 'Hello', max_tokens: 5, temperature: 0 },
@@ -240,14 +240,14 @@ describe('LangChain.js', () => {
     expect((answer.response_metadata.logprobs as { content: unknown[] }).content.length).toBeGreaterThan(0)
   })
 
-  it('reads vectors', async () => {
+  it('reads embeddings', async () => {
     const embeddings = new OpenAIEmbeddings({ model: 'tiny', ...configuration() })
     const vectors = await embeddings.embedDocuments(['hi', 'why?'])
     expect(vectors.map(({ length }) => length)).toEqual([64, 64])
     expect(await embeddings.embedQuery('hi')).toEqual(vectors[0])
   })
 
-  it('leaves in the middle, and the sequence ends', async () => {
+  it('can abort a request, which ends its sequence', async () => {
     const controller = new AbortController()
     const long = new ChatOpenAI({ model: 'tiny', maxTokens: 4000, ...configuration(slowUrl) })
     const failed = failure(long.invoke('the', { signal: controller.signal }))
@@ -257,7 +257,7 @@ describe('LangChain.js', () => {
     await expect.poll(running).toBe(0)
   })
 
-  it('reports what is not supported, in the words of the server', async () => {
+  it('reads structured output, and reports a wrong value in the words of the server', async () => {
     const schema = z.object({ sum: z.number() })
     const forced = chat().withStructuredOutput(schema, { method: 'functionCalling', name: 'sum' })
     expect(await forced.invoke('hi')).toEqual({ sum: expect.any(Number) })
@@ -266,7 +266,7 @@ describe('LangChain.js', () => {
   })
 })
 
-it('looplm chat puts an answer without its thoughts into the conversation', async () => {
+it('looplm chat keeps answers without their thoughts in the conversation', async () => {
   const folder = join(root, 'chat')
   await model.save(folder)
   const program = join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js')

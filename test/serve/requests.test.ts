@@ -70,7 +70,7 @@ describe('echo', () => {
     expect(body.usage).toMatchObject({ prompt_tokens: 8, completion_tokens: 3 * max_tokens })
   })
 
-  it('puts a prompt in front of every choice, whole and streamed, and finds each token by its offset', async () => {
+  it('prepends the prompt to every choice, whole and streamed, with token offsets', async () => {
     const { client, post } = await serve()
     const request = { model: 'tiny', prompt: ['the é漢 in', 'an'], max_tokens: 6, seed: 3, n: 2, logprobs: 2 }
     const plain = await client.completions.create(request)
@@ -101,7 +101,7 @@ describe('echo', () => {
     expect(bare.body.choices.map(({ text }: { text: string }) => text)).toEqual(['the é漢 in', 'the é漢 in', 'an', 'an'])
   })
 
-  it('counts tokens that the tokenizer puts in front, which are not in the text', async () => {
+  it('includes start tokens of the tokenizer, which are not in the text', async () => {
     using small = await LoopLM.create({ ...model.config, vocab_size: 300 }, { seed: 3 })
     const json = JSON.parse(JSON.stringify(await tokenizerWithStart()))
     small.tokenizer = new Tokenizer(json, { bos_token: '<s>' })
@@ -112,7 +112,7 @@ describe('echo', () => {
     expect((await client.completions.create(without)).choices[0]!.logprobs!.tokens).toEqual(['a', 'b'])
   })
 
-  it('reads a prompt after the loops that are asked for, and computes the prompts of many requests together', async () => {
+  it('scores prompts after the requested loops, and batches those of many requests', async () => {
     const { client, url } = await serve()
     const real = model.score.bind(model)
     let open = () => {}
@@ -142,7 +142,7 @@ describe('echo', () => {
     expect((await ask([5, 6, 7], 2)).choices[0]!.logprobs!.token_logprobs!.slice(1)).toEqual(Array.from(two.logprobs[0]!))
   })
 
-  it('with more numbers than an answer holds is refused', async () => {
+  it('is rejected for too many log-probabilities', async () => {
     const { post } = await serve()
     const prompts = Array.from({ length: 50 }, () => Array(1000).fill(5))
     const { status, body } = await post('/v1/completions', {
@@ -156,7 +156,7 @@ describe('echo', () => {
     expect(body.error.message).toMatch(/have 1050000 log-probabilities, at most 1000000/)
   })
 
-  it('that fails for one prompt does not fail for those beside it', async () => {
+  it('fails for one prompt without affecting others in the batch', async () => {
     const { post, log } = await serve()
     const real = model.score.bind(model)
     vi.spyOn(model, 'score').mockImplementation((sequences, options) => {
@@ -192,7 +192,7 @@ async function tokenizerWithStart() {
 describe('embeddings', () => {
   const dot = (a: readonly number[], b: readonly number[]) => a.reduce((sum, value, i) => sum + value * b[i]!, 0)
 
-  it("are the model's, of length 1, as numbers and as base64", async () => {
+  it('are those of the model, scaled to length 1, as numbers and as base64', async () => {
     const { client, post } = await serve()
     const inputs = ['the', 'in the', '漢']
     const ids = inputs.map((input) => model.tokenizer!.encode(input))
@@ -212,7 +212,7 @@ describe('embeddings', () => {
     expect(Buffer.from(raw.body.data[0].embedding, 'base64')).toHaveLength(4 * model.config.hidden_size)
   })
 
-  it('take one text, one list of ids, one token, fewer loops', async () => {
+  it('accept one string, one list of ids, one token, fewer loops', async () => {
     const { post } = await serve()
     const ask = async (body: object) => (await post('/v1/embeddings', { model: 'tiny', ...body })).body.data.length
     expect(await ask({ input: 'the' })).toBe(1)
@@ -232,7 +232,7 @@ describe('embeddings', () => {
     [{ input: Array(4097).fill(5) }, 'input'],
     [{ input: 'a', inptu: 1 }, 'inptu'],
     [{ input: 'a', model: 'other' }, 'model'],
-  ])('%j are refused by name', async (body, param) => {
+  ])('of %j are rejected, naming the field', async (body, param) => {
     const { post } = await serve()
     const answer = await post('/v1/embeddings', { model: 'tiny', ...body })
     expect(answer.status).toBe('model' in body ? 404 : 400)
@@ -240,7 +240,7 @@ describe('embeddings', () => {
   })
 })
 
-describe('a field that changes nothing', () => {
+describe('a field of a request', () => {
   const both: [string, ...unknown[]][] = [
     ['repetition_penalty', 1],
     ['frequency_penalty', 0, -0],
@@ -302,7 +302,7 @@ describe('a field that changes nothing', () => {
       ],
     ],
   ]
-  it.each(cases)('of %s passes, as null does', async (_what, path, body, fields) => {
+  it.each(cases)('that has no effect is accepted in %s, also as null', async (_what, path, body, fields) => {
     const { post } = await serve()
     const plain = await post(path, body)
     const strip = ({ choices }: { choices: object[] }) => JSON.stringify(choices)
@@ -315,7 +315,7 @@ describe('a field that changes nothing', () => {
       }
   })
 
-  it('of a message may be null as well', async () => {
+  it('of a message may be null', async () => {
     const { post } = await serve()
     const nothing = { name: null, tool_calls: null, function_call: null, refusal: null, audio: null, reasoning_content: null }
     const messages = ['user', 'assistant', 'user'].map((role) => ({ role, content: role === 'user' ? 'a' : null, ...nothing }))
@@ -338,7 +338,7 @@ describe('a field that changes nothing', () => {
     ['seed', 1.5, /integer of 64 bits/],
     ['seed', 2 ** 65, /integer of 64 bits/],
     ['stop_token_ids', [9999], /token id from 0 to/],
-  ])('with another value is refused: %s %j', async (field, value, message) => {
+  ])('is rejected for a value that is not supported: %s %j', async (field, value, message) => {
     const { post } = await serve()
     for (const [path, body] of [
       ['/v1/completions', completion],
@@ -379,14 +379,14 @@ describe('a field that changes nothing', () => {
     [{ reasoning_effort: 'high' }, 'reasoning_effort', /no other effort/],
     [{ continue_final_message: true }, 'continue_final_message', /begins a turn/],
     [{ modalities: ['text', 'audio'] }, 'modalities', /answers are texts/],
-  ])('of a chat says what is not supported: %j', async (change, param, message) => {
+  ])('of a chat is rejected for a value that is not supported: %j', async (change, param, message) => {
     const { post } = await serve()
     const { status, body } = await post('/v1/chat/completions', { ...chat, ...change })
     expect([status, body.error.param]).toEqual([400, param])
     expect(body.error.message).toMatch(message)
   })
 
-  it('reads 64-bit seeds, top_p 0 as greedy, end tokens that are ignored or added', async () => {
+  it('may be a 64-bit seed, top_p 0 as greedy, ignore_eos or stop_token_ids', async () => {
     const { post } = await serve()
     const text = async (change: object | string) => {
       const long = { ...completion, max_tokens: 12, temperature: 2, ignore_eos: true }
@@ -417,7 +417,7 @@ describe('a field that changes nothing', () => {
 })
 
 describe('max_tokens above a limit', () => {
-  it('is cut, and a header says so', async () => {
+  it('is reduced to the limit, and a header says so', async () => {
     const { post, url } = await serve({ maxNewTokens: 10, maxContext: 30, corsOrigins: ['*'] })
     const ask = async (path: string, body: object) => {
       const { status, headers, body: answer } = await post(path, body)
@@ -463,7 +463,7 @@ describe('paths', () => {
     expect((await fetch(`${url}/nothing`, { method: 'OPTIONS' })).status).toBe(404)
   })
 
-  it('give Prometheus the limit beside the tokens of the cache', async () => {
+  it('include /metrics, which reports cached tokens and their limit', async () => {
     const { url } = await serve({ maxCachedTokens: 777 })
     const text = await (await fetch(`${url}/metrics`)).text()
     expect(text).toMatch(/^looplm_cached_tokens 0$/m)
@@ -523,7 +523,7 @@ describe('thoughts', () => {
   const call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
   const tools = [{ type: 'function', function: { name: 'f', parameters: {} } }]
 
-  it('come apart from the answer, and a call inside them is not carried out', async () => {
+  it('are separate from the answer, and calls inside them are not carried out', async () => {
     const { ask, dispose } = await saying(`<think>\nI could ${call}\n</think>\n\nThe answer.`)
     const thought = { reasoning_content: `I could ${call}`, content: 'The answer.', calls: 0, finish: 'stop' }
     expect(await ask()).toEqual(thought)
@@ -534,7 +534,7 @@ describe('thoughts', () => {
     dispose()
   })
 
-  it('are known where the template opens them, and calls behind them are calls', async () => {
+  it('are recognized when the template opens them, and calls after them are carried out', async () => {
     const text = `I call.\n</think>\n${call}\n${call}`
     const { ask, dispose } = await saying(
       text,
@@ -552,13 +552,13 @@ describe('thoughts', () => {
     dispose()
   })
 
-  it('that are none leave the text alone', async () => {
+  it('are not found in a text with only a closing tag', async () => {
     const { ask, dispose } = await saying(' a < b\n and </think> c ')
     expect(await ask()).toEqual({ content: ' a < b\n and </think> c ', reasoning_content: undefined, calls: 0, finish: 'stop' })
     dispose()
   })
 
-  it('are off with reasoning_effort none, as with enable_thinking false', async () => {
+  it('are off with reasoning_effort none', async () => {
     const { client } = await serve()
     const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
     await client.chat.completions.create({ ...chat, reasoning_effort: 'none' } as never)
@@ -583,7 +583,7 @@ describe('an error', () => {
     return { status, error: body.error, log: log.join() }
   }
 
-  it("of a template has the template's words and no path", async () => {
+  it('from a chat template has the words of the template and no path', async () => {
     const refused = await withTemplate("{{ raise_exception('Roles must alternate.') }}")
     expect([refused.status, refused.error.param]).toEqual([400, 'messages'])
     expect(refused.error.message).toBe('messages: the chat template refused them: Roles must alternate.')
@@ -594,7 +594,7 @@ describe('an error', () => {
   it.each([
     ['that does not parse', '{% if %}'],
     ['that is empty of an end', '{{ messages'],
-  ])("is the server's with a template %s, and the log has the file", async (_what, template) => {
+  ])('has status 500 for a template %s, and the log names the file', async (_what, template) => {
     const { status, error, log } = await withTemplate(template)
     expect([status, error.type]).toEqual([500, 'server_error'])
     expect(log).toContain('chat_template.jinja')
@@ -616,7 +616,7 @@ describe('an error', () => {
     ['OUT_OF_MEMORY', 503, /out of memory/],
     ['INTERNAL', 500, /internal error/],
     ['DISPOSED', 500, /internal error/],
-  ] as const)('of encode with the code %s has status %i', async (code, status, message) => {
+  ] as const)('in encode with the code %s has status %i', async (code, status, message) => {
     const { post, log } = await serve()
     failEncoding(new LoopLMError(code, 'Tokenizer says so', { operation: 'Tokenizer.encode' }))
     const answer = await post('/v1/completions', completion)
@@ -625,7 +625,7 @@ describe('an error', () => {
     expect(log.length > 0).toBe(status >= 500)
   })
 
-  it('that is not known tells nothing of its message', async () => {
+  it('of unknown kind does not reveal its message', async () => {
     const { post, log } = await serve()
     failEncoding(new TypeError('cannot read /etc/passwd'))
     for (const [path, body] of [
@@ -640,7 +640,7 @@ describe('an error', () => {
     expect(log).toHaveLength(3)
   })
 
-  it('of JSON that is nested deep is told, in a body and in the arguments of a call', async () => {
+  it('is returned for JSON nested too deeply, in a body and in call arguments', async () => {
     const { post } = await serve()
     const deep = (n: number) => `${'['.repeat(n)}${']'.repeat(n)}`
     const body = (n: number) => JSON.stringify({ ...chat, metadata: 'X' }).replace('"X"', deep(n))
@@ -656,15 +656,15 @@ describe('an error', () => {
   })
 
   it.each(['INVALID_ARGUMENT', 'INVALID_SHAPE', 'INVALID_CONFIG', 'UNSUPPORTED', 'NOT_FOUND', 'ABORTED'] as const)(
-    'with the code %s has a status of the caller',
+    'with the code %s has a 4xx status',
     (code) => expect(Math.floor(new LoopLMError(code, 'x').status / 100)).toBe(4),
   )
   it.each(['INVALID_FILE', 'OUT_OF_MEMORY', 'DISPOSED', 'NON_FINITE', 'NATIVE_LOAD', 'INTERNAL'] as const)(
-    'with the code %s has a status of the server',
+    'with the code %s has a 5xx status',
     (code) => expect(Math.floor(new LoopLMError(code, 'x').status / 100)).toBe(5),
   )
 
-  it("of an empty prompt is the caller's in one's own server", async () => {
+  it('for a wrong prompt has status 400 in a Fastify server', async () => {
     const { default: Fastify } = await import('fastify')
     const app = Fastify()
     app.post<{ Body: { prompt: string } }>('/generate', async ({ body }) => {
@@ -679,7 +679,7 @@ describe('an error', () => {
   })
 })
 
-it('the settings of a server do not hold the key, however they are printed', async () => {
+it('the settings of a server never reveal its API key', async () => {
   const { server, url } = await serve({ apiKey: 'hidden-key', host: '127.0.0.1' })
   expect(JSON.stringify(server.settings)).not.toContain('hidden-key')
   expect(inspect(server, { depth: 10, showHidden: true })).not.toContain('hidden-key')

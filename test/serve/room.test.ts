@@ -18,7 +18,7 @@ it.each([
   ['cpu', 'bfloat16', 'per-loop', 4 * 2],
   ['cpu', 'float32', 'shared', 4],
   ['reference', 'float64', 'per-loop', 4 * 8],
-] as const)('on %s in %s with a cache %s, half of the free bytes hold keys and values', async (device, dtype, kv, bytes) => {
+] as const)('reserves half the free memory for the cache on %s in %s with kv %s', async (device, dtype, kv, bytes) => {
   using model = await LoopLM.create(config, { device, dtype })
   model.tokenizer = Tokenizer.bytes()
   const { maxCachedTokens } = createServer(model, { kv }).settings

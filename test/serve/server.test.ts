@@ -93,7 +93,7 @@ describe("OpenAI's client", () => {
     expect((await client.completions.create({ ...body, prompt: tokens })).choices[0]!.text).toBe(expected!.text)
   })
 
-  it('gets what biases and penalties make of an answer', async () => {
+  it('can set logit biases and penalties', async () => {
     const { client } = await serve()
     const own = { logitBias: { 40: 3, 41: -100 }, frequencyPenalty: 1.5, presencePenalty: -0.5, repetitionPenalty: 1.2 }
     const fields = { logit_bias: { 40: 3, 41: -100 }, frequency_penalty: 1.5, presence_penalty: -0.5, repetition_penalty: 1.2 }
@@ -106,7 +106,7 @@ describe("OpenAI's client", () => {
     expect(plain!.tokens).not.toEqual(expected!.tokens)
   })
 
-  it('gets the same answer in a conversation, whose earlier turns do not run again', async () => {
+  it('gets the same answers with the prompt cache, which reuses earlier tokens', async () => {
     const { client } = await serve()
     const { client: without } = await serve({ promptCache: false })
     const ask = async (one: OpenAI, content: string) => {
@@ -133,7 +133,7 @@ describe("OpenAI's client", () => {
     expect(last!.prompt_tokens_details!.cached_tokens).toBe(usage!.prompt_tokens - 1)
   })
 
-  it('gets a chat answer for the rendered template, ended at the end of the turn', async () => {
+  it('gets a chat answer to the prompt that the template renders', async () => {
     const { client } = await serve()
     const messages = [{ role: 'user' as const, content: 'Hi é😀' }]
     const text = model.tokenizer!.applyChatTemplate(messages, { addGenerationPrompt: true })
@@ -160,7 +160,7 @@ describe("OpenAI's client", () => {
     expect((await client.chat.completions.create(plain)).usage!.prompt_tokens).toBeGreaterThan(prompt.length)
   })
 
-  it('streams what it gets whole, with the usage at the end', async () => {
+  it('streams the same choices as in a whole answer, with the usage', async () => {
     const { client } = await serve()
     const body = { model: 'tiny', prompt: 'é 漢', max_tokens: 40, seed: 2, n: 3, logprobs: 0 }
     const whole = await client.completions.create(body)
@@ -250,7 +250,7 @@ describe("OpenAI's client", () => {
     }
   })
 
-  it('keeps likely tokens apart that have one text', () => {
+  it('keeps top tokens with the same text apart', () => {
     const tokenizer = Tokenizer.bytes() // the ids from 256 on are no text
     const logprob = -1
     const alternatives = [300, 65, 301, 302].map((token) => ({ token, logprob: -token }))
@@ -269,7 +269,7 @@ describe("OpenAI's client", () => {
     })
   })
 
-  it.each([undefined, 'in no text'])('finds each token in the text by its offset, with stop text %j', async (stop) => {
+  it.each([undefined, 'in no text'])('finds each token in the text by its offset, with stop string %j', async (stop) => {
     const { client } = await serve()
     const [prompt, seed, max_tokens] = ['é 漢', 2, 40]
     const offsets: number[] = []
@@ -295,7 +295,7 @@ describe("OpenAI's client", () => {
     expect(meanLoops(two.usage)).toBe(2)
   })
 
-  it('stops at a text, before it, and still at the end tokens', async () => {
+  it('stops before a stop string, and still at end tokens', async () => {
     const { client } = await serve()
     const body = { model: 'tiny', prompt: 'the', max_tokens: 60, seed: 4 }
     const { text } = (await client.completions.create(body)).choices[0]!
@@ -307,7 +307,7 @@ describe("OpenAI's client", () => {
   })
 })
 
-describe('a refusal', () => {
+describe('a rejected request', () => {
   let client: OpenAI
   const chat = { model: 'tiny', messages: [{ role: 'user', content: 'a' }] }
   const completion = { model: 'tiny', prompt: 'a' }
@@ -349,7 +349,7 @@ describe('a refusal', () => {
     ['completions', { ...completion, exit: 'gate' }, 400, 'exit', /"rule"/],
     ['completions', { ...completion, stream_options: { include_usage: true } }, 400, 'stream_options', /needs stream to be true/],
     ['completions', { ...completion, stream_options: { includeUsage: true } }, 400, 'stream_options.includeUsage', /unknown/],
-  ] as const)('of %s %j has status %i and names %s', async (kind, body, status, param, message) => {
+  ] as const)('to %s with %j has status %i and names %s', async (kind, body, status, param, message) => {
     client ??= (await serve()).client
     servers.length = 0 // this one serves all the cases
     const path = kind === 'chat' ? '/chat/completions' : '/completions'
@@ -381,7 +381,7 @@ describe('a refusal', () => {
     ['/chat/completions', 'chat/completions/completions.d.ts', 'ChatCompletionCreateParamsBase', chat, {}],
     ['/completions', 'completions.d.ts', 'CompletionCreateParamsBase', completion, { logprobs: 2 }],
   ])(
-    'of %s meets exactly the fields that the documentation says',
+    'to %s is one with a field that docs/serving.md lists as rejected',
     async (path, file, name, body, own: Record<string, unknown>) => {
       const { client } = await serve()
       const types = await readFile(join(import.meta.dirname, '..', '../node_modules/openai/resources', file), 'utf8')
@@ -415,7 +415,7 @@ describe('a refusal', () => {
     },
   )
 
-  it('of a chat that is too long comes when it has been rendered once', async () => {
+  it('with a chat that is too long renders the template only once', async () => {
     const { client } = await serve()
     const messages = Array.from({ length: 2000 }, () => ({ role: 'user' as const, content: 'a' }))
     const tools = [{ type: 'function' as const, function: { name: 'f', parameters: { x: Array(20_000).fill(1) } } }]
@@ -427,7 +427,7 @@ describe('a refusal', () => {
     expect(rendered).toHaveLength(1)
   })
 
-  it('of a chat without a template says so', async () => {
+  it('for a chat says when the model has no chat template', async () => {
     using plain = await LoopLM.fromPretrained(await writeOuroFolder(join(root, 'plain'), { template: 'none' }))
     const server = createServer(plain, { port: 0, name: 'tiny' })
     servers.push(server)
@@ -438,8 +438,8 @@ describe('a refusal', () => {
   })
 })
 
-describe('options', () => {
-  it('that are wrong are named, and other machines need a key', async () => {
+describe('server options', () => {
+  it('are named when wrong, and a host open to other machines needs a key', async () => {
     expect((await refusal(() => createServer(model, { port: -1 }))).message).toMatch(/createServer: port: .*got -1/)
     expect((await refusal(() => createServer(model, { prot: 1 } as never))).message).toMatch(/did you mean port/)
     for (const host of ['0.0.0.0', '::', '192.168.0.7', 'example.com'])
@@ -449,7 +449,7 @@ describe('options', () => {
     expect((await refusal(() => createServer(bare))).message).toMatch(/no tokenizer/)
   })
 
-  it('such as a port in use are refused with the reason', async () => {
+  it('with a port in use fail with the reason', async () => {
     const { url } = await serve()
     const second = createServer(model, { port: Number(new URL(url).port) })
     expect((await refusal(() => second.listen())).message).toMatch(
@@ -458,8 +458,8 @@ describe('options', () => {
   })
 })
 
-describe('who may call', () => {
-  it('with the key only, when there is one', async () => {
+describe('access', () => {
+  it('needs the API key when one is set', async () => {
     const { client, url } = await serve({ apiKey: 'secret' })
     await client.models.list()
     const other = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'wrong', maxRetries: 0 })
@@ -475,7 +475,7 @@ describe('who may call', () => {
     ['http://localhost/v1/models?a=/', 200],
     ['http://localhost/v1/nothing', 404],
     ['http://page.example/v1/models', 403], // it counts more than the Host header
-  ])('with a whole address as the target: %s has status %i', async (path, status) => {
+  ])('with an absolute URL as the request target: %s has status %i', async (path, status) => {
     const { port } = new URL((await serve()).url)
     const answer = await new Promise<IncomingMessage>((resolve, reject) =>
       httpRequest({ port, path, headers: { host: 'localhost' } }, resolve)
@@ -485,7 +485,7 @@ describe('who may call', () => {
     expect(answer.resume().statusCode).toBe(status)
   })
 
-  it('no web page, unless its origin is named', async () => {
+  it('is denied to web pages unless corsOrigins names them', async () => {
     const { url } = await serve()
     const origin = { origin: 'https://page.example' }
     const preflight = await fetch(`${url}/v1/completions`, { method: 'OPTIONS', headers: origin })
@@ -527,7 +527,7 @@ describe('load', () => {
     }
   })
 
-  it('beyond the queue is refused with 429 and Retry-After, and what was taken in is answered', async () => {
+  it('beyond the queue is rejected with 429 and Retry-After; accepted requests are answered', async () => {
     const { client, url, metric } = await serve({ maxRunning: 2, maxWaiting: 3 }, slow)
     const call = () => client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 20 })
     const outcomes = await Promise.allSettled(Array.from({ length: 12 }, call))
@@ -544,7 +544,7 @@ describe('load', () => {
     expect(await (await fetch(`${url}/health`)).json()).toMatchObject({ status: 'ok', running: 0, waiting: 0 })
   })
 
-  it('waits for room in the cache and is answered all the same', async () => {
+  it('beyond the cache waits for room and is answered', async () => {
     const { client, metric } = await serve({ maxCachedTokens: 100 }, slow)
     const call = () => client.completions.create({ model: 'tiny', prompt: 'the', max_tokens: 60 })
     const answers = await Promise.all([call(), call(), call()])
@@ -569,11 +569,11 @@ describe('load', () => {
   })
 })
 
-describe('a client that leaves', () => {
+describe('a client that disconnects', () => {
   it.each([
     ['a stream', true],
     ['a whole answer', false],
-  ])('%s frees its rows at once', async (_what, streamed) => {
+  ])('during %s frees its rows at once', async (_what, streamed) => {
     const { client, metric } = await serve({ maxRunning: 4 }, slow)
     const controller = new AbortController()
     const { signal } = controller
@@ -601,7 +601,7 @@ describe('a client that leaves', () => {
 })
 
 describe('stopping', () => {
-  it('lets running answers end and refuses new ones', async () => {
+  it('lets running answers finish and rejects new requests', async () => {
     const { server, client, url, metric } = await serve({}, slow)
     const answer = client.completions.create({ ...endless, max_tokens: 60 })
     await until(async () => (await metric('looplm_generated_tokens_total')) > 2)
@@ -615,7 +615,7 @@ describe('stopping', () => {
     await closing
   })
 
-  it('cuts what does not end in time, with a message', async () => {
+  it('ends answers that exceed stopTimeout, with a message', async () => {
     const { server, client, metric } = await serve({ stopTimeout: 0.2 }, slow)
     const whole = apiError(client.completions.create(endless))
     const stream = await client.completions.create({ ...endless, stream: true })
@@ -632,7 +632,7 @@ describe('stopping', () => {
 })
 
 describe('mounted into another server', () => {
-  it('answers there, until it is closed', async () => {
+  it('answers until it is closed', async () => {
     const server = createServer(model, { name: 'tiny' })
     const host = createHttpServer((request, response) => {
       if (request.url === '/mine') response.end('mine')
@@ -671,14 +671,14 @@ describe('mounted into another server', () => {
     ['a value, as express.json() leaves it', (bytes: Buffer) => JSON.parse(bytes.toString())],
     ['a text', (bytes: Buffer) => bytes.toString()],
     ['bytes', (bytes: Buffer) => bytes],
-  ])('answers behind a parser that has made the body %s', async (_what, parse) => {
+  ])('answers after a body parser has made the body %s', async (_what, parse) => {
     const { status, choices } = await behind(async (request) => {
       request.body = parse(await bytesOf(request))
     })
     expect([status, choices?.length]).toEqual([200, 1])
   })
 
-  it('says so when something in front has read the body and kept it', async () => {
+  it('fails with a remedy when the body was already read', async () => {
     const log: string[] = []
     const { status, error } = await behind(
       (request) => bytesOf(request).then(() => {}),
@@ -715,7 +715,7 @@ describe('a client that does not read', () => {
     return { socket, read }
   }
 
-  it('keeps no place: its answer is made, and others are served', async () => {
+  it('does not block others once its answer is generated', async () => {
     const { url, client, metric } = await serve({ maxRunning: 4, maxWaiting: 0, writeTimeout: 300 }, quick)
     const { socket } = ask(url)
     const generated = () => metric('looplm_generated_tokens_total')
@@ -732,7 +732,7 @@ describe('a client that does not read', () => {
   it.each([
     ['writeTimeout', { writeTimeout: 0.5 }],
     ['requestTimeout', { requestTimeout: 3 }],
-  ])('is cut after %s', async (_name, limit) => {
+  ])('is disconnected after %s', async (_name, limit) => {
     const { url, metric } = await serve(limit, quick)
     const { socket, read } = ask(url)
     await until(async () => (await metric('looplm_requests_open')) > 0)
@@ -743,7 +743,7 @@ describe('a client that does not read', () => {
     expect(read.end).not.toContain('[DONE]')
   })
 
-  it('in one go is not cut as long as it reads on', async () => {
+  it('is not disconnected as long as it continues to read', async () => {
     const { url, metric } = await serve({ writeTimeout: 1 }, quick)
     const { socket, read } = ask(url)
     await until(async () => (await metric('looplm_requests_open')) > 0)
@@ -761,8 +761,8 @@ describe('a client that does not read', () => {
   })
 })
 
-describe('time', () => {
-  it('for an answer is limited', async () => {
+describe('requestTimeout', () => {
+  it('limits the time for an answer', async () => {
     const { client } = await serve({ requestTimeout: 0.3 }, slow)
     const error = await apiError(client.completions.create(endless))
     expect([error.status, error.code]).toEqual([504, 'timeout'])

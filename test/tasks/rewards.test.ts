@@ -26,7 +26,7 @@ describe('exactMatch', () => {
     expect(exactMatch('', '042', { answer: '42' })).toBe(0)
   })
 
-  it('has no opinion without an answer', () => {
+  it('is null without an answer', () => {
     expect(exactMatch('', '42', {})).toBeNull()
   })
 })
@@ -162,7 +162,7 @@ describe('boxedMatch', () => {
     expect(boxedMatch('', '\\boxed{42}', {})).toBeNull()
   })
 
-  it('takes the gold answer of a worked solution from its last box or from behind the last ####', () => {
+  it('takes the gold answer of a worked solution from after the last ####', () => {
     expect(boxedMatch('', '\\boxed{18}', { answer: 'She sells 16 - 3 - 4 = <<16-3-4=9>>9.\n#### 18' })).toBe(1)
     expect(boxedMatch('', '\\boxed{9}', { answer: 'She sells 9.\n#### 18' })).toBe(0)
     expect(boxedMatch('', '\\boxed{1234}', { answer: '#### 1,234' })).toBe(1)
@@ -203,14 +203,14 @@ describe('answersEqual', () => {
     expect(pairs.filter(([label]) => label === '!').length).toBeGreaterThan(200)
   })
 
-  it('says that every answer equals itself, and normalizes the same answer twice alike', () => {
+  it('treats every answer as equal to itself, and normalizes idempotently', () => {
     for (const answer of pairs.flatMap(([, a, b]) => [a, b])) {
       expect(answersEqual(answer, answer), answer).toBe(true)
       expect(normalizeAnswer(normalizeAnswer(answer)), answer).toBe(normalizeAnswer(answer))
     }
   })
 
-  it('never throws, and compares in both directions alike, on parts of answers in any order', () => {
+  it('never throws and is symmetric, for random combinations of answer parts', () => {
     const parts = [
       ...[
         '1',
@@ -293,7 +293,7 @@ describe('answersEqual', () => {
     expect(answersEqual(`-${digits}`, digits)).toBe(false)
   })
 
-  it('refuses what is no string, and a tolerance below 0', () => {
+  it('rejects a value that is not a string, and a negative tolerance', () => {
     expect(() => answersEqual(5 as never, '5')).toThrow(/answersEqual: a must be a string, got 5/)
     expect(() => answersEqual('5', null as never)).toThrow(/answersEqual: b must be a string, got null/)
     expect(() => answersEqual('5', '5', -1)).toThrow(/tolerance must be a finite number at least 0, got -1/)
@@ -373,7 +373,7 @@ describe('combineRewards', () => {
     expect(await reward('', '', {})).toBe(0)
   })
 
-  it('leaves out rewards without an opinion', async () => {
+  it('skips rewards that return null', async () => {
     expect(await combineRewards([one, { ...silent, weight: 5 }])('', '', {})).toBe(1)
     expect(await combineRewards([silent])('', '', {})).toBeNull()
   })
@@ -398,7 +398,7 @@ describe('combineRewards', () => {
     })
   })
 
-  it('refuses rewards and sums whose squares overflow, by their value', async () => {
+  it('rejects rewards and sums above 1e100, naming the value', async () => {
     const huge = { name: 'huge', reward: () => 1e300 }
     await expect(combineRewards([huge])('', '', {})).rejects.toThrow(
       /reward huge must return a finite number of at most 1e\+100 in size or null, got 1e\+300/,
@@ -413,7 +413,7 @@ describe('combineRewards', () => {
     expect(groupAdvantages([1e100, -1e100], 2).advantages).toEqual([Math.SQRT1_2, -Math.SQRT1_2])
   })
 
-  it('refuses an empty list, a repeated name and an infinite weight', () => {
+  it('rejects an empty list, a repeated name and an infinite weight', () => {
     expect(() => combineRewards([])).toThrow(/no rewards/)
     expect(() => combineRewards([one, one])).toThrow(/two rewards are named one/)
     expect(() => combineRewards([{ ...one, weight: Number.POSITIVE_INFINITY }])).toThrow(/weight of reward one/)
@@ -433,20 +433,20 @@ describe('loadRewards', () => {
     return path
   }
 
-  it('takes a default export alone, under the name of the file', async () => {
+  it('uses only the default export, named after the file', async () => {
     const rewards = await loadRewards(await write('length.mjs', 'export const f = () => 2; export default () => 1'))
     expect(Object.keys(rewards)).toEqual(['length'])
     expect(await rewards.length!('', '', {})).toBe(1)
   })
 
-  it('takes every exported function when there is no default', async () => {
+  it('uses every exported function when there is no default export', async () => {
     const rewards = await loadRewards(
       await write('b.mjs', 'export const x = 1; export const f = () => 1; export function g() {}'),
     )
     expect(Object.keys(rewards).sort()).toEqual(['f', 'g'])
   })
 
-  it('says when the file is missing, broken or exports no function', async () => {
+  it('fails for a file that is missing, broken or without a function', async () => {
     await expect(loadRewards(join(folder, 'missing.mjs'))).rejects.toMatchObject({ code: 'NOT_FOUND' })
     await expect(loadRewards(await write('c.mjs', 'export const x = 1'))).rejects.toMatchObject({
       code: 'INVALID_FILE',
@@ -465,7 +465,7 @@ describe('countdownMatch', () => {
     countdownMatch('', `so \\boxed{${expression}}`, { nums, target })
 
   it.each(['(6-1)*5', '5 * ( 6 - 1 )', '(6 - 1) \\times 5', '(6−1)·5 = 25', '\\left(6-1\\right)\\cdot 5', '((6)-(1))*5'])(
-    'takes %s',
+    'accepts %s',
     (expression) => {
       expect(score(expression)).toBe(1)
     },
@@ -485,7 +485,7 @@ describe('countdownMatch', () => {
     ['6-1)*(5', 'brackets the wrong way round'],
     ['(6-1)*5'.padEnd(2000, ' '), 'a very long one'],
     ['('.repeat(900), 'brackets alone'],
-  ])('refuses %s: %s', (expression) => {
+  ])('rejects %s: %s', (expression) => {
     expect(score(expression)).toBe(0)
   })
 
@@ -497,7 +497,7 @@ describe('countdownMatch', () => {
     expect(score('999999999999999*999999999999999', [999999999999999, 999999999999999], 5)).toBe(0)
   })
 
-  it('has no opinion without numbers, and does not look into thoughts', () => {
+  it('is null without numbers or a target, and ignores thoughts', () => {
     expect(countdownMatch('', '\\boxed{1}', { target: 1 })).toBeNull()
     expect(countdownMatch('', '\\boxed{1}', { nums: [1] })).toBeNull()
     const columns = { nums: [1, 5, 6], target: 25 }

@@ -36,7 +36,7 @@ const variants: Record<string, Task> = {
 describe.each(Object.entries(variants))('%s', (_name, task) => {
   const problems = Array.from({ length: 500 }, (_, i) => task.sample(i % 2 === 0 ? 'train' : 'test', i))
 
-  it('makes a problem from its address alone', () => {
+  it('makes a problem from split, index and seed alone', () => {
     expect(task.sample('train', 7, 3)).toEqual(task.sample('train', 7, 3))
     const addresses = [
       task.sample('train', 7, 3),
@@ -47,7 +47,7 @@ describe.each(Object.entries(variants))('%s', (_name, task) => {
     expect(new Set(addresses.map(({ prompt }) => prompt)).size).toBe(4)
   })
 
-  it('keeps to its alphabet and its lengths', () => {
+  it('stays within its alphabet and its maximum lengths', () => {
     const learned = problems.map(({ answer, completion = answer }) => task.tokenizer.encode(completion as string).length)
     for (const { prompt } of problems) expect(task.tokenizer.encode(prompt).length).toBeLessThanOrEqual(task.maxPromptLength)
     expect(Math.max(...problems.map(({ prompt }) => prompt.length))).toBe(task.maxPromptLength)
@@ -77,7 +77,7 @@ describe.each(Object.entries(variants))('%s', (_name, task) => {
 })
 
 describe('addition', () => {
-  it('of 5 digits has 12 prompt and 6 answer tokens out of 12', () => {
+  it('of 5 digits has 12 prompt tokens, 6 answer tokens and a vocabulary of 12', () => {
     const task = addition({ digits: 5 })
     expect([task.maxPromptLength, task.maxCompletionLength, task.tokenizer.vocabSize]).toEqual([12, 6, 12])
     for (let i = 0; i < 100; i++) {
@@ -87,7 +87,7 @@ describe('addition', () => {
     }
   })
 
-  it('is right', () => {
+  it('has the right answers', () => {
     for (const task of [
       addition(),
       addition({ digits: 5, minDigits: 1 }),
@@ -102,7 +102,7 @@ describe('addition', () => {
     }
   })
 
-  it('draws the number of digits uniformly from minDigits to digits, and each operand below its power of ten', () => {
+  it('draws the number of digits uniformly from minDigits to digits', () => {
     const task = addition({ digits: 5, minDigits: 1 })
     const small = [1, 2, 3, 4, 5].map((digits) => {
       let count = 0
@@ -154,7 +154,7 @@ describe('mano', () => {
     return stack[0]!
   }
 
-  it('is right, and has one answer token', () => {
+  it('has the right answers', () => {
     for (const [modulus, operations] of [
       [10, 3],
       [23, 10],
@@ -183,7 +183,7 @@ describe('mano', () => {
 })
 
 describe('sorting', () => {
-  it('is right: the answer has the same values in the order of their character codes', () => {
+  it('has the right answers: the values in the order of their character codes', () => {
     const task = sorting({ count: 12, values: 62 })
     for (let i = 0; i < 500; i++) {
       const { prompt, answer } = task.sample('test', i)
@@ -193,7 +193,7 @@ describe('sorting', () => {
 })
 
 describe('pointer chasing', () => {
-  it('is right: following the listed pointers leads to the answer', () => {
+  it('has the right answers: where following the listed pointers leads', () => {
     for (const [nodes, hops] of [
       [8, 2],
       [5, 4],
@@ -214,7 +214,7 @@ describe('pointer chasing', () => {
 })
 
 describe('parity', () => {
-  it('is right, at once and written out, in the shares that were asked for', () => {
+  it('has the right answers, direct or written out in the requested shares', () => {
     const task = parity({ bits: 9, written: 0.25 })
     let written = 0
     for (let i = 0; i < 2000; i++) {
@@ -247,7 +247,7 @@ describe('chain', () => {
     return { values: [...known.values()], asked: known.get(asked)! }
   }
 
-  it('is right, and shows its work in four ways', () => {
+  it('has the right answers, with traces in the requested shares', () => {
     const ways = { direct: 0, half: 0, all: 0, twice: 0 }
     const task = chain({ modulus: 13, operations: 5, traces: { direct: 2, half: 1, all: 1, twice: 0 } })
     for (let i = 0; i < 2000; i++) {
@@ -274,7 +274,7 @@ describe('chain', () => {
       expect(Math.abs(ways[way as keyof typeof ways] / 2000 - share)).toBeLessThan(0.045) // 4 standard deviations
   })
 
-  it('refuses traces without a weight, by name', () => {
+  it('rejects traces without a weight, and minOperations above operations', () => {
     expect(() => chain({ traces: { direct: 0, half: 0, all: 0, twice: 0 } })).toThrow(/traces: at least one weight/)
     expect(() => chain({ operations: 2, minOperations: 3 })).toThrow(/minOperations: must not exceed operations/)
   })
@@ -296,14 +296,14 @@ describe('the test split', () => {
     expect([...prompts('test', 0), ...prompts('test', 2)].filter((prompt) => train.has(prompt))).toEqual([])
   })
 
-  it('is not held out where there are too few problems, and says so', () => {
+  it('is not held out when there are too few problems, and heldOut says so', () => {
     for (const task of [addition({ digits: 1 }), mano({ modulus: 2, operations: 1 }), pointerChasing({ nodes: 3, hops: 1 })]) {
       expect(task.heldOut).toBe(false)
       expect(task.sample('test', 0).prompt).not.toBe('')
     }
   })
 
-  it('has only two names', () => {
+  it('is rejected under another name or with a negative index', () => {
     expect(() => addition().sample('valid' as 'test', 0)).toThrow(/split must be "train" or "test", got "valid"/)
     expect(() => addition().sample('test', -1)).toThrow(LoopLMError)
   })
@@ -332,7 +332,7 @@ describe('createTask', () => {
     [{ name: 'sorting', values: 63 }, 'INVALID_CONFIG', /values/],
     [{ name: 'pointerChasing', nodes: 4, hops: 4 }, 'INVALID_CONFIG', /hops: must be less than nodes/],
   ]
-  it.each(bad)('refuses %j', (config, code, message) => {
+  it.each(bad)('rejects %j', (config, code, message) => {
     let error: unknown
     try {
       createTask(config as TaskConfig)

@@ -109,7 +109,7 @@ describe.each(targets)('$dtype on $device', ({ device, dtype, bound }) => {
     expectClose(await y.toArray(), want, bound)
   })
 
-  it('has softmax rows that sum to 1, and their logarithms', async () => {
+  it('computes softmax and log-softmax of rows', async () => {
     const values = numbers(15, 2)
     const want = [0, 5, 10].flatMap((begin) => softmax(values.slice(begin, begin + 5)))
     using x = make(values, [3, 5])
@@ -119,7 +119,7 @@ describe.each(targets)('$dtype on $device', ({ device, dtype, bound }) => {
     expectClose(await logs.toArray(), want.map(Math.log), bound)
   })
 
-  it('reduces along every axis and over everything', async () => {
+  it('reduces along an axis and over all elements', async () => {
     const values = numbers(24)
     using x = make(values, [2, 3, 4])
     const at = (i: number, j: number, k: number) => values[(i * 3 + j) * 4 + k]!
@@ -190,7 +190,7 @@ describe('dtypes', () => {
     expect(Array.from(await back.toArray())).toEqual([1.75, -1.75, 3])
   })
 
-  it('does not mix, for the compiler and at run time', async () => {
+  it('cannot be mixed, at compile time or at run time', async () => {
     using x = tensor([[1]])
     using y = tensor([[1]], undefined, { dtype: 'bfloat16' })
     // @ts-expect-error dtypes differ
@@ -208,7 +208,7 @@ describe('dtypes', () => {
     expect(await y.data()).toEqual(new Int32Array([2 ** 30 + 2 ** 29 + 1, -4]))
   })
 
-  it('refuses float64 outside device reference, naming the remedy', async () => {
+  it('rejects float64 outside device reference, naming the remedy', async () => {
     const error = await refusal(() => tensor(new Float64Array([1]), undefined, { dtype: 'float64' }))
     expect(error.code).toBe('UNSUPPORTED')
     expect(error.message).toMatch(/float64.*cpu.*float32/)
@@ -234,7 +234,7 @@ describe('errors', () => {
     expect((await refusal(() => x.transpose([0, 0]))).message).toMatch(/\[0, 0\]/)
   })
 
-  it('refuse data that does not fill the shape, uneven nesting and impossible shapes', async () => {
+  it('are thrown for data that does not fill the shape, uneven nesting and impossible shapes', async () => {
     expect((await refusal(() => tensor([1, 2, 3], [2, 2]))).message).toMatch(/\[2, 2\] has 4 elements, the data 3/)
     expect((await refusal(() => tensor([[1, 2], [3]]))).code).toBe('INVALID_SHAPE')
     expect((await refusal(() => zeros([2, 0]))).code).toBe('INVALID_SHAPE')
@@ -242,7 +242,7 @@ describe('errors', () => {
     expect((await refusal(() => zeros([1, 1, 1, 1, 1, 1, 1, 1, 1]))).code).toBe('INVALID_SHAPE')
   })
 
-  it('name arguments of another type, with what they must be and what was given', async () => {
+  it('name arguments of the wrong type, with what they must be and what was given', async () => {
     const x = tensor([1, 2])
     const given = (value: unknown) => value as never
     const cycle: unknown[] = []
@@ -278,7 +278,7 @@ describe('errors', () => {
     expect((await refusal(() => tensor(given(cycle)))).message).toMatch(/nested deeper than the 8 axes/)
   })
 
-  it('refuse an index outside the axis before memory is touched', async () => {
+  it('are thrown for an index outside the axis', async () => {
     using x = zeros([2, 3])
     using indices = tensor(new Int32Array([0, 2]))
     expect((await refusal(() => x.gather(indices))).message).toMatch(/index 2 \(entry 1\) is outside \[0, 2\)/)
@@ -286,7 +286,7 @@ describe('errors', () => {
     expect((await refusal(() => x.gather(negative))).code).toBe('INVALID_ARGUMENT')
   })
 
-  it('refuse tensors of different devices and unknown devices', async () => {
+  it('are thrown for tensors of different devices and for unknown devices', async () => {
     using x = tensor(new Int32Array([1]))
     using y = tensor(new Int32Array([1]), [1], { device: 'reference' })
     expect((await refusal(() => x.add(y))).message).toMatch(/device cpu.*reference/)
@@ -304,7 +304,7 @@ describe('errors', () => {
 describe('memory', () => {
   beforeEach(collectGarbage)
 
-  it('is counted, and given back by dispose and using', async () => {
+  it('is counted, and freed by dispose and using', async () => {
     const before = memory()
     const x = zeros([256, 256])
     await x.data()
@@ -332,7 +332,7 @@ describe('memory', () => {
     expect(memory().bytes).toBe(before)
   })
 
-  it('may be disposed while a call is under way; the call still ends well', async () => {
+  it('may be freed during a call, which still succeeds', async () => {
     const x = ones([64, 64])
     const pending = x.matmul(x)
     x.dispose()
@@ -348,7 +348,7 @@ describe('memory', () => {
   })
 })
 
-it('devices lists the cpu with its instruction set', () => {
+it('devices() lists the cpu as available, with its threads', () => {
   const cpu = devices().find(({ name }) => name === 'cpu')
   expect(cpu).toMatchObject({ available: true })
   expect(cpu!.description).toMatch(/thread/)

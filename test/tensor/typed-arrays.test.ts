@@ -47,13 +47,13 @@ describe('a tensor of', () => {
     expect(Array.from(await part.data())).toEqual([2, 3])
   })
 
-  it('shared bits of bfloat16', async () => {
+  it('shared Uint16Array memory has dtype bfloat16', async () => {
     using x = tensor(shared(Uint16Array, [0x3f80, 0xc000]))
     expect(x.dtype).toBe('bfloat16')
     expect(Array.from(await x.toArray())).toEqual([1, -2])
   })
 
-  it('memory that was resized has the elements that are there', async () => {
+  it('resized memory has the current elements', async () => {
     const { view, buffer } = resizable(Float32Array, [1, 2, 3, 4])
     resize(buffer, 8)
     expect(Array.from(await tensor(view).data())).toEqual([1, 2])
@@ -63,7 +63,7 @@ describe('a tensor of', () => {
     expect(Array.from(await tensor(behind).data())).toEqual([2, 0])
   })
 
-  it('memory that is gone is refused with the reason', async () => {
+  it('detached or shrunk memory is rejected with the reason', async () => {
     const { view, buffer } = resizable(Float32Array, [1, 2])
     const fixed = new Float32Array(buffer, 4, 1)
     resize(buffer, 4)
@@ -82,15 +82,15 @@ describe('a tensor of', () => {
     ['DataView', new DataView(new ArrayBuffer(8))],
     ['ArrayBuffer', new ArrayBuffer(8)],
     ['SharedArrayBuffer', new SharedArrayBuffer(8)],
-  ])('%s is refused by name', async (name, data) => {
+  ])('%s is rejected by name', async (name, data) => {
     const { code, message } = await refusal(() => tensor(data as never))
     expect(code).toBe('INVALID_ARGUMENT')
     expect(message).toContain(name)
   })
 })
 
-describe('a model takes', () => {
-  it('token ids, lengths, coefficients and parameters in shared and in resizable memory', async () => {
+describe('a model', () => {
+  it('accepts token ids, lengths, coefficients and parameters in shared and in resizable memory', async () => {
     using model = await LoopLM.create(config, { seed: 3 })
     const tokens = [1, 2, 3, 4]
     const expected = await model.score([tokens], { promptLengths: [2] })
@@ -113,7 +113,7 @@ describe('a model takes', () => {
     expect(Array.from(await model.getParameter('model.norm.weight'))).toEqual(values)
   })
 
-  it('no integers of 64 bits, no views without elements and no memory that is gone', async () => {
+  it('rejects 64-bit integers, views without elements and detached memory', async () => {
     using model = await LoopLM.create(config)
     for (const [run, problem] of [
       [() => model.score([new BigInt64Array([1n, 2n])] as never), /sequences\[0\].*BigInt64Array/],

@@ -82,7 +82,7 @@ describe('as in Python:', () => {
     table.push(`| ${part} | ${type} | ${same === 0 ? 'refused' : `same on ${same} strings`} |`)
   })
 
-  it('what docs/tokenizers.md says of each part', () => {
+  it('docs/tokenizers.md lists the result of each part', () => {
     const document = readFileSync(new URL('../../docs/tokenizers.md', import.meta.url), 'utf8')
     for (const row of table) expect(document).toContain(row)
     expect(table.length).toBe(kinds.size)
@@ -99,7 +99,7 @@ describe('long texts', () => {
     '漢é😀'.repeat(2_000),
   ]
 
-  it('have the same tokens as in Python, encoded at once and in turns', async () => {
+  it('have the same tokens as in Python, encoded synchronously and asynchronously', async () => {
     for (const example of models) {
       const tokenizer = new Tokenizer(json(example))
       for (const [i, expected] of example.long!.entries()) {
@@ -111,7 +111,7 @@ describe('long texts', () => {
     }
   })
 
-  it.each(['BPE', 'WordPiece', 'WordLevel', 'Unigram'])('of twice the length take twice the steps: %s', (type) => {
+  it.each(['BPE', 'WordPiece', 'WordLevel', 'Unigram'])('of twice the length take at most about twice the steps: %s', (type) => {
     for (const { tokenizer } of models.filter((example) => example.type === type)) {
       const { vocab, addedTokens, tokenizer: read } = parseTokenizerJson(tokenizer, 'tokenizer.json')
       const pipeline = new Pipeline(read, vocab, addedTokens, 'tokenizer.json')
@@ -124,7 +124,7 @@ describe('long texts', () => {
     }
   })
 
-  it('leave room for other work while they are encoded', async () => {
+  it('do not block the event loop while they are encoded', async () => {
     const { tokenizer } = models.find(({ type }) => type === 'BPE')!
     let turns = 0
     let open = true

@@ -48,19 +48,19 @@ const configurations = ['Trainers', 'GRPOConfig', 'SFTConfig', 'TrainingArgument
 const spelling = (name: string) => name.replaceAll('_', '').toLowerCase()
 
 describe('coming from TRL', () => {
-  it.each(Object.entries(sections))('%s: every name has one row, and no other has one', (section, list) => {
+  it.each(Object.entries(sections))('%s: every name has exactly one row, and no other name has one', (section, list) => {
     const names = rowsOf(section).flatMap((row) => row.names)
     expect(names.length).toBeGreaterThan(10)
     expect([...names].sort()).toEqual([...(lists[list] as string[])].sort())
   })
 
-  it('a row has what is here, or a dash', () => {
+  it('every row names the equivalent in looplm, or has a dash', () => {
     for (const { names, here, cell } of Object.keys(sections).flatMap(rowsOf)) {
       expect([names, here.length > 0 || cell === '–']).toEqual([names, true])
     }
   })
 
-  it('an error proposes the option that a row names for TRL’s name', () => {
+  it('errors suggest the option that the table names for a name of TRL', () => {
     const proposed = new Map(namesOfTrl)
     for (const { names, here } of configurations) {
       if (here.length === 0 || !here.every((name) => options.has(name))) continue
@@ -71,7 +71,7 @@ describe('coming from TRL', () => {
     }
   })
 
-  it.each(namesOfTrl)('%s is answered with %j', async (name, expected) => {
+  it.each(namesOfTrl)('%s as an option suggests %j', async (name, expected) => {
     const rows = configurations.filter(({ names }) => names.includes(name))
     expect(rows.some(({ here }) => expected.every((option) => here.includes(option)))).toBe(true)
     for (const option of expected) {

@@ -1,6 +1,6 @@
 // An objective as types. The schema checks it at run time, and the compiler that both agree.
 
-/** An objective of the algebra as it is written; an absent field has its default (docs/objectives.md). */
+/** An objective as callers write it. Omitted fields have defaults (docs/objectives.md). */
 export interface ObjectiveInput {
   /** Changes to the rewards of a group, in this order. Default `[]`. */
   rewards?: readonly RewardShaperInput[] | undefined
@@ -12,34 +12,36 @@ export interface ObjectiveInput {
   terms: readonly ObjectiveTermInput[]
   /** KL divergence (k3 estimate) to the starting model or to the moving average. */
   kl?: KLInput | undefined
-  /** LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is below that of the moving average. */
+  /**
+   * LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is lower than under the moving average.
+   */
   lazy?: LazyInput | undefined
-  /** Weights of two entropies: of the tokens, and of the exit distribution. Default `{}`. */
+  /** Weights of the entropy of the tokens and of the entropy of the exit distribution. Default `{}`. */
   entropy?: EntropyInput | undefined
   /** Decay of the moving average, if one is used. Default `0.995`. */
   emaDecay?: number | undefined
 }
 
-/** What the rewards of a group go through. */
+/** A change to the rewards of a group. */
 export type RewardShaperInput =
   | {
-      /** TTRL: 1 for the most frequent answer of the group, else 0. */
+      /** TTRL: the reward is 1 for the most frequent answer of the group, else 0. */
       kind: 'majority'
     }
   | {
-      /** EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest. */
+      /** EVOL-RL: majority answers earn 0.5 to 1, the others -1 to -0.5. A response earns more the less it resembles the rest. */
       kind: 'novelty'
     }
   | {
-      /** Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones. */
+      /** Kimi k1.5: adds λ = 0.5 - (length - min) / (max - min) to right answers and min(λ, 0) to wrong ones. */
       kind: 'length'
-      /** Factor of what is added. Default `1`. */
+      /** Factor of the added amount. Default `1`. */
       weight?: AnnealedInput | undefined
     }
   | {
-      /** DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond. */
+      /** DAPO: the penalty grows from 0 to 1 over the last `cache` tokens before `maxLength` and stays 1 beyond. */
       kind: 'overlong'
-      /** Length in tokens from which on 1 is subtracted. */
+      /** Length in tokens at which the penalty reaches 1. */
       maxLength: number
       /** Tokens before `maxLength` over which the penalty grows. */
       cache: number
@@ -48,15 +50,15 @@ export type RewardShaperInput =
     }
   | {
       /**
-       * IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones
-       * beyond 1.
+       * IKEA: a right answer earns 0.6, 0.4, 0.2 or 0 more with 1, 2, 3 or more loops (mean exit, rounded). A wrong answer earns
+       * 0.05 more beyond one loop.
        */
       kind: 'frugal'
-      /** Factor of what is added. Default `1`. */
+      /** Factor of the added amount. Default `1`. */
       weight?: AnnealedInput | undefined
     }
 
-/** A number, or one that moves in a straight line from `from` to `to` over the first `steps` steps and then stays. */
+/** A number, or a value that changes linearly from `from` to `to` over the first `steps` steps and then stays. */
 export type AnnealedInput =
   | number
   | {
@@ -83,30 +85,33 @@ export interface FilterInput {
   resample?: number | undefined
 }
 
-/** How the tokens of responses are averaged. */
+/** How the losses of tokens are averaged: over each response, over all tokens, or by a constant length. */
 export type Normalizer = 'response-mean' | 'token-mean' | 'constant'
 
 /** One term of the policy gradient. */
 export interface ObjectiveTermInput {
-  /** `token`: the log-probability of the token at every loop. `exit`: that of the loop at which it exited. Default `"token"`. */
+  /**
+   * What is credited. `token`: the log-probability of the token at every loop. `exit`: the log-probability of the loop at which
+   * it exited. Default `"token"`.
+   */
   channel?: 'token' | 'exit' | undefined
   /**
-   * `conditional`: given the prompt. `marginal`: given only a start token in place of the prompt (PreRL). Default
-   * `"conditional"`.
+   * What the response is conditioned on. `conditional`: the prompt. `marginal`: only a start token in place of the prompt
+   * (PreRL). Default `"conditional"`.
    */
   space?: 'conditional' | 'marginal' | undefined
   /** Advantages A. Default `{}`. */
   advantage?: AdvantageInput | undefined
   /** Weights of the loops in the loss of a token; they sum to 1. Default `"exit-pdf"`. */
   weights?: LoopWeightsInput | undefined
-  /** Loss made of log-probability, ratio and advantage. Default `"reinforce"`. */
+  /** Loss of a token, from its log-probability, ratio and advantage. Default `"reinforce"`. */
   surrogate?: SurrogateInput | undefined
   /**
-   * `outer`: weighted sum of the surrogates of the loops. `inner`: surrogate of the weighted sum of their log ratios. Default
-   * `"outer"`.
+   * `outer`: the weighted sum of the surrogates of the loops. `inner`: the surrogate of the weighted sum of their log ratios.
+   * Default `"outer"`.
    */
   combine?: 'outer' | 'inner' | undefined
-  /** How token terms are averaged. Default `"response-mean"`. */
+  /** How the losses of tokens are averaged. Default `"response-mean"`. */
   normalizer?: Normalizer | undefined
   /** Exit channel: exits to draw per token if the rollouts have none. Default: 8. */
   draws?: number | undefined
@@ -117,27 +122,28 @@ export interface ObjectiveTermInput {
 /** How rewards become advantages. */
 export interface AdvantageInput {
   /**
-   * `reward`: from the rewards. `turn`: one per turn of an episode, from the rewards of its turns. `one`: 1 for every sequence
-   * (imitation). `zero`: 0, so that only `loops` counts. Default `"reward"`.
+   * Source of the advantage. `reward`: the reward of the sequence. `turn`: one advantage per turn of an episode, from the rewards
+   * of its turns. `one`: 1 for every sequence (imitation). `zero`: 0, so that only `loops` counts. Default `"reward"`.
    */
   source?: 'reward' | 'turn' | 'one' | 'zero' | undefined
   /**
-   * Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m over turn k and later ones. The last turn gets the rest of the reward.
-   * Default `1`.
+   * Source `turn`: discount γ of the return of turn k, G_k = Σ_{m>=k} γ^(m-k) r_m. The last turn also gets the reward that no
+   * turn earned. Default `1`.
    */
   discount?: number | undefined
   /**
-   * IGPO: adds to the reward of a turn by how much the turn raises b, the probability of the gold answer (mean over its tokens).
+   * IGPO: adds the gain of a turn to its reward. The gain is the rise of φ(b) during the turn. b is the probability of the gold
+   * answer, the geometric mean over its tokens.
    */
   gain?: GainInput | undefined
   /** Whether the mean of the `group` is subtracted. Default `"group"`. */
   baseline?: 'group' | 'none' | undefined
   /**
-   * Divide by the standard deviation of the group: `group` is the unbiased one (default with baseline `group`), `population`
-   * that of the population, `none` does not divide.
+   * Divisor of the advantages. `group`: the sample standard deviation of the group (default with baseline `group`). `population`:
+   * the population standard deviation. `none`: 1.
    */
   scale?: 'group' | 'population' | 'none' | undefined
-  /** SAN: z-scores inside strata of the group. */
+  /** SAN: z-scores within strata of the group. */
   strata?: StrataInput | undefined
   /** CAPO: cheap right answers gain and expensive ones lose, but a right answer keeps at least .001. */
   cost?: CostInput | undefined
@@ -145,9 +151,9 @@ export interface AdvantageInput {
   batch?: boolean | undefined
   /** Keep `all` advantages, or only those of one sign. Default `"all"`. */
   sign?: 'all' | 'negative' | 'positive' | undefined
-  /** Factor of positive advantages (weighted NSR). Default `1`. */
+  /** Positive advantages are multiplied by this (weighted NSR). Default `1`. */
   positiveWeight?: number | undefined
-  /** Rewards of single loops, which are added to the advantage. */
+  /** Rewards of single loops. They are added to the advantage. */
   loops?: LoopRewardsInput | undefined
 }
 
@@ -155,17 +161,17 @@ export interface AdvantageInput {
 export interface GainInput {
   /** Weight of the gain. Default `1`. */
   weight?: number | undefined
-  /** φ(b): b or log b. Default `"probability"`. */
+  /** φ(b): `probability` is b, `log` is log b. Default `"probability"`. */
   value?: 'probability' | 'log' | undefined
   /** Text before the gold answer when its probability is measured. Default `""`. */
   prefix?: string | undefined
 }
 
-/** SAN: z-scores inside strata of the group. */
+/** SAN: z-scores within strata of the group. */
 export interface StrataInput {
   /**
-   * `given`: `strata` of the batch. `truncated`: cut off or finished. `length`: in eighths of the longest response. `exit-loop`:
-   * mean exit loop, rounded.
+   * How responses are sorted into strata. `given`: by `strata` of the batch. `truncated`: cut off or finished. `length`: by
+   * eighths of the longest response. `exit-loop`: by the mean exit loop, rounded.
    */
   by: 'given' | 'truncated' | 'length' | 'exit-loop'
   /** Share of the z-score of the stratum; the rest comes from the z-score of the group. Default `0.5`. */
@@ -174,17 +180,17 @@ export interface StrataInput {
 
 /** CAPO: what a response costs. */
 export interface CostInput {
-  /** Cost of a response in [0, 1]. Default `"exit-loop"`. */
+  /** Cost of a response, in [0, 1]. Default `"exit-loop"`. */
   by?: 'given' | 'exit-loop' | 'length' | undefined
-  /** λ_e: weight of the saving after the sigmoid. Default `0.25`. */
+  /** Weight λ_e of the saving after the sigmoid. Default `0.25`. */
   shape?: number | undefined
-  /** λ_g: weight of the plain cost. Default `0.05`. */
+  /** Weight λ_g of the plain cost. Default `0.05`. */
   price?: number | undefined
-  /** c0: the expected cost. Default `0.4`. */
+  /** Expected cost c0. Default `0.4`. */
   pivot?: number | undefined
-  /** α: share of the mean cost of the group in the pivot. Default `0.5`. */
+  /** Share α of the mean cost of the group in the pivot. Default `0.5`. */
   pivotShare?: number | undefined
-  /** τ of the sigmoid. Default `0.15`. */
+  /** Temperature τ of the sigmoid. Default `0.15`. */
   temperature?: number | undefined
   /** A reward above this counts as right. Default `0.35`. */
   rightAbove?: number | undefined
@@ -193,8 +199,8 @@ export interface CostInput {
 /** Rewards of single loops from a belief curve b_0..b_T, the probability of being right when stopping at loop t. */
 export interface LoopRewardsInput {
   /**
-   * Source of b_t. `token`: the probability of the token. `gold-answer`: that of the gold answer, mean over its tokens.
-   * `forced-exit`: the reward of a greedy answer with t loops.
+   * Source of b_t. `token`: the probability of the token. `gold-answer`: the probability of the gold answer, the geometric mean
+   * over its tokens. `forced-exit`: the reward of a greedy answer with t loops.
    */
   belief: 'token' | 'gold-answer' | 'forced-exit'
   /** φ(b): `probability` is b, `log` is log b, `best-of` is 1 - (1 - b)^attempts. Default `"log"`. */
@@ -202,67 +208,67 @@ export interface LoopRewardsInput {
   /** `best-of`: number of attempts. Default `4`. */
   attempts?: number | undefined
   /**
-   * What is subtracted from φ(b_t). `previous`: that of the loop before. `teacher`: that of the reference model at its reference
-   * loop (belief `token` only). `group`: the mean of the group at the same loop. Default `"previous"`.
+   * Baseline of φ(b_t). `previous`: the value at the loop before. `teacher`: the value of the reference model at its reference
+   * loop (belief `token` only). `group`: the mean of the group at the same loop. `none`: 0. Default `"previous"`.
    */
   base?: 'previous' | 'teacher' | 'group' | 'none' | undefined
   /** η: r_t becomes min(r_t - η, 0). */
   clip?: number | undefined
-  /** r_t becomes r_t - r_{t+1}. The last loop but one keeps its r_t, and the last loop gets 0. Default `false`. */
+  /** Use r_t - r_{t+1} instead of r_t. The last loop but one keeps its r_t, and the last loop gets 0. Default `false`. */
   delta?: boolean | undefined
-  /** γ of G_t = Σ_{k>=t} γ^(k-t) r_k. Default `0`. */
+  /** Discount γ of the return of loop t: G_t = Σ_{k>=t} γ^(k-t) r_k. Default `0`. */
   discount?: number | undefined
   /** Cost of a loop: r_t falls by cost · (t - 1), or with base `teacher` by cost · (t - its reference loop). Default `0`. */
   cost?: number | undefined
-  /** How much more a loop costs where the reference is certain (base `teacher`). Default `0`. */
+  /** Base `teacher`: how much more a loop costs where the reference is certain. Default `0`. */
   costScale?: number | undefined
-  /** Base `teacher`: the reference loop is the first one where the exit CDF reaches this. Default `0.5`. */
+  /** Base `teacher`: the reference loop is the first one where the cumulative exit probability reaches this. Default `0.5`. */
   threshold?: number | undefined
   /**
-   * `none`: G itself. `loops`: its z-score over the loops. `gain`: its positive part. `group`: its z-score over the group at
-   * each loop (not with belief `token`). Default `"none"`.
+   * How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: max(G_t, 0). `group`: z-score over the
+   * group at each loop (not with belief `token`). Default `"none"`.
    */
   normalize?: 'none' | 'loops' | 'gain' | 'group' | undefined
-  /** α: the advantage of loop t gets α times the normalized G_t added. Default `1`. */
+  /** Factor α: the advantage of loop t grows by α times the normalized G_t. Default `1`. */
   scale?: number | undefined
 }
 
-/** How the loops weigh in the loss of a token. */
+/** Weights of the loops in the loss of a token. */
 export type LoopWeightsInput =
   | 'last'
   | 'uniform'
   | 'progressive'
   | 'exit-pdf'
-  /** All at the loop that the token was read from: for `exits: 'sampled'`. */
+  /** All weight on the loop at which the token exited; for `exits: 'sampled'`. */
   | 'exit-loop'
   | {
-      /** In proportion to t^alpha at loop t. */
+      /** The weight of loop t is proportional to t^alpha. */
       kind: 'progressive'
-      /** The exponent. */
+      /** Exponent. */
       alpha: number
     }
   | {
-      /** One loop alone. */
+      /** All weight on one loop. */
       kind: 'one-hot'
-      /** Which loop, counted from 1. */
+      /** The loop, counted from 1. */
       loop: number
     }
   | {
-      /** In proportion to given numbers. */
+      /** The weights are proportional to the given numbers. */
       kind: 'given'
       /** One number per loop that is read, at least 0, not all 0. */
       weights: readonly number[]
     }
   | {
-      /** The probability of leaving at the loop. */
+      /** The weight of a loop is the probability of exiting there. */
       kind: 'exit-pdf'
-      /** No gradient through the weights. Default `true`. */
+      /** Stop the gradient at the weights. Default `true`. */
       detach?: boolean | undefined
       /** Temperature of the exit distribution. Default `1`. */
       temperature?: number | undefined
     }
 
-/** Loss made of log-probability, ratio and advantage. */
+/** Loss of a token, from its log-probability, ratio and advantage. */
 export type SurrogateInput =
   | 'reinforce'
   | 'ppo'
@@ -270,23 +276,23 @@ export type SurrogateInput =
   | 'gspo'
   | 'k15'
   | {
-      /** The clipped ratio of each token. */
+      /** PPO: clips the ratio of each token. */
       kind: 'ppo'
       /** Ratios below 1 - epsilonLow are clipped. Default `0.2`. */
       epsilonLow?: number | undefined
       /** Ratios above 1 + epsilonHigh are clipped. Default `0.2`. */
       epsilonHigh?: number | undefined
-      /** Bound of the ratio where the advantage is negative, more than 1; default none. */
+      /** Upper bound of the ratio where the advantage is negative; above 1. Default: none. */
       dualClip?: number | undefined
     }
   | {
-      /** The ratio, capped and without a gradient, as a weight. */
+      /** CISPO: weights the log-probability by the capped ratio, which gets no gradient. */
       kind: 'cispo'
-      /** Cap of the ratio. Default `5`. */
+      /** Largest ratio. Default `5`. */
       cap?: number | undefined
     }
   | {
-      /** One clipped ratio per response. */
+      /** GSPO: clips one ratio per response. */
       kind: 'gspo'
       /** Ratios below 1 - epsilonLow are clipped. Default `0.2`. */
       epsilonLow?: number | undefined
@@ -294,7 +300,7 @@ export type SurrogateInput =
       epsilonHigh?: number | undefined
     }
   | {
-      /** Squared regression on the log ratio of a response (Kimi k1.5). */
+      /** Kimi k1.5: squared error between the advantage and `tau` times the log ratio of a response. */
       kind: 'k15'
       /** Weight of the log ratio. Default `0.1`. */
       tau?: number | undefined
@@ -304,23 +310,31 @@ export type SurrogateInput =
 export interface KLInput {
   /** Weight of the estimate. */
   beta: number
-  /** Over which loops it is taken: the last, all alike, or by the weights of the loops. Default `"last"`. */
+  /**
+   * Loops that are compared: the last, all with equal weights, or all with the weights of the first token term. Default `"last"`.
+   */
   loops?: 'last' | 'uniform' | 'weights' | undefined
-  /** What is compared with: the starting model, or its moving average. Default `"frozen"`. */
+  /** Reference model: the starting model, or the moving average. Default `"frozen"`. */
   reference?: 'frozen' | 'ema' | undefined
 }
 
-/** LLDS: holds responses whose likelihood fell. */
+/** LLDS: penalizes responses with A >= 0 whose likelihood fell. */
 export interface LazyInput {
   /** Weight of the penalty. Default `0.2`. */
   weight?: number | undefined
-  /** Of what the likelihood must have fallen: a token, a segment, the response, or the response at each loop. Default `"response"`. */
+  /**
+   * The penalty applies where this became less likely: a token, a segment, the response, or the response at each loop. Default
+   * `"response"`.
+   */
   gate?: 'token' | 'segment' | 'response' | 'loop' | undefined
-  /** Over which loops it is taken: the last, all alike, or by the weights of the loops. Default `"weights"`. */
+  /**
+   * Loops that are compared: the last, all with equal weights, or all with the weights of the first token term. Default
+   * `"weights"`.
+   */
   loops?: 'last' | 'uniform' | 'weights' | undefined
-  /** Divides by all response tokens, or by those of responses that are held. Default `"all"`. */
+  /** The penalty is divided by the tokens of all responses, or of those with A >= 0. Default `"all"`. */
   normalizer?: 'all' | 'preserving' | undefined
-  /** What is compared with: the rollout, or the moving average. Default `"rollout"`. */
+  /** Likelihood to compare with: at the rollout, or under the moving average. Default `"rollout"`. */
   old?: 'rollout' | 'ema' | undefined
 }
 
@@ -339,7 +353,7 @@ type Filled<Input, Open extends PropertyKey = never> = Input extends string
       [Field in keyof Input as Field extends Open ? never : Field]-?: Exclude<Input[Field], undefined>
     } & { [Field in keyof Input as Field extends Open ? Field : never]: Input[Field] }
 
-/** A number, or one that moves in a straight line. */
+/** A number, or a value that changes linearly. */
 export type Annealed = AnnealedInput
 
 /** A {@link RewardShaperInput} with its defaults. */
@@ -350,11 +364,11 @@ export type BeliefSpec = Filled<LoopRewardsInput, 'clip'>
 
 /** An {@link AdvantageInput} with its defaults. */
 export interface AdvantageSpec extends Filled<Omit<AdvantageInput, 'gain' | 'strata' | 'cost' | 'loops'>, 'scale'> {
-  /** IGPO: what a turn gains in the belief in the gold answer; absent: nothing. */
+  /** IGPO: the gain of a turn in the probability of the gold answer; absent: none. */
   gain?: Filled<GainInput> | undefined
-  /** SAN: z-scores inside strata of the group; absent: none. */
+  /** SAN: z-scores within strata of the group; absent: none. */
   strata?: Filled<StrataInput> | undefined
-  /** CAPO: what a response costs; absent: nothing. */
+  /** CAPO: what a response costs; absent: no cost. */
   cost?: Filled<CostInput> | undefined
   /** Rewards of single loops that are added; absent: none. */
   loops?: BeliefSpec | undefined
@@ -364,9 +378,9 @@ export interface AdvantageSpec extends Filled<Omit<AdvantageInput, 'gain' | 'str
 export interface ObjectiveTerm extends Filled<Omit<ObjectiveTermInput, 'advantage' | 'weights' | 'surrogate'>, 'draws'> {
   /** How rewards become advantages. */
   advantage: AdvantageSpec
-  /** How the loops weigh in the loss of a token. */
+  /** Weights of the loops in the loss of a token. */
   weights: Filled<LoopWeightsInput>
-  /** Loss made of log-probability, ratio and advantage. */
+  /** Loss of a token, from its log-probability, ratio and advantage. */
   surrogate: Filled<SurrogateInput, 'dualClip'>
 }
 

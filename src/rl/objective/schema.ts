@@ -29,20 +29,24 @@ export const annealed = z.union([z.number(), z.strictObject({ from: z.number(), 
 
 /** Changes to the rewards of a group before advantages are computed. They are applied in order. */
 export const rewardShaper = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('majority') }).describe('TTRL: 1 for the most frequent answer of the group, else 0.'),
+  z
+    .strictObject({ kind: z.literal('majority') })
+    .describe('TTRL: the reward is 1 for the most frequent answer of the group, else 0.'),
   z
     .strictObject({ kind: z.literal('novelty') })
-    .describe('EVOL-RL: the majority earns .5 to 1, the others -1 to -.5, more the less a response resembles the rest.'),
+    .describe(
+      'EVOL-RL: majority answers earn 0.5 to 1, the others -1 to -0.5. A response earns more the less it resembles the rest.',
+    ),
   z
     .strictObject({ kind: z.literal('length'), weight: annealed.default(1) })
-    .describe('Kimi k1.5: adds .5 - (length - min) / (max - min) to right answers, and its negative part to wrong ones.'),
+    .describe('Kimi k1.5: adds λ = 0.5 - (length - min) / (max - min) to right answers and min(λ, 0) to wrong ones.'),
   z
     .strictObject({ kind: z.literal('overlong'), maxLength: positiveInt, cache: positiveInt, weight: annealed.default(1) })
-    .describe('DAPO: subtracts up to 1 over the last `cache` tokens before `maxLength`, and 1 beyond.'),
+    .describe('DAPO: the penalty grows from 0 to 1 over the last `cache` tokens before `maxLength` and stays 1 beyond.'),
   z
     .strictObject({ kind: z.literal('frugal'), weight: annealed.default(1) })
     .describe(
-      'IKEA: adds .6, .4, .2 or 0 to a right answer that took 1, 2, 3 or more loops (mean exit, rounded); .05 to wrong ones beyond 1.',
+      'IKEA: a right answer earns 0.6, 0.4, 0.2 or 0 more with 1, 2, 3 or more loops (mean exit, rounded). A wrong answer earns 0.05 more beyond one loop.',
     ),
 ])
 
@@ -66,7 +70,7 @@ export const beliefReward = z.strictObject({
   belief: z
     .enum(['token', 'gold-answer', 'forced-exit'])
     .describe(
-      'Source of b_t. `token`: the probability of the token. `gold-answer`: that of the gold answer, mean over its tokens. `forced-exit`: the reward of a greedy answer with t loops.',
+      'Source of b_t. `token`: the probability of the token. `gold-answer`: the probability of the gold answer, the geometric mean over its tokens. `forced-exit`: the reward of a greedy answer with t loops.',
     ),
   value: z
     .enum(['probability', 'log', 'best-of'])
@@ -77,26 +81,28 @@ export const beliefReward = z.strictObject({
     .enum(['previous', 'teacher', 'group', 'none'])
     .default('previous')
     .describe(
-      'What is subtracted from φ(b_t). `previous`: that of the loop before. `teacher`: that of the reference model at its reference loop (belief `token` only). `group`: the mean of the group at the same loop.',
+      'Baseline of φ(b_t). `previous`: the value at the loop before. `teacher`: the value of the reference model at its reference loop (belief `token` only). `group`: the mean of the group at the same loop. `none`: 0.',
     ),
   clip: z.number().optional().describe('η: r_t becomes min(r_t - η, 0).'),
   delta: z
     .boolean()
     .default(false)
-    .describe('r_t becomes r_t - r_{t+1}. The last loop but one keeps its r_t, and the last loop gets 0.'),
-  discount: share.default(0).describe('γ of G_t = Σ_{k>=t} γ^(k-t) r_k.'),
+    .describe('Use r_t - r_{t+1} instead of r_t. The last loop but one keeps its r_t, and the last loop gets 0.'),
+  discount: share.default(0).describe('Discount γ of the return of loop t: G_t = Σ_{k>=t} γ^(k-t) r_k.'),
   cost: nonNegative
     .default(0)
     .describe('Cost of a loop: r_t falls by cost · (t - 1), or with base `teacher` by cost · (t - its reference loop).'),
-  costScale: nonNegative.default(0).describe('How much more a loop costs where the reference is certain (base `teacher`).'),
-  threshold: share.default(0.5).describe('Base `teacher`: the reference loop is the first one where the exit CDF reaches this.'),
+  costScale: nonNegative.default(0).describe('Base `teacher`: how much more a loop costs where the reference is certain.'),
+  threshold: share
+    .default(0.5)
+    .describe('Base `teacher`: the reference loop is the first one where the cumulative exit probability reaches this.'),
   normalize: z
     .enum(['none', 'loops', 'gain', 'group'])
     .default('none')
     .describe(
-      '`none`: G itself. `loops`: its z-score over the loops. `gain`: its positive part. `group`: its z-score over the group at each loop (not with belief `token`).',
+      'How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: max(G_t, 0). `group`: z-score over the group at each loop (not with belief `token`).',
     ),
-  scale: z.number().default(1).describe('α: the advantage of loop t gets α times the normalized G_t added.'),
+  scale: z.number().default(1).describe('Factor α: the advantage of loop t grows by α times the normalized G_t.'),
 })
 
 export const advantage = z.strictObject({
@@ -104,57 +110,57 @@ export const advantage = z.strictObject({
     .enum(['reward', 'turn', 'one', 'zero'])
     .default('reward')
     .describe(
-      '`reward`: from the rewards. `turn`: one per turn of an episode, from the rewards of its turns. `one`: 1 for every sequence (imitation). `zero`: 0, so that only `loops` counts.',
+      'Source of the advantage. `reward`: the reward of the sequence. `turn`: one advantage per turn of an episode, from the rewards of its turns. `one`: 1 for every sequence (imitation). `zero`: 0, so that only `loops` counts.',
     ),
   discount: share
     .default(1)
     .describe(
-      'Source `turn`: γ of G_k = Σ_{m>=k} γ^(m-k) r_m over turn k and later ones. The last turn gets the rest of the reward.',
+      'Source `turn`: discount γ of the return of turn k, G_k = Σ_{m>=k} γ^(m-k) r_m. The last turn also gets the reward that no turn earned.',
     ),
   gain: z
     .strictObject({
       weight: nonNegative.default(1).describe('Weight of the gain.'),
-      value: z.enum(['probability', 'log']).default('probability').describe('φ(b): b or log b.'),
+      value: z.enum(['probability', 'log']).default('probability').describe('φ(b): `probability` is b, `log` is log b.'),
       prefix: z.string().default('').describe('Text before the gold answer when its probability is measured.'),
     })
     .optional()
     .describe(
-      'IGPO: adds to the reward of a turn by how much the turn raises b, the probability of the gold answer (mean over its tokens).',
+      'IGPO: adds the gain of a turn to its reward. The gain is the rise of φ(b) during the turn. b is the probability of the gold answer, the geometric mean over its tokens.',
     ),
   baseline: z.enum(['group', 'none']).default('group').describe('Whether the mean of the `group` is subtracted.'),
   scale: z
     .enum(['group', 'population', 'none'])
     .optional()
     .describe(
-      'Divide by the standard deviation of the group: `group` is the unbiased one (default with baseline `group`), `population` that of the population, `none` does not divide.',
+      'Divisor of the advantages. `group`: the sample standard deviation of the group (default with baseline `group`). `population`: the population standard deviation. `none`: 1.',
     ),
   strata: z
     .strictObject({
       by: z
         .enum(['given', 'truncated', 'length', 'exit-loop'])
         .describe(
-          '`given`: `strata` of the batch. `truncated`: cut off or finished. `length`: in eighths of the longest response. `exit-loop`: mean exit loop, rounded.',
+          'How responses are sorted into strata. `given`: by `strata` of the batch. `truncated`: cut off or finished. `length`: by eighths of the longest response. `exit-loop`: by the mean exit loop, rounded.',
         ),
       blend: share.default(0.5).describe('Share of the z-score of the stratum; the rest comes from the z-score of the group.'),
     })
     .optional()
-    .describe('SAN: z-scores inside strata of the group.'),
+    .describe('SAN: z-scores within strata of the group.'),
   cost: z
     .strictObject({
-      by: z.enum(['given', 'exit-loop', 'length']).default('exit-loop').describe('Cost of a response in [0, 1].'),
-      shape: nonNegative.default(0.25).describe('λ_e: weight of the saving after the sigmoid.'),
-      price: nonNegative.default(0.05).describe('λ_g: weight of the plain cost.'),
-      pivot: share.default(0.4).describe('c0: the expected cost.'),
-      pivotShare: share.default(0.5).describe('α: share of the mean cost of the group in the pivot.'),
-      temperature: positive.default(0.15).describe('τ of the sigmoid.'),
+      by: z.enum(['given', 'exit-loop', 'length']).default('exit-loop').describe('Cost of a response, in [0, 1].'),
+      shape: nonNegative.default(0.25).describe('Weight λ_e of the saving after the sigmoid.'),
+      price: nonNegative.default(0.05).describe('Weight λ_g of the plain cost.'),
+      pivot: share.default(0.4).describe('Expected cost c0.'),
+      pivotShare: share.default(0.5).describe('Share α of the mean cost of the group in the pivot.'),
+      temperature: positive.default(0.15).describe('Temperature τ of the sigmoid.'),
       rightAbove: share.default(0.35).describe('A reward above this counts as right.'),
     })
     .optional()
     .describe('CAPO: cheap right answers gain and expensive ones lose, but a right answer keeps at least .001.'),
   batch: z.boolean().default(false).describe('BN-GSPO: take the z-score over the batch as well.'),
   sign: z.enum(['all', 'negative', 'positive']).default('all').describe('Keep `all` advantages, or only those of one sign.'),
-  positiveWeight: nonNegative.default(1).describe('Factor of positive advantages (weighted NSR).'),
-  loops: beliefReward.optional().describe('Rewards of single loops, which are added to the advantage.'),
+  positiveWeight: nonNegative.default(1).describe('Positive advantages are multiplied by this (weighted NSR).'),
+  loops: beliefReward.optional().describe('Rewards of single loops. They are added to the advantage.'),
 })
 
 export const loopWeights = z.union([
@@ -191,24 +197,31 @@ export const term = z.strictObject({
   channel: z
     .enum(['token', 'exit'])
     .default('token')
-    .describe('`token`: the log-probability of the token at every loop. `exit`: that of the loop at which it exited.'),
+    .describe(
+      'What is credited. `token`: the log-probability of the token at every loop. `exit`: the log-probability of the loop at which it exited.',
+    ),
   space: z
     .enum(['conditional', 'marginal'])
     .default('conditional')
-    .describe('`conditional`: given the prompt. `marginal`: given only a start token in place of the prompt (PreRL).'),
+    .describe(
+      'What the response is conditioned on. `conditional`: the prompt. `marginal`: only a start token in place of the prompt (PreRL).',
+    ),
   advantage: advantage.prefault({}).describe('Advantages A.'),
   weights: loopWeights
     .default('exit-pdf')
     .describe('Weights of the loops in the loss of a token; they sum to 1.')
     .meta(alsoCalled('credit')),
-  surrogate: surrogate.default('reinforce').describe('Loss made of log-probability, ratio and advantage.'),
+  surrogate: surrogate.default('reinforce').describe('Loss of a token, from its log-probability, ratio and advantage.'),
   combine: z
     .enum(['outer', 'inner'])
     .default('outer')
     .describe(
-      '`outer`: weighted sum of the surrogates of the loops. `inner`: surrogate of the weighted sum of their log ratios.',
+      '`outer`: the weighted sum of the surrogates of the loops. `inner`: the surrogate of the weighted sum of their log ratios.',
     ),
-  normalizer: normalizer.default('response-mean').describe('How token terms are averaged.').meta(alsoCalled('aggregate')),
+  normalizer: normalizer
+    .default('response-mean')
+    .describe('How the losses of tokens are averaged.')
+    .meta(alsoCalled('aggregate')),
   draws: positiveInt.optional().describe('Exit channel: exits to draw per token if the rollouts have none. Default: 8.'),
   weight: annealed.default(1).describe('Weight of the term.'),
 })
@@ -239,12 +252,12 @@ const objective = z.strictObject({
     })
     .optional()
     .describe(
-      'LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is below that of the moving average.',
+      'LLDS: penalty on responses with A >= 0 whose likelihood fell since the rollout, or is lower than under the moving average.',
     ),
   entropy: z
     .strictObject({ token: annealed.default(0), exit: annealed.default(0) })
     .prefault({})
-    .describe('Weights of two entropies: of the tokens, and of the exit distribution.'),
+    .describe('Weights of the entropy of the tokens and of the entropy of the exit distribution.'),
   emaDecay: share.default(0.995).describe('Decay of the moving average, if one is used.'),
 })
 

@@ -36,14 +36,14 @@ describe('group advantages', () => {
     expect(groupAdvantages([1, null], 2).flat).toEqual([true])
   })
 
-  it('refuse rewards that are not whole groups or not finite', () => {
+  it('reject rewards that are not whole groups or not finite', () => {
     expect(() => groupAdvantages([1, 0, 1], 2)).toThrow(/3 rewards do not form groups of groupSize = 2/)
     expect(() => groupAdvantages([1, 0, 1, Number.NaN], 2)).toThrow(/reward 3 is NaN/)
     expect(() => groupAdvantages([1, '0'] as number[], 2)).toThrow(/reward 1 is '0'; rewards are finite numbers, or null/)
   })
 })
 
-describe('sequence norms', () => {
+describe('length normalizers', () => {
   it('average over each response, over all tokens, or divide by a constant', () => {
     expect(lengthNormalizers([2, 4], 'response-mean')).toEqual([1 / 4, 1 / 8])
     expect(lengthNormalizers([2, 4], 'token-mean')).toEqual([1 / 6, 1 / 6])

@@ -21,7 +21,7 @@ describe('annealed credit', () => {
   it.each([
     ['anneal-to-last', recipes.rltt, lastLoop],
     ['anneal-to-rltt', lastLoop, recipes.rltt],
-  ] as const)('%s changes after its steps and not before', async (name, first, then) => {
+  ] as const)('%s switches its objective after the given steps, not before', async (name, first, then) => {
     const until = recipes[name][0].until!
     const [early, late] = [await gradient(first), await gradient(then)]
     expect(difference(early, late)).toBeGreaterThan(0.01)
@@ -32,7 +32,7 @@ describe('annealed credit', () => {
 })
 
 describe('imitation', () => {
-  it('is the last loop, and a tenth of the likelihood of right samples at every loop', async () => {
+  it('adds a tenth of the likelihood of right samples to the last-loop gradient', async () => {
     const [whole, last] = [await gradient('imitation'), await gradient(lastLoop)]
     const likelihood: ObjectiveInput = {
       terms: [{ weights: 'uniform', surrogate: 'reinforce', advantage: { baseline: 'none' } }],

@@ -38,7 +38,7 @@ const atExits = (logprobs: readonly ArrayLike<number>[], exits: readonly (readon
   exits.map((row, i) => row.map((t, j) => logprobs[i]![t * row.length + j]!).slice(3))
 
 describe('exit rule sampled', () => {
-  it.each(['reference', 'cpu'] as const)('training finds the log-probabilities of sampling on %s', async (device) => {
+  it.each(['reference', 'cpu'] as const)('gives sampling and score the same log-probabilities on %s', async (device) => {
     using model = await gatedModel(deep, device)
     const { results, sequences, exits, promptLengths } = await sampled(model)
     const bound = device === 'cpu' ? 1e-5 : 1e-12
@@ -66,7 +66,7 @@ describe('exit rule sampled', () => {
     }
   })
 
-  it('a sequence has its exits in any batch', async () => {
+  it('draws the same exits for a sequence in any batch', async () => {
     using model = await gatedModel(deep, 'cpu')
     const together = await model.generate(prompts, sampling)
     for (const i of [0, 7, 23]) {
@@ -77,7 +77,7 @@ describe('exit rule sampled', () => {
     expect((await model.generate(prompts, greedy))[3]!.loops[0]).toBe(together[3]!.loops[0]) // of the first token, whose state is the same
   })
 
-  it('agrees with the formulas', async () => {
+  it('agrees with the formulas in plain TypeScript', async () => {
     using model = await gatedModel(deep, 'reference')
     const { sequences, exits, promptLengths } = await sampled(model)
     const own = await parametersOf(model)
@@ -97,7 +97,7 @@ describe('exit rule sampled', () => {
 const all = (base: number, length: number): number[][] =>
   length === 0 ? [[]] : all(base, length - 1).flatMap((head) => Array.from({ length: base }, (_, k) => [...head, k]))
 
-describe('the gradient of exit-sampled on a problem whose outcomes can be listed', () => {
+describe('the gradient of exit-sampled on a problem with enumerable outcomes', () => {
   const config = { ...tinyConfig, vocab_size: 2, hidden_size: 8, intermediate_size: 12, num_hidden_layers: 2, total_ut_steps: 3 }
   const prompt = [1, 0, 1]
   const length = 3 // the third token sees keys and values of one that may have left early
@@ -131,7 +131,7 @@ describe('the gradient of exit-sampled on a problem whose outcomes can be listed
     ],
   } as const
 
-  it('is that of the expected reward of the policy that leaves early; that of RLTT is not', async () => {
+  it('is the derivative of the expected reward with early exits; that of RLTT is not', async () => {
     using model = await gatedModel(config, 'reference')
     const own = await parametersOf(model)
     expect(outcomes.reduce((sum, { tokens, exits }) => sum + probability(own, tokens, exits), 0)).toBeCloseTo(1, 12)
@@ -150,14 +150,14 @@ describe('the gradient of exit-sampled on a problem whose outcomes can be listed
     expect(error).toBeGreaterThan(0.05)
   })
 
-  it('is the same for every recompute, micro-batch and sharing of prompts', async () => {
+  it('is the same for every recompute option and micro-batch size', async () => {
     using model = await gatedModel(config, 'reference')
     const whole = await gradients(model)
     for (const options of [{ recompute: 'loop' }, { recompute: 'layer' }, { tokensPerMicroBatch: 16 }] as const)
       expect(difference(await gradients(model, options), whole), JSON.stringify(options)).toBeLessThan(1e-12)
   })
 
-  it('comes out in float32 as well', async () => {
+  it('is the same in float32 within 1e-4', async () => {
     using exact = await gatedModel(config, 'reference')
     using model = await gatedModel(config, 'cpu')
     expect(difference(await gradients(model), await gradients(exact))).toBeLessThan(1e-4)
@@ -167,7 +167,7 @@ describe('the gradient of exit-sampled on a problem whose outcomes can be listed
 describe('recipe exit-sampled', () => {
   const options = { task: tinyTask, reward: variedReward, promptsPerStep: 4, groupSize: 4, steps: 3, seed: 2 } as const
 
-  it('trains tokens and gate, and repeats its numbers', async () => {
+  it('trains head and gate, and is reproducible', async () => {
     const run = async () => {
       using model = await gatedModel(tinyConfig, 'cpu')
       const before = await parametersOf(model)
@@ -180,7 +180,7 @@ describe('recipe exit-sampled', () => {
     expect(await run()).toEqual(await run())
   })
 
-  it('refuses what it cannot replay, by name', async () => {
+  it('rejects options and batches that it cannot replay, by name', async () => {
     using model = await gatedModel(tinyConfig, 'cpu')
     const trainer = (more: object, objective: unknown = 'exit-sampled') =>
       refusal(() => new ObjectiveTrainer(model, { ...options, objective, ...more } as never))
@@ -200,7 +200,7 @@ describe('recipe exit-sampled', () => {
     expect((await refusal(() => model.score([[1, 2, 3]], { exits: [[0, 1]] }))).message).toMatch(/promptLengths/)
   })
 
-  it('refuses families with layers behind the loops', async () => {
+  it('rejects families with layers after the loops', async () => {
     const config = JSON.parse(readFileSync(join(familiesFolder, 'huginn', 'config.json'), 'utf8'))
     using model = await LoopLM.create(config, { exitGate: true, seed: 1 })
     using trainer = new ObjectiveTrainer(model, { objective: 'exit-sampled' })

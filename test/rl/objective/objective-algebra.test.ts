@@ -18,7 +18,7 @@ describe('advantages', () => {
   const of = (spec: object, more: object = {}) => advantagesOf(advantage.parse(spec), { rewards, groupSize: 8, ...more })
   const pattern = (right: number, wrong: number) => rewards.map((r) => (r === 1 ? right : wrong))
 
-  it('z-scores: unbiased, population, mean only, negatives only', () => {
+  it('have the worked values for every scale, sign, baseline and source', () => {
     close(of({}), pattern(1.207612, -0.724567))
     close(of({ scale: 'population' }), pattern(1.290992, -0.774595))
     close(of({ scale: 'none' }), pattern(0.625, -0.375))
@@ -38,17 +38,17 @@ describe('advantages', () => {
     close(of({ strata: { by: 'given', blend: 0.5 } }, { strata }), blended)
   })
 
-  it('SAN with one stratum is the group', () => {
+  it('SAN with one stratum equals plain group advantages', () => {
     expect(of({ strata: { by: 'given', blend: 0.5 } }, { strata: rewards.map(() => 0) })).toEqual(of({}))
   })
 
-  it('CAPO', () => {
+  it('CAPO: subtract the cost of each response', () => {
     const costs = [0.2, 0.1, 0.9, 0.6, 0.5, 1, 0.3, 0]
     const want = [1.336567, -0.90869, -0.670238, 1.215047, -0.759796, 1.157198, -0.853639, -0.919042]
     close(of({ scale: 'population', cost: {} }, { costs }), want)
   })
 
-  it('CAPO never pushes a right answer down, whatever it cost', () => {
+  it('CAPO: stay positive for right answers at any cost', () => {
     const costs = rewards.map(() => 1)
     for (const price of [0.05, 5, 100]) {
       const got = of({ scale: 'population', cost: { price } }, { costs })
@@ -56,13 +56,13 @@ describe('advantages', () => {
     }
   })
 
-  it('BN-GSPO: once more over the batch', () => {
+  it('BN-GSPO: are normalized once more over the batch', () => {
     const spec = advantage.parse({ batch: true })
     const got = advantagesOf(spec, { rewards: [1, 0, 0, 0, 1, 1, 1, 0], groupSize: 4 })
     close(got, [1.620185, -0.540062, -0.540062, -0.540062, 0.540062, 0.540062, 0.540062, -1.620185])
   })
 
-  it('name the values that a batch lacks', () => {
+  it('name missing strata and costs in errors', () => {
     expect(() => of({ strata: { by: 'given' } })).toThrow(/strata/)
     expect(() => of({ cost: {} })).toThrow(/costs/)
   })
@@ -72,7 +72,7 @@ describe('rewards of groups', () => {
   const shape = (kind: object, input: object) =>
     shapeRewards([rewardShaper.parse(kind)], { rewards: [], groupSize: 4, lengths: [], ...input }, 0)
 
-  it('EVOL-RL', () => {
+  it('EVOL-RL: novelty among the answers of a group', () => {
     const embeddings = [
       [1, 0, 0],
       [0.8, 0.6, 0],
@@ -94,28 +94,28 @@ describe('rewards of groups', () => {
     close(shape({ kind: 'novelty' }, lone), [0.75, 0.75, -0.5])
   })
 
-  it('TTRL: the majority, the earliest of equals; silence never wins', () => {
+  it('TTRL: the majority answer wins, the earliest of ties, never a missing one', () => {
     close(shape({ kind: 'majority' }, { rewards: [0, 0, 0, 0], answers: ['7', '8', '8', null] }), [0, 1, 1, 0])
     close(shape({ kind: 'majority' }, { rewards: [1, 1, 1, 1], answers: ['7', '8', null, null] }), [1, 0, 0, 0])
     close(shape({ kind: 'majority' }, { rewards: [1, 1, 1, 1], answers: [null, null, null, null] }), [0, 0, 0, 0])
   })
 
-  it('k1.5: the length', () => {
+  it('k1.5: shorter responses earn more', () => {
     const got = shape({ kind: 'length' }, { rewards: [1, 0, 1, 0], lengths: [100, 200, 300, 400] })
     close(got, [1 + 0.5, 0, 1 - 0.166667, -0.5])
     close(shape({ kind: 'length' }, { rewards: [1, 0, 1, 0], lengths: [5, 5, 5, 5] }), [1, 0, 1, 0])
   })
 
-  it('DAPO: overlong', () => {
+  it('DAPO: overlong responses earn less', () => {
     const got = shape({ kind: 'overlong', maxLength: 100, cache: 20 }, { rewards: [1, 1, 1, 1], lengths: [80, 90, 100, 500] })
     close(got, [1, 0.5, 0, 0])
   })
 
-  it('IKEA: fewer loops for right answers', () => {
+  it('IKEA: right answers with fewer loops earn more', () => {
     close(shape({ kind: 'frugal' }, { rewards: [1, 1, 1, 0], exitLoops: [1, 2.2, 4, 3] }), [1.6, 1.4, 1, 0.05])
   })
 
-  it('weights that change with the step', () => {
+  it('weights can change with the step', () => {
     const weight = { from: 1, to: 0, steps: 10 }
     expect([0, 5, 10, 50].map((step) => valueAt(weight, step))).toEqual([1, 0.5, 0, 0])
     const shaper = rewardShaper.parse({ kind: 'length', weight })
@@ -129,21 +129,21 @@ describe('beliefs', () => {
   const returns = (spec: object, b = curve) =>
     beliefAdvantages(beliefReward.parse({ belief: 'gold-answer', ...spec }), [b], 1)[0]!
 
-  it('rewards and returns of a curve', () => {
+  it('give the worked returns of a belief curve', () => {
     close(returns({ value: 'probability' }), [0.15, -0.05, 0.4, 0.1])
     close(returns({ value: 'probability', discount: 1 }), [0.6, 0.45, 0.5, 0.1])
     close(returns({ value: 'log' }), [0.916291, -0.223144, 1.098612, 0.154151])
     close(returns({ value: 'best-of' }), [0.339694, -0.093194, 0.384, 0.0175])
   })
 
-  it('γ = 1 telescopes: G_t = φ(b_T) - φ(b_{t-1})', () => {
+  it('telescope at γ = 1: G_t = φ(b_T) - φ(b_{t-1})', () => {
     close(
       returns({ value: 'log', discount: 1 }),
       curve.slice(0, -1).map((b) => Math.log(0.7 / b)),
     )
   })
 
-  it('Clip, then Delta, and the return from a loop is its own clipped reward', () => {
+  it('apply clip before delta', () => {
     const raw = [0.5, 0.8, 0.3, 0.9, 0.5]
     const spec = { value: 'probability', base: 'none', clip: 0.6 }
     close(returns(spec, raw), [0, -0.3, 0, -0.1])
@@ -151,7 +151,7 @@ describe('beliefs', () => {
     close(returns({ ...spec, delta: true, discount: 1 }, raw), [0, -0.3, 0, 0])
   })
 
-  it('the price of loops, the length normalizers and the scale', () => {
+  it('support cost, normalize and scale', () => {
     close(returns({ value: 'probability', base: 'none', cost: 0.1 }), [0.25, 0.1, 0.4, 0.4])
     const z = returns({ value: 'probability', normalize: 'loops' })
     expect(z.reduce((a, b) => a + b)).toBeCloseTo(0, 10)
@@ -184,7 +184,7 @@ describe('beliefs', () => {
     )
   })
 
-  it('LoopRPT: gain over the teacher at its reference loop, less the price', () => {
+  it('LoopRPT: gain over the teacher at its reference loop, minus the cost', () => {
     const rewards = {
       value: 'log',
       attempts: 1,
@@ -200,7 +200,7 @@ describe('beliefs', () => {
 })
 
 describe('LLDS', () => {
-  it('keeps responses without disadvantage in the first conditional term, on the mean of its loops', () => {
+  it('keeps responses with a non-negative mean advantage in the first conditional term', () => {
     const objective = objectiveSchema.parse({
       terms: [{ space: 'marginal' }, {}],
       lazy: { weight: 0.2, normalizer: 'preserving' },
@@ -240,7 +240,7 @@ describe('LLDS', () => {
 })
 
 describe('segment sums', () => {
-  it('sum, average, count and spread by id', () => {
+  it('compute sum, mean, count and deviation per id', () => {
     const run = (op: 'sum' | 'mean' | 'count' | 'deviation') =>
       native().segmentReduce(op, Float64Array.from([1, 2, 3, 10, 99]), Int32Array.from([0, 0, 0, 2, -1]), 3)
     expect(run('sum')).toEqual([6, 0, 10])

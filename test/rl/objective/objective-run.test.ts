@@ -61,13 +61,13 @@ function ppo({ sequences, promptLengths, advantages, lengthNormalizers, scores, 
   return { loss, coefficients }
 }
 
-describe('a function as objective', () => {
+describe('an objective function', () => {
   it.each([
     { updatesPerRollout: 1, minibatches: 1 },
     { updatesPerRollout: 3, minibatches: 1 },
     { updatesPerRollout: 1, minibatches: 2 },
     { updatesPerRollout: 2, minibatches: 4 },
-  ])('makes the updates of the term that it computes: %o', async (several) => {
+  ])('makes the same updates as the equivalent term: %o', async (several) => {
     const shared = { ...several, steps: 2, skipFlatGroups: false } // a function sees flat groups too
     const own = await train({ ...shared, objective: ppo })
     const term = await train({ ...shared, objective: { terms: [{ weights: 'uniform', surrogate: 'ppo' }] } })
@@ -75,7 +75,7 @@ describe('a function as objective', () => {
     for (const [i, { loss }] of own.steps.entries()) expect(loss).toBeCloseTo(term.steps[i]!.loss!, 12)
   })
 
-  it('sees the rows that its sequences come from', async () => {
+  it('receives the dataset rows of its sequences', async () => {
     const dataset = [
       { prompt: '1+2=', answer: '3', source: 'first' },
       { prompt: '7+8=', answer: '5', source: 'second' },
@@ -107,7 +107,7 @@ describe('a function as objective', () => {
   })
 })
 
-describe('what a function returns', () => {
+describe('the return value of an objective function', () => {
   const zeros = ({ scores }: ObjectiveContext) => scores.logprobs.map((row) => Array.from(row, () => 0))
   const cases: [string, (context: ObjectiveContext) => unknown, RegExp][] = [
     ['nothing', () => undefined, /objective: it must return \{ loss, coefficients, gateCoefficients\? \}, got undefined/],
@@ -117,7 +117,7 @@ describe('what a function returns', () => {
     ['no coefficients', () => ({ loss: 0 }), /objective: coefficients must be an array .* got undefined/],
     ['coefficients of another shape', () => ({ loss: 0, coefficients: [[1]] }), /coefficients must be an array with one entry/],
   ]
-  it.each(cases)('is refused by name: %s', async (_, objective, message) => {
+  it.each(cases)('is rejected by name: %s', async (_, objective, message) => {
     using model = await tinyModel()
     const before = await parametersOf(model)
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective: objective as typeof ppo })
@@ -126,8 +126,8 @@ describe('what a function returns', () => {
   })
 })
 
-describe('an option that there is not', () => {
-  it('is refused where options are given beside those of a trainer', async () => {
+describe('an unknown option', () => {
+  it('is rejected by evaluate, evaluateSequences, trainer.evaluate and reward entries', async () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...runOptions, steps: 1 })
     const cases: [() => unknown, RegExp][] = [
@@ -202,7 +202,7 @@ describe('dynamic sampling', () => {
   const reward = (prompt: string, completion: string) => (prompt.charCodeAt(0) % 2 === 0 ? 0 : completion.charCodeAt(0) % 7)
   const objective = { ...recipes.dapo, filter: { resample: 6 } } as const
 
-  it('reports the completions that are trained on, and the time and the tokens of all', async () => {
+  it('reports rewards of the trained completions, but tokens of all rounds', async () => {
     using model = await LoopLM.create(tinyConfig, { seed: 4 })
     const generate = vi.spyOn(model, 'generate')
     const runDir = join(folder, 'resample')
@@ -257,7 +257,7 @@ describe('dynamic sampling', () => {
     }
   })
 
-  it('counts what it sampled also when no group has spread', async () => {
+  it('counts all sampled tokens even if no group has spread', async () => {
     const flat = { ...runOptions, reward: () => 1, steps: 1, maxNewTokens: 1 }
     const one = await train({ ...flat, objective: { ...objective, filter: {} } })
     const all = await train({ ...flat, objective })
@@ -266,7 +266,7 @@ describe('dynamic sampling', () => {
     expect(all.steps[0]!.reward).toBe(1)
   })
 
-  it('looks at what the filter leaves of a group', async () => {
+  it('judges the spread of a group after the filter', async () => {
     // the first two of each group spread, the others do not, and only the last two are kept or the other way round
     let calls = 0
     const first = () => (calls++ % 4 === 3 ? 1 : 0)
@@ -277,7 +277,7 @@ describe('dynamic sampling', () => {
     expect(spread[0]!['sampling/rounds']).toBe(1)
   })
 
-  it('is refused with rewards that are made later', async () => {
+  it('is rejected with majority and novelty rewards', async () => {
     using model = await tinyModel()
     for (const kind of ['majority', 'novelty'] as const) {
       const options = { objective: { ...objective, rewards: [{ kind }] } } as Options
@@ -286,7 +286,7 @@ describe('dynamic sampling', () => {
   })
 })
 
-describe('several updates without a ratio', () => {
+describe('the warning about several updates without an importance ratio', () => {
   const warnings = async (Trainer: typeof RLTTTrainer | typeof GRPOTrainer | typeof ObjectiveTrainer, options: Options) => {
     using model = await tinyModel()
     const list: string[] = []
@@ -313,7 +313,7 @@ describe('several updates without a ratio', () => {
       { updatesPerRollout: 2, objective: [{ until: 1, objective: 'grpo' }, { objective: 'rltt' }] },
       /^step 2: /,
     ],
-  ] as const)('is said once: %s', async (_, Trainer, options, message) => {
+  ] as const)('is given once: %s', async (_, Trainer, options, message) => {
     const list = await warnings(Trainer, options as Options)
     expect(list).toHaveLength(1)
     expect(list[0]).toMatch(message)
@@ -326,7 +326,7 @@ describe('several updates without a ratio', () => {
     ['gspo', ObjectiveTrainer, { objective: 'gspo', minibatches: 2 }],
     ['imitation', ObjectiveTrainer, { objective: { terms: [{ advantage: { source: 'one' } }] }, minibatches: 2 }],
     ['a function', ObjectiveTrainer, { objective: ppo, updatesPerRollout: 2 }],
-  ] as const)('is not said of %s', async (_, Trainer, options) => {
+  ] as const)('is not given for %s', async (_, Trainer, options) => {
     expect(await warnings(Trainer, options as Options)).toEqual([])
   })
 })
@@ -373,7 +373,7 @@ describe('maxNewTokens', () => {
     expect(message).toMatch(/maxNewTokens: unknown option/)
   })
 
-  it('of a task is what evaluate takes', async () => {
+  it('is passed on by evaluate for a task', async () => {
     using model = await tinyModel()
     const generate = vi.spyOn(model, 'generate')
     await evaluate(model, { task: tinyTask, problems: 2, loops: [1], maxNewTokens: 2 })
@@ -381,7 +381,7 @@ describe('maxNewTokens', () => {
   })
 })
 
-describe('phases whose later ones need a reference', () => {
+describe('phases that need a reference model', () => {
   const plain: ObjectiveInput = { terms: [{ weights: 'last' }] }
   const frozen: ObjectiveInput = { ...plain, kl: { beta: 0.5 } }
   const ema: ObjectiveInput = { ...plain, kl: { beta: 0.5, reference: 'ema' }, emaDecay: 0.5 }
@@ -397,7 +397,7 @@ describe('phases whose later ones need a reference', () => {
     'a KL first': [{ until: 2, objective: frozen }, { objective: plain }],
   }
 
-  it.each(Object.entries(phases))('run, and resume at every step: %s', async (name, objective) => {
+  it.each(Object.entries(phases))('run and resume with the same numbers: %s', async (name, objective) => {
     const options = { objective, steps: 4, saveEvery: 1, keepCheckpoints: 9 }
     const whole = await train({ ...options, runDir: join(folder, `${name} whole`) })
     expect(whole.steps.every(({ loss }) => Number.isFinite(loss))).toBe(true)
@@ -432,7 +432,7 @@ describe('phases whose later ones need a reference', () => {
   it.each([
     ['the model as it was at the start', 'a frozen KL', 0],
     ['the average of the model since the start', 'a KL to the average', 0.5],
-  ] as const)('updates compare with %s', async (_, name, follow) => {
+  ] as const)('measure the KL to %s', async (_, name, follow) => {
     using model = await tinyModel()
     using reference = await model.clone()
     using trainer = new ObjectiveTrainer(model, {
@@ -456,13 +456,13 @@ describe('phases whose later ones need a reference', () => {
     expect((await trainer.update(batch)).kl).toBeCloseTo(want, 10)
   })
 
-  it.each(Object.keys(phases))('updates go through all of them: %s', async (name) => {
+  it.each(Object.keys(phases))('work with plain calls of update: %s', async (name) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, learningRate: 1e-2, objective: phases[name]! })
     for (let step = 0; step < 4; step++) expect(await trainer.update(batch)).toHaveProperty('loss')
   })
 
-  it('without any need no copy of the model is kept', async () => {
+  it('keep no copy of the model if none is needed', async () => {
     using model = await tinyModel()
     const clone = vi.spyOn(model, 'clone')
     using trainer = new ObjectiveTrainer(model, { ...runOptions, objective: 'dsrl', steps: 1 })
@@ -478,7 +478,7 @@ describe('an empty response beside others', () => {
     ['novelty', { terms: [{ weights: 'uniform' }], rewards: [{ kind: 'novelty' }] }],
     ['a price of loops', { terms: [{ weights: 'uniform', advantage: { cost: {} } }], rewards: [{ kind: 'frugal' }] }],
     ['strata of loops', { terms: [{ weights: 'uniform', advantage: { strata: { by: 'exit-loop' } } }] }],
-  ] as [string, ObjectiveInput][])('is rated: %s', async (_, objective) => {
+  ] as [string, ObjectiveInput][])('counts as a zero embedding and one loop: %s', async (_, objective) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })
     const own = await trainer.gradients(given)
@@ -501,7 +501,7 @@ describe('an empty response beside others', () => {
   })
 })
 
-describe('what an objective would not read is refused by name', () => {
+describe('mistakes in objectives and batches', () => {
   const cases: [ObjectiveInput, RegExp][] = [
     [{ terms: [{ advantage: { source: 'one', strata: { by: 'length' } } }] }, /terms\.0: advantage\.strata .*source is one/],
     [{ terms: [{ advantage: { source: 'zero', sign: 'negative' } }] }, /advantage\.sign/],
@@ -517,7 +517,7 @@ describe('what an objective would not read is refused by name', () => {
     [{ terms: [{ space: 'marginal' }], entropy: { token: 0.1 } }, /objective\.entropy\.token: needs/],
     [{ terms: [{ space: 'marginal' }], entropy: { exit: 0.1 } }, /objective\.entropy\.exit: needs/],
   ]
-  it.each(cases)('%j', async (objective, message) => {
+  it.each(cases)('reject an objective field that would not be read: %j', async (objective, message) => {
     using model = await tinyModel()
     const error = await refusal(() => new ObjectiveTrainer(model, { objective }))
     expect(error.code).toBe('INVALID_CONFIG')
@@ -527,7 +527,7 @@ describe('what an objective would not read is refused by name', () => {
   it.each([
     [{ terms: [{}], filter: { dropTruncated: true } }, /truncated: the filter dropTruncated needs one per sequence/],
     [{ terms: [{ weights: 'uniform' }], lazy: { gate: 'segment' } }, /segments: missing. The gate 'segment'/],
-  ] as [ObjectiveInput, RegExp][])('in a batch that lacks the field: %j', async (objective, message) => {
+  ] as [ObjectiveInput, RegExp][])('reject a batch without a field that the objective needs: %j', async (objective, message) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective })
     expect((await refusal(() => trainer.update(batch))).message).toMatch(message)

@@ -238,15 +238,15 @@ describe('central differences', () => {
       { lazyNormalizers: lengthNormalizers },
     ],
   }
-  it.each(Object.entries(cases))('%s', async (_, [objective, more]) => expectDerivative(objective, more))
+  it.each(Object.entries(cases))('agree with the gradient: %s', async (_, [objective, more]) => expectDerivative(objective, more))
 
   const mask = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => Number(j % 3 !== 1)))
-  it.each(Object.entries(cases))('%s behind a mask', async (_, [objective, more]) =>
+  it.each(Object.entries(cases))('agree with the gradient behind a mask: %s', async (_, [objective, more]) =>
     expectDerivative(objective, { ...more, mask }),
   )
 
   it.each(['reinforce', 'attached weights', 'ppo', 'inner ppo', 'the exit channel'])(
-    '%s with advantages of tokens',
+    'agree with the gradient with token advantages: %s',
     async (name) => {
       const [objective, more] = cases[name]!
       const tokenAdvantages = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => wave(i, j, 2)))
@@ -256,7 +256,7 @@ describe('central differences', () => {
 })
 
 describe('the exit channel', () => {
-  it('pushes the log-probability of the exits that were taken', async () => {
+  it('trains the log-probability of the exits that were taken', async () => {
     const exits = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => (2 * i + j) % loops))
     const got = await engine({ terms: [{ channel: 'exit' }] }, { exits })
     let loss = 0
@@ -318,7 +318,7 @@ describe('beliefs in tokens', () => {
     expect(difference(await fromCoefficients(coefficients), got.gradients)).toBeLessThan(1e-11)
   })
 
-  it('with exits given, reward the loop that was left', async () => {
+  it('reward the loop of the exit if exits are given', async () => {
     const belief = {
       value: 'probability',
       attempts: 4,
@@ -369,14 +369,14 @@ describe('LLDS', () => {
     return lazyLoss
   }
 
-  it('holds what the worked numbers say', async () => {
+  it('gives the loss of the worked numbers', async () => {
     expect(await run('token', 9)).toBeCloseTo(0.4 / 9, 10)
     expect(await run('response', 9)).toBeCloseTo(0.3 / 9, 10)
     expect(await run('response', 6)).toBeCloseTo(0.3 / 6, 10)
     expect(await run('loop', 9)).toBeCloseTo(0.3 / 9, 10)
   })
 
-  it('gates by action: each run of equal ids by itself', async () => {
+  it('gates each action (run of equal segment ids) separately', async () => {
     const segments = [
       [0, 0, 1],
       [0, 1, 1],
@@ -392,7 +392,7 @@ describe('LLDS', () => {
     expect(await run('segment', 9, { segments: other })).toBeCloseTo((0.1 + 0.2 + 0.1) / 9, 10)
   })
 
-  it('compares with its own log-probabilities when it has some', async () => {
+  it('compares with lazyLogprobs if they are given', async () => {
     const scores = await model.score(three)
     expect(await run('response', 9, { lazyLogprobs: scores.logprobs })).toBe(0)
   })
@@ -405,7 +405,7 @@ describe('invariants', () => {
     return trainer.gradients({ ...batch, ...given })
   }
 
-  it('grpo is GRPOTrainer and rltt is RLTTTrainer, bit for bit', async () => {
+  it('the recipes grpo and rltt equal GRPOTrainer and RLTTTrainer bit for bit', async () => {
     using grpo = new GRPOTrainer(model, { groupSize: 4 })
     using rltt = new RLTTTrainer(model, { groupSize: 4 })
     for (const oldLogprobs of [undefined, old]) {
@@ -415,7 +415,7 @@ describe('invariants', () => {
     expect(await gradients({ objective: 'rltt' })).toEqual(await rltt.gradients(batch))
   })
 
-  it('loops that agree make all weights the same', async () => {
+  it('all weights give the same loss if the loops agree', async () => {
     using still = await tinyModel()
     for (const { name, shape } of still.parameters())
       if (/o_proj|down_proj/.test(name)) await still.setParameter(name, new Float64Array(shape.reduce((a, b) => a * b)))
@@ -427,14 +427,14 @@ describe('invariants', () => {
     for (const loss of losses) expect(loss).toBeCloseTo(losses[0]!, 6)
   })
 
-  it('inner and outer are the same for reinforce', async () => {
+  it('combine inner and combine outer are the same for reinforce', async () => {
     const of = (combine: 'inner' | 'outer') => gradients({ objective: { terms: [{ weights: 'uniform', combine }] } })
     const [inner, outer] = [await of('inner'), await of('outer')]
     expect(inner.loss).toBeCloseTo(outer.loss, 12)
     expect(difference(inner.gradients, outer.gradients)).toBeLessThan(1e-12)
   })
 
-  it('on policy, LLDS is 0 and ppo, gspo and k1.5 follow reinforce', async () => {
+  it('on policy, LLDS is 0, and ppo, gspo and cispo have the gradient of reinforce', async () => {
     const oldLogprobs = logprobs
     const plain = await gradients({ objective: { terms: [{ weights: 'uniform' }] } })
     const lazy = await gradients({ objective: { terms: [{ weights: 'uniform' }], lazy: { gate: 'token' } } }, { oldLogprobs })
@@ -464,7 +464,7 @@ describe('invariants', () => {
     expect(difference(a.gradients, b.gradients)).toBeLessThan(1e-10)
   })
 
-  it('a mask is as if the tokens were prompt', async () => {
+  it('masking the first response token equals a longer prompt', async () => {
     const mask = sequences.map((_, i) => Array.from({ length: width(i) }, (_, j) => Number(j !== promptLengths[i]! - 1)))
     const masked = await gradients({ objective: 'rltt' }, { mask })
     const later = await gradients({ objective: 'rltt' }, { promptLengths: promptLengths.map((p) => p + 1) })
@@ -472,7 +472,7 @@ describe('invariants', () => {
     expect(difference(masked.gradients, later.gradients)).toBeLessThan(1e-12)
   })
 
-  it('weights of an early loop run no more loops than that', async () => {
+  it('weights of an early loop give the gate no gradient', async () => {
     const early = await gradients({ objective: { terms: [{ weights: { kind: 'one-hot', loop: 2 }, surrogate: 'ppo' }] } })
     const got = await engine({ terms: [{ weights: weightings['one-hot 2']! }] })
     const gate = early.gradients.get('model.early_exit_gate.weight')!
@@ -480,7 +480,7 @@ describe('invariants', () => {
     expect(got.gradients.size).toBe(early.gradients.size)
   })
 
-  it('the marginal space sees responses alone', async () => {
+  it('the marginal space scores responses without their prompts', async () => {
     const objective = { terms: [{ weights: 'last', space: 'marginal', surrogate: 'ppo' }] } as const
     const got = await gradients({ objective, marginalToken: 3 })
     using plain = new GRPOTrainer(model, { groupSize: 4 })
@@ -490,7 +490,7 @@ describe('invariants', () => {
 })
 
 describe('LoopRPT without noise', () => {
-  it('is its recipe: the token term with exit entropy and KL', async () => {
+  it('equals its recipe: the token term with exit entropy and KL', async () => {
     using teacher = await tinyModel('reference', 2)
     const coefficients = { policyCoefficient: 0, entropyCoefficient: 0.01, klCoefficient: 0.2 }
     using looprpt = new LoopRPTTrainer(model, { teacher, rho: 1, sigma: 0, rollouts: 2, ...coefficients })
@@ -532,7 +532,7 @@ describe('LoopRPT without noise', () => {
   })
 })
 
-describe('a function as objective', () => {
+describe('an objective function', () => {
   it('gives the gradients of its coefficients', async () => {
     using rltt = new RLTTTrainer(model, { groupSize: 4, weights: 'uniform' })
     const want = await rltt.gradients(tinyBatch)
@@ -587,13 +587,13 @@ describe('recipes on a task', () => {
     expect(losses[2]).not.toBe(0)
   })
 
-  it('exits that rollouts took are what exit terms train', async () => {
+  it('exit terms train the model if rollouts exit early', async () => {
     const { losses, moved } = await runs({ terms: [{ channel: 'exit' }] }, { exitThreshold: 0.5 })
     expect(losses.some((loss) => loss !== 0)).toBe(true)
     expect(moved).toBeGreaterThan(0)
   })
 
-  it('dynamic sampling fills a step with groups that differ', async () => {
+  it('dynamic sampling fills a step with groups that have spread', async () => {
     using small = await LoopLM.create(tinyConfig, { seed: 4 })
     let calls = 0
     // every second prompt earns nothing
@@ -611,8 +611,8 @@ describe('recipes on a task', () => {
   })
 })
 
-describe('what does not go together is refused by name', () => {
-  it('attached weights with a ratio, in the words of options and of terms', async () => {
+describe('an invalid objective', () => {
+  it('is rejected for attached weights with a ratio, naming option and field', async () => {
     const weights = { kind: 'exit-pdf', detach: false } as const
     const { message } = await refusal(() => engine({ terms: [{ weights, surrogate: 'ppo' }] }))
     expect(message).toMatch(/detachWeights: false of a trainer, detach: false of a term.*reinforce surrogate/)
@@ -632,14 +632,14 @@ describe('what does not go together is refused by name', () => {
     [[{ until: 5, objective: 'rltt' }], /increasing values of `until`/],
     [{ terms: [{ space: 'marginal' }], lazy: {} }, /objective\.lazy/],
   ]
-  it.each(cases)('%j', async (objective, message) => {
+  it.each(cases)('is rejected by name: %j', async (objective, message) => {
     const error = await refusal(() => new ObjectiveTrainer(model, { objective }))
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(message)
   })
 })
 
-describe('a mistake in an objective is named where it is', () => {
+describe('a mistake in an objective', () => {
   it.each([
     ['grop', /^ObjectiveTrainer: objective: .*got "grop"; did you mean grpo\?$/],
     [5, /objective: must be the name of a recipe, an objective of the algebra, a list of .*, or a function, got 5$/],
@@ -664,7 +664,7 @@ describe('a mistake in an objective is named where it is', () => {
       /objective\.1\.objective\.terms\.0\.channel: /,
     ],
     [[{ objective: 'rlt' }], /objective\.0\.objective: .*did you mean rltt\?$/],
-  ])('%j', async (objective, message) => {
+  ])('is rejected with its path: %j', async (objective, message) => {
     const error = await refusal(() => new ObjectiveTrainer(model, { task: tinyTask, steps: 1, objective: objective as 'grpo' }))
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(message)
