@@ -38,7 +38,7 @@ export function addTrain(program: Command): void {
     .option('--run-dir <folder>', 'folder of checkpoints and metrics (runDir of the file)')
     .option(
       '--resume [run]',
-      'continue the run in --run-dir, or start it if it has no checkpoint; with a checkpoint folder, continue from it; with a run folder and no configuration file, continue that run',
+      'continue the run in --run-dir, or start it if it has no checkpoint. With a checkpoint folder, continue from it. With a run folder and no configuration file, continue that run',
     )
     .option('--set <key=value>', 'change a field or an option of the file; may be repeated', collect)
     .addOption(parallelOption())
