@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { LoopLM } from '../src/index.js'
+import { GRPOTrainer, LoopLM, ObjectiveTrainer, RLTTTrainer } from '../src/index.js'
 import { equivalent } from '../study/statistics.js'
 import { arms, baseId, dueRuns, rateSearch, settings, type TaskName, taskOf, trainingId } from '../study/two/plan.js'
+import { released } from '../study/two/released.js'
 import type { BaseResult, Result, TrainingResult } from '../study/two/results.js'
 import { problems, train } from '../study/two/run.js'
 
@@ -85,6 +86,38 @@ describe('plan of Study II', () => {
   })
 })
 
+describe('the released objectives', () => {
+  it.each([
+    ['last', GRPOTrainer, {}],
+    ['exit-pdf', RLTTTrainer, { weights: 'exit-pdf' }],
+  ] as const)(
+    'with weights %s have the gradient of their method while the KL divergence is 0',
+    async (weights, Trainer, options) => {
+      const sequences = [
+        [1, 2, 3, 4],
+        [1, 2, 5, 6, 7],
+        [1, 2, 3],
+        [1, 2, 8, 9],
+      ]
+      const batch = { sequences, promptLengths: [2, 2, 2, 2], rewards: [1, 0, 0, 1] }
+      const norm = async (trainer: { update(batch: object): Promise<Record<string, number>> }) =>
+        (await trainer.update(batch)).grad_norm!
+      using model = await LoopLM.create({ ...config, vocab_size: 12 }, { seed: 4, threads: 1 })
+      using reference = await model.clone()
+      using twin = await model.clone()
+      const shared = { groupSize: 4, learningRate: 1e-3, surrogate: 'reinforce', onWarning: () => {} } as const
+      using own = new ObjectiveTrainer(model, {
+        ...{ groupSize: 4, learningRate: 1e-3, onWarning: () => {} },
+        objective: released(reference, 4, 0, weights),
+      })
+      using method = new Trainer(twin, { ...shared, ...options } as object)
+      const expected = await norm(method)
+      expect(expected).toBeGreaterThan(0.01)
+      expect(Math.abs((await norm(own)) / expected - 1)).toBeLessThan(1e-3) // the noise of the rewards
+    },
+  )
+})
+
 describe('equivalence', () => {
   it('needs both one-sided tests within the margin', () => {
     // Differences of mean 0 and deviation 1 in 10 pairs: t = (margin - 0) / (1 / √10), critical at 1.8331 for 9 degrees of freedom.
@@ -111,6 +144,7 @@ describe('a run of Study II', () => {
   it.each([
     ['grpo', 'chain'],
     ['grpo-released', 'parity'],
+    ['rltt-released', 'chain'],
     ['imitation', 'addition'],
     ['rltt-then-last', 'addition'],
   ] as const)('of %s on %s gives the same metrics twice', async (arm, task) => {

@@ -109,7 +109,7 @@ export interface Arm {
   trainer: 'grpo' | 'rltt' | 'objective'
   options: RLTTOptions
   /** For `objective`. Phases change after `halfSteps`. */
-  objective?: 'grpo-released' | ((halfSteps: number) => ObjectiveTrainerOptions['objective'])
+  objective?: 'grpo-released' | 'rltt-released' | ((halfSteps: number) => ObjectiveTrainerOptions['objective'])
   tasks: readonly TaskName[]
   /** Use another arm's rates without tuning. */
   ratesOf?: string
@@ -143,6 +143,10 @@ export const arms: Readonly<Record<string, Arm>> = {
   'grpo-released': {
     ...{ trainer: 'objective', options: { skipFlatGroups: false }, objective: 'grpo-released' },
     ...{ label: 'GRPO as released', tasks: ['addition', 'chain'] },
+  },
+  'rltt-released': {
+    ...{ trainer: 'objective', options: { skipFlatGroups: false }, objective: 'rltt-released' },
+    ...{ label: 'RLTT as released', tasks: ['chain'], ratesOf: 'grpo-released' },
   },
   'grpo-minibatches': {
     ...{ trainer: 'grpo', options: { surrogate: 'reinforce', minibatches: 4 }, label: 'GRPO, 4 minibatches, no ratio' },

@@ -3,7 +3,7 @@ import type { LoopLM, OwnObjective } from '../../src/index.js'
 import { deviation, mean } from '../statistics.js'
 
 /*
- * GRPO as implemented in RLTT's public code. It subtracts the KL divergence to the starting model from the reward before the
+ * GRPO and RLTT as implemented in RLTT's public code. It subtracts the KL divergence to the starting model from the reward before the
  * group's z-score, and adds noise. So even a group with equal rewards has advantages of unit variance.
  */
 const klWeight = 1e-3
@@ -13,8 +13,9 @@ const noise = 1e-4
  * @param reference the starting model
  * @param groupSize consecutive sequences that share a prompt
  * @param seed of the noise
+ * @param weights GRPO credits the last loop, RLTT every loop by its exit probability
  */
-export function releasedGrpo(reference: LoopLM, groupSize: number, seed: number): OwnObjective {
+export function released(reference: LoopLM, groupSize: number, seed: number, weights: 'last' | 'exit-pdf'): OwnObjective {
   return async ({ step, sequences, promptLengths, rewards, lengthNormalizers, scores }) => {
     const { logprobs: before } = await reference.score(sequences)
     const random = new Random(seed, step, 0x9e1)
@@ -33,8 +34,11 @@ export function releasedGrpo(reference: LoopLM, groupSize: number, seed: number)
     const coefficients = scores.logprobs.map((logprobs, i) => {
       const width = sequences[i]!.length - 1
       return Array.from(logprobs, (logprob, k) => {
-        if (k < logprobs.length - width || k % width < promptLengths[i]! - 1) return 0
-        const coefficient = -lengthNormalizers[i]! * advantages[i]!
+        const [loop, place] = [Math.floor(k / width), k % width]
+        if (place < promptLengths[i]! - 1) return 0
+        const ofLast = Number(k >= logprobs.length - width)
+        const weight = weights === 'last' ? ofLast : scores.exitPdf[i]![loop * (width + 1) + place]!
+        const coefficient = -lengthNormalizers[i]! * advantages[i]! * weight
         loss += coefficient * logprob
         return coefficient
       })

@@ -19,7 +19,7 @@ import { processor } from '../processor.js'
 import { cpuSeconds, short, trainBase } from '../runs.js'
 import { mean } from '../statistics.js'
 import { type Arm, arms, type RunSpec, type StudyTask, settings, taskOf } from './plan.js'
-import { releasedGrpo } from './released.js'
+import { released } from './released.js'
 import type { BaseResult, LoopGradients, Measurement, Point, Result, TrainingResult } from './results.js'
 
 const loopCounts = Array.from({ length: settings.loops }, (_, i) => i + 1)
@@ -86,8 +86,11 @@ function makeTrainer(model: LoopLM, base: LoopLM, arm: Arm, study: StudyTask, se
   const shared = { ...settings.policy, ...arm.options, seed, learningRate, steps, task }
   if (arm.trainer === 'grpo') return new GRPOTrainer(model, shared as GRPOOptions)
   if (arm.trainer === 'rltt') return new RLTTTrainer(model, shared)
+  const { groupSize } = settings.policy
   const objective =
-    arm.objective === 'grpo-released' ? releasedGrpo(base, settings.policy.groupSize, seed) : arm.objective!(study.halfSteps)
+    typeof arm.objective === 'function'
+      ? arm.objective(study.halfSteps)
+      : released(base, groupSize, seed, arm.objective === 'rltt-released' ? 'exit-pdf' : 'last')
   return new ObjectiveTrainer(model, { ...shared, objective })
 }
 
