@@ -555,7 +555,7 @@ describe('a training configuration', () => {
     ],
     ['with bytes that are not UTF-8', Uint8Array.from([0x74, 0x3a, 0x20, 0xff, 0xfe, 0x0a]), /UTF-8|unknown option/],
     ['of an unknown trainer', valid.replace('rltt', 'dpo'), /trainer: /],
-    ['with a model that is a number', valid.replace('model: m', 'model: 5'), /model: must be the path/],
+    ['with a model that is a number', valid.replace('model: m', 'model: 5'), /model: must be a checkpoint folder, a GGUF file/],
     ['with an unknown field', `${valid}modle: x\n`, /modle: unknown option; did you mean model\?/],
     ['with an option that is not a number', `${valid}options: { steps: many }\n`, /steps: .*got "many"/],
     ['with an option of another trainer', `${valid}options: { batchSize: 3 }\n`, /batchSize: unknown option/],
