@@ -1,5 +1,9 @@
 // Programs under the launchers of Open MPI and MPICH.
 import { spawn, spawnSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll } from 'vitest'
 
 /** How a launcher starts `ranks` processes on this machine, whatever its cores and its user. */
 const launchers = {
@@ -10,10 +14,22 @@ const launchers = {
   },
   mpich: { program: 'mpiexec.mpich', options: ['-n'], debian: 'mpich libmpich-dev' },
 }
+const sessions = mkdtempSync(join(tmpdir(), 'ompi-'))
+afterAll(() => rmSync(sessions, { recursive: true, force: true }))
+
+/**
+ * The options of a launcher. Every start of Open MPI gets its own session folder, because two starts at the same time fail when
+ * both create the shared one.
+ */
+function optionsOf(name: MpiName): string[] {
+  const { options } = launchers[name]
+  if (name === 'mpich') return options
+  return ['--mca', 'orte_tmpdir_base', mkdtempSync(join(sessions, '/')), ...options]
+}
+
 /** The words that start a program as so many ranks; it comes behind them. */
 export function launcherOf(name: MpiName, ranks: number): string[] {
-  const { program, options } = launchers[name]
-  return [program, ...options, String(ranks)]
+  return [launchers[name].program, ...optionsOf(name), String(ranks)]
 }
 
 export type MpiName = keyof typeof launchers
@@ -42,8 +58,8 @@ export function launch(
   extra: NodeJS.ProcessEnv = {},
 ): Promise<Ended> {
   const inherited = Object.entries(process.env).filter(([key]) => !/^(OMPI_|PMI|SLURM_|VITEST|NODE_OPTIONS)/.test(key))
-  const { program: launcher, options } = launchers[name]
-  const child = spawn(launcher, [...options, String(ranks), program, ...args], {
+  const [launcher, ...words] = launcherOf(name, ranks)
+  const child = spawn(launcher!, [...words, program, ...args], {
     env: { ...Object.fromEntries(inherited), ...extra },
     stdio: ['ignore', 'pipe', 'pipe'],
   })

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import { errorMessage } from '../errors.js'
-import type { Grammar } from '../grammar/grammar.js'
+import type { GenerateOptions } from '../model/types.js'
 
 /** The flags of {@link grammarOptions}. */
 export interface GrammarFlags {
@@ -26,7 +26,7 @@ export function grammarOptions(command: Command): Command {
 }
 
 /** The grammar that was asked for, if any. */
-export function grammarOf({ jsonSchema, regex, grammarFile: ebnf }: GrammarFlags): Grammar | undefined {
+export function grammarOf({ jsonSchema, regex, grammarFile: ebnf }: GrammarFlags): GenerateOptions['grammar'] {
   if (jsonSchema !== undefined) return { jsonSchema }
   if (regex !== undefined) return { regex }
   return ebnf === undefined ? undefined : { ebnf }
