@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { LoopLM } from '../src/index.js'
 import { arms, dueRuns, runId, settings } from '../study/text/plan.js'
 import type { Measurement, Result } from '../study/text/results.js'
-import { measure, train } from '../study/text/run.js'
+import { hardOnly, measure, train } from '../study/text/run.js'
 import { claim, tables } from '../study/text/tables.js'
 
 const { thresholds } = settings
@@ -34,12 +34,26 @@ describe('a run on text', () => {
       return await train({ id: runId(arm, 0), kind: 'training', arm, base: 0 }, model, text, 3)
     }
     const [hard, all] = [await run('stage1-hard'), await run('stage1-equal-data')]
+    const [noisy, noisier] = [await run('looprpt-1e-4'), await run('looprpt-more-noise-1e-4')]
+    expect(noisier.noise! / noisy.noise!).toBeCloseTo(3, 2)
     expect(hard.final.loss).not.toEqual(all.final.loss)
     expect(hard.hard!.map(({ base }) => base)).toEqual(all.hard!.map(({ base }) => base))
     for (const { share } of hard.hard!) expect(share).toBe(1) // an untrained model is certain of nothing
     using base = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
     expect(hard.hard![0]!.base).toEqual((await measure(base, text)).accuracy)
     expect(hard.hard![0]!.trained).toEqual(hard.final.accuracy)
+  })
+
+  it('keeps the fifth of a block whose entropy at full depth is highest', async () => {
+    using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
+    const { mask } = await hardOnly(model, { sequences: text.heldOut })
+    const { entropy } = await model.score(text.heldOut)
+    for (const [i, row] of mask.entries()) {
+      const last = Array.from(entropy[i]!.slice(-row.length))
+      const of = (kept: number) => last.filter((_, j) => row[j] === kept)
+      expect(of(1)).toHaveLength(3) // of 11 predictions, rounded up
+      expect(Math.min(...of(1))).toBeGreaterThanOrEqual(Math.max(...of(0)))
+    }
   })
 
   it('measures the extreme exit thresholds like fixed loops', async () => {

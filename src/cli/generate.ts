@@ -73,7 +73,7 @@ export function addGenerate(program: Command): void {
   modelOptions(command).action(generate)
 }
 
-/** Adds the options for sampling. */
+/** Adds the options for sampling. @param longest default of --max-new-tokens @param stop description of --stop */
 export function samplingOptions(command: Command, longest: number, stop: string): Command {
   command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)

@@ -79,7 +79,7 @@ export async function train(spec: RunSpec, model: LoopLM, text: Text, steps = ar
 }
 
 /** Masks a batch: of each sequence it keeps the share of bytes with the highest entropy at full depth. */
-async function hardOnly(model: LoopLM, { sequences }: { sequences: number[][] }) {
+export async function hardOnly(model: LoopLM, { sequences }: { sequences: number[][] }) {
   const { entropy } = await model.score(sequences)
   const mask = sequences.map((sequence, i) => {
     const width = sequence.length - 1
