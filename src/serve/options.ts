@@ -141,14 +141,15 @@ export function isLoopback(host: string): boolean {
 }
 
 /**
- * The number of tokens whose keys and values fit in half of the device's free memory, but no more than all sequences together
- * can use.
+ * The number of tokens whose keys and values fit in half of the device's free memory, in bytes, but no more than all sequences
+ * together can use.
  */
 export function roomForTokens(
   { architecture, config, device, dtype }: LoopLM,
   { kv, cacheType, maxRunning }: Pick<ServeSettings, 'kv' | 'cacheType' | 'maxRunning'>,
+  free = deviceMemory(device).free,
 ): number {
   const bytes = cachePerToken(architecture, kv === 'shared' ? 1 : architecture.loops, dtype, cacheType)
   const useful = maxRunning * config.max_position_embeddings
-  return Math.max(1, Math.min(useful, Math.floor(deviceMemory(device).free / 2 / bytes), maxCachedTokens))
+  return Math.max(1, Math.min(useful, Math.floor(free / 2 / bytes), maxCachedTokens))
 }

@@ -1,16 +1,11 @@
-// The server's room for tokens is that of the model's device, which here says how much memory it has.
-import { expect, it, vi } from 'vitest'
-import { createServer, LoopLM, Tokenizer } from '../../src/index.js'
-import { deviceMemory } from '../../src/tensor/devices.js'
-
-vi.mock('../../src/tensor/devices.js', async (original) => ({
-  ...(await original<typeof import('../../src/tensor/devices.js')>()),
-  deviceMemory: vi.fn(() => ({ free: 1_000_000, total: 2_000_000 })),
-}))
+// The server's room for tokens is that of the model's device.
+import { expect, it } from 'vitest'
+import { createServer, deviceMemory, LoopLM, Tokenizer } from '../../src/index.js'
+import { roomForTokens } from '../../src/serve/options.js'
 
 const config = {
-  ...{ vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 4 },
-  ...{ num_key_value_heads: 2, total_ut_steps: 4 },
+  ...{ vocab_size: 300, hidden_size: 256, intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 4 },
+  ...{ num_key_value_heads: 2, total_ut_steps: 4, max_position_embeddings: 2 ** 24 },
 }
 
 it.each([
@@ -21,9 +16,13 @@ it.each([
 ] as const)('reserves half the free memory for the cache on %s in %s with kv %s', async (device, dtype, kv, bytes) => {
   using model = await LoopLM.create(config, { device, dtype })
   model.tokenizer = Tokenizer.bytes()
-  const { maxCachedTokens } = createServer(model, { kv }).settings
-  expect(deviceMemory).toHaveBeenLastCalledWith(device)
-  // keys and values of 3 layers, each 2 heads of 8 numbers
-  expect(maxCachedTokens).toBe(Math.floor(500_000 / (2 * 3 * 2 * 8 * bytes)))
+  const { settings } = createServer(model, { kv })
+  const perToken = 2 * 3 * 2 * 64 * bytes // keys and values of 3 layers, each 2 heads of 64 numbers
+  expect(roomForTokens(model, settings, 1e9)).toBe(Math.floor(5e8 / perToken))
+  expect(roomForTokens(model, settings, 1e15)).toBe(2 ** 24)
+  // what is free changes between two looks
+  const expected = Math.min(2 ** 24, deviceMemory(device).free / 2 / perToken)
+  expect(settings.maxCachedTokens / expected).toBeGreaterThan(0.8)
+  expect(settings.maxCachedTokens / expected).toBeLessThan(1.25)
   expect(createServer(model, { kv, maxCachedTokens: 7 }).settings.maxCachedTokens).toBe(7)
 })
