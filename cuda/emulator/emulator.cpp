@@ -82,17 +82,19 @@ void prepare(Context& context, unsigned char* stack, size_t bytes, void (*entry)
 
 // ---- Blocks and their threads
 
-enum class State : uint8_t { ready, at_barrier, at_grid_barrier, in_collective, finished };
+// Where a thread waits that cannot run.
+enum class State : uint8_t { at_barrier, at_grid_barrier, in_collective, finished };
 
 struct Fiber : Thread {
   Context context;
   unsigned char* stack = nullptr;
-  State state = State::ready;
+  State state;
   Where where;  // where it waits
   const char* waits_for = "";
 };
 
 struct FiberWarp : Warp {
+  Fiber* lanes;
   uint32_t ready;  // bit mask of lanes
   std::vector<Collective> collectives;
 };
@@ -141,7 +143,7 @@ struct Worker {
         if (fiber.stack) munmap(fiber.stack - page, stack_bytes + page);
   }
 };
-thread_local Worker* worker = nullptr;
+__thread Worker* worker __attribute__((tls_model("initial-exec"))) = nullptr;
 
 Fiber& fiber() { return *static_cast<Fiber*>(self); }
 RunningBlock& running() { return *static_cast<RunningBlock*>(self->block); }
@@ -156,25 +158,25 @@ void fail(const char* format, ...) {
   worker->faulted = true;
 }
 
-// The next thread that can run: in this warp, else in this block, else in the other resident blocks.
+// The next thread that can run: in the warp that ran last, else in its block, else in the other resident blocks.
 Fiber* next_ready() {
   for (size_t n = 0; n < worker->resident; ++n) {
-    const size_t b = (worker->current + n) % worker->resident;
-    RunningBlock& block = *worker->blocks[b];
-    if (block.ready_warps == 0) continue;
-    if (n > 0) worker->current = b;
-    if (!(block.ready_warps >> block.current_warp & 1)) {
-      const uint32_t after = block.ready_warps & ~((2u << block.current_warp) - 1);
-      block.current_warp = std::countr_zero(after ? after : block.ready_warps);
+    RunningBlock& block = *worker->blocks[worker->current];
+    if (block.ready_warps != 0) {
+      if (!(block.ready_warps >> block.current_warp & 1)) {
+        const uint32_t after = block.ready_warps & ~((2u << block.current_warp) - 1);
+        block.current_warp = std::countr_zero(after ? after : block.ready_warps);
+      }
+      const FiberWarp& warp = block.warp[size_t(block.current_warp)];
+      return warp.lanes + std::countr_zero(warp.ready);
     }
-    return &block.fibers[size_t(block.current_warp * warp_size + std::countr_zero(block.warp[size_t(block.current_warp)].ready))];
+    if (++worker->current == worker->resident) worker->current = 0;
   }
   return nullptr;
 }
 
 void set_ready(Fiber& f) {
   RunningBlock& block = *static_cast<RunningBlock*>(f.block);
-  f.state = State::ready;
   block.warp[f.number / warp_size].ready |= 1u << f.lane();
   block.ready_warps |= 1u << f.number / warp_size;
 }
@@ -233,7 +235,8 @@ void report_deadlock() {
 // Switches from the current fiber to another one; the current one may be resumed later.
 void give_way() {
   Fiber& from = fiber();
-  Fiber* to = next_ready();
+  const FiberWarp& warp = *static_cast<FiberWarp*>(from.warp);
+  Fiber* to = warp.ready ? warp.lanes + std::countr_zero(warp.ready) : next_ready();
   if (!to) {
     report_deadlock();
     switch_to(from.context, worker->scheduler);
@@ -284,6 +287,7 @@ void start_block(RunningBlock& block, const Launch& launch, size_t linear) {
     FiberWarp& warp = block.warp[size_t(w)];
     std::fill_n(warp.clock, max_warps, 0u);
     warp.collectives.clear();
+    warp.lanes = &block.fibers[size_t(w * warp_size)];
     warp.ready = 0;
   }
   block.ready_warps = 0;
@@ -599,15 +603,16 @@ void collective(Kind kind, uint32_t mask, const void* in, void* out, void (*comp
     fault("%s with the mask %08x, which leaves out its own lane, %s:%u", name(kind), mask, where.file_name(), where.line());
   // If other lanes wait for this one, it must join them. Lanes that wait in another mask, without this lane, are not
   // affected.
-  size_t i = 0;
-  while (i < warp.collectives.size() && !(warp.collectives[i].mask & bit)) ++i;
-  if (i == warp.collectives.size()) {
-    Collective& fresh = warp.collectives.emplace_back();
-    fresh.mask = mask;
-    fresh.kind = kind;
-    fresh.where = where;
+  auto found = warp.collectives.begin();
+  while (found != warp.collectives.end() && !(found->mask & bit)) ++found;
+  if (found == warp.collectives.end()) {
+    warp.collectives.emplace_back();
+    found = warp.collectives.end() - 1;
+    found->mask = mask;
+    found->kind = kind;
+    found->where = where;
   }
-  Collective& c = warp.collectives[i];
+  Collective& c = *found;
   if (c.mask != mask)
     fault("%s with the mask %08x at %s:%u, while other lanes are in %s with the mask %08x at %s:%u", name(kind), mask,
           where.file_name(), where.line(), name(c.kind), c.mask, c.where.file_name(), c.where.line());
@@ -626,12 +631,9 @@ void collective(Kind kind, uint32_t mask, const void* in, void* out, void (*comp
   if (counting_banks && mask == 0xFFFFFFFFu) settle_accesses(f, worker->launch->kernel);
   if (compute) compute(c);
   if (kind == Kind::syncwarp) ++warp.clock[f.number / warp_size];
-  warp.collectives.erase(warp.collectives.begin() + ptrdiff_t(i));
+  warp.collectives.erase(found);
   warp.ready |= mask;
-  RunningBlock& block = running();
-  block.ready_warps |= 1u << f.number / warp_size;
-  for (uint32_t lanes = mask; lanes; lanes &= lanes - 1)
-    block.fibers[size_t(f.number / warp_size * warp_size) + size_t(std::countr_zero(lanes))].state = State::ready;
+  running().ready_warps |= 1u << f.number / warp_size;
 }
 
 }  // namespace looplm::emulator

@@ -169,6 +169,7 @@ enum class Kind : uint8_t { syncwarp, shuffle, vote, load_matrix, mma };
 // The arguments of all lanes of a mask for one warp function. The last lane to arrive computes for all of them. The others
 // are suspended, so what `in` and `out` point to on their stacks stays valid.
 struct Collective {
+  Collective() {}  // without filling the arrays
   uint32_t mask = 0, arrived = 0;
   Kind kind = Kind::syncwarp;
   Where where;
