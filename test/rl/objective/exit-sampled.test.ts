@@ -98,7 +98,7 @@ const all = (base: number, length: number): number[][] =>
   length === 0 ? [[]] : all(base, length - 1).flatMap((head) => Array.from({ length: base }, (_, k) => [...head, k]))
 
 describe('the gradient of exit-sampled on a problem with enumerable outcomes', () => {
-  const config = { ...tinyConfig, vocab_size: 2, hidden_size: 8, intermediate_size: 12, num_hidden_layers: 2, total_ut_steps: 3 }
+  const config = { ...tinyConfig, vocab_size: 2, hidden_size: 8, intermediate_size: 12, num_hidden_layers: 1, total_ut_steps: 3 }
   const prompt = [1, 0, 1]
   const length = 3 // the third token sees keys and values of one that may have left early
   const outcomes = all(2, length).flatMap((tokens) => all(3, length).map((exits) => ({ tokens, exits })))
