@@ -26,13 +26,8 @@ export interface DescribedOptions {
   r?: Arithmetic
 }
 
-const dot = (a: ArrayLike<number>, b: ArrayLike<number>, at: number, { real }: Arithmetic) => {
-  let sum = 0
-  for (let i = 0; i < a.length; i++) sum = real(sum + a[i]! * b[at + i]!)
-  return sum
-}
 const product = (x: number[], w: ArrayLike<number>, r: Arithmetic) =>
-  Array.from({ length: w.length / x.length }, (_, o) => r.act(dot(x, w, o * x.length, r)))
+  Array.from({ length: w.length / x.length }, (_, o) => r.act(r.dot(x, w, o * x.length)))
 const plus = (x: number[], y: ArrayLike<number>, { act }: Arithmetic) => x.map((v, i) => act(v + (y[i] ?? 0)))
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x))
 
@@ -71,7 +66,7 @@ class Layers {
 
   norm(x: number[], weight: ArrayLike<number> | undefined): number[] {
     const { r } = this
-    const scale = r.real(1 / Math.sqrt(r.real(dot(x, x, 0, r) / x.length + this.a.normEps)))
+    const scale = r.real(1 / Math.sqrt(r.real(r.dot(x, x, 0) / x.length + this.a.normEps)))
     return x.map((v, i) => r.act(r.act(v * scale) * (weight?.[i] ?? 1)))
   }
 
@@ -132,16 +127,15 @@ class Layers {
         const shared = d * Math.floor((head * kvHeads) / heads)
         const own = query.slice(head * d, (head + 1) * d)
         const weights = softmax(
-          seen.map(({ key }) => r.real(dot(own, key, shared, r) / Math.sqrt(d))),
+          seen.map(({ key }) => r.real(r.dot(own, key, shared) / Math.sqrt(d))),
           r,
         ).map(r.act)
         return Array.from({ length: d }, (_, i) =>
           r.act(
-            dot(
+            r.dot(
               weights,
               seen.map(({ value }) => value[shared + i]!),
               0,
-              r,
             ),
           ),
         )
@@ -235,7 +229,7 @@ export function describedStates(
 /** ln softmax(logits / temperature) of one state that the head reads. */
 export function describedLogSoftmax(a: Architecture, p: Parameters, state: number[], temperature = 1, r = float64): number[] {
   const head = byRole(a, p)(a.tied ? 'embedding' : 'head')!
-  const logits = Array.from({ length: a.vocabulary }, (_, v) => r.real(r.real(dot(state, head, v * a.hidden, r)) / temperature))
+  const logits = Array.from({ length: a.vocabulary }, (_, v) => r.real(r.real(r.dot(state, head, v * a.hidden)) / temperature))
   const top = Math.max(...logits)
   const whole = Math.log(logits.reduce((sum, v) => r.real(sum + r.real(Math.exp(v - top))), 0))
   return logits.map((v) => r.real(r.real(v - top) - r.real(whole)))
@@ -244,7 +238,7 @@ export function describedLogSoftmax(a: Architecture, p: Parameters, state: numbe
 /** The exit gate's logit of one such state. */
 export function describedGateLogit(a: Architecture, p: Parameters, state: number[], r = float64): number {
   const of = byRole(a, p)
-  return r.real(dot(state, of('exitGate')!, 0, r) + of('exitGateBias')![0]!)
+  return r.real(r.dot(state, of('exitGate')!, 0) + of('exitGateBias')![0]!)
 }
 
 /** The same for LoopRPT, with initial states of zeros: noise goes on the state that the next loop receives. */

@@ -6,8 +6,18 @@
 export interface Arithmetic {
   act(x: number): number
   real(x: number): number
+  /** The sum of a's products with b from `at` on, `real` at each. A loop of its own for each arithmetic: tests wait for nothing else. */
+  dot(a: ArrayLike<number>, b: ArrayLike<number>, at: number): number
 }
-export const float64: Arithmetic = { act: (x) => x, real: (x) => x }
+export const float64: Arithmetic = {
+  act: (x) => x,
+  real: (x) => x,
+  dot(a, b, at) {
+    let sum = 0
+    for (let i = 0; i < a.length; i++) sum += a[i]! * b[at + i]!
+    return sum
+  },
+}
 
 export interface Sizes {
   vocab_size: number
@@ -29,17 +39,12 @@ export type Site = 'state' | 'residual' | 'embedding'
 /** [loop][position][D], added at the site. */
 export type Noise = number[][][]
 
-const dot = (a: ArrayLike<number>, b: ArrayLike<number>, offset = 0, { real } = float64) => {
-  let sum = 0
-  for (let i = 0; i < a.length; i++) sum = real(sum + a[i]! * b[offset + i]!)
-  return sum
-}
 const sum = (x: readonly number[], { real } = float64) => x.reduce((a, b) => real(a + b), 0)
 const plus = (a: number[], b: number[], { act } = float64) => a.map((v, i) => act(v + b[i]!))
 const matrix = (x: number[], w: ArrayLike<number>, r = float64) =>
-  Array.from({ length: w.length / x.length }, (_, o) => r.act(dot(x, w, o * x.length, r)))
+  Array.from({ length: w.length / x.length }, (_, o) => r.act(r.dot(x, w, o * x.length)))
 const rms = (x: number[], w: ArrayLike<number>, r = float64) => {
-  const scale = r.real(1 / Math.sqrt(r.real(dot(x, x, 0, r) / x.length + 1e-6)))
+  const scale = r.real(1 / Math.sqrt(r.real(r.dot(x, x, 0) / x.length + 1e-6)))
   return x.map((v, i) => r.act(r.act(v * scale) * w[i]!))
 }
 const softmax = (x: number[], r = float64) => {
@@ -79,10 +84,10 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   const mixed = Array.from({ length: heads }, (_, head) => {
     const query = part(queries, head)
     const shared = Math.floor((head * kvHeads) / heads) // the head of keys and values that this query reads
-    const scores = seen.map(({ keys }) => r.real(dot(query, part(keys, shared), 0, r) / Math.sqrt(size)))
+    const scores = seen.map(({ keys }) => r.real(r.dot(query, part(keys, shared), 0) / Math.sqrt(size)))
     const weights = softmax(scores, r).map(r.act)
     const column = (i: number) => Array.from(seen, ({ values }) => values[shared * size + i]!)
-    return Array.from({ length: size }, (_, i) => r.act(dot(weights, column(i), 0, r)))
+    return Array.from({ length: size }, (_, i) => r.act(r.dot(weights, column(i), 0)))
   }).flat()
   const h = plus(row, rms(matrix(mixed, layer('self_attn.o_proj'), r), layer('input_layernorm_2'), r), r)
   const inner = rms(h, layer('post_attention_layernorm'), r)
@@ -144,7 +149,7 @@ export function forward(
 }
 
 export const gateLogit = (p: Parameters, state: number[], r = float64) =>
-  r.real(dot(state, p.get('model.early_exit_gate.weight')!, 0, r) + p.get('model.early_exit_gate.bias')![0]!)
+  r.real(r.dot(state, p.get('model.early_exit_gate.weight')!, 0) + p.get('model.early_exit_gate.bias')![0]!)
 export const probabilities = (p: Parameters, state: number[]) => softmax(matrix(state, p.get('lm_head.weight')!))
 /** ln softmax(logits / temperature), and its entropy, of one normed state. */
 export function logSoftmax(p: Parameters, state: number[], temperature = 1, r = float64): number[] {

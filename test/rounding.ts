@@ -16,14 +16,27 @@ const draws = 8
 
 /** Errors of activations in a dtype, and of sums in float32 where that is finer: beside 2^-8 its 2^-24 is nothing. */
 function disturbed(dtype: 'bfloat16' | 'float32', seed: number): Arithmetic {
+  const unit = unitRoundoff[dtype] / 2 ** 31
   let state = seed + 1
   const act = (x: number) => {
     state ^= state << 13 // Marsaglia's xorshift32: a number for every product and sum must be cheap
     state ^= state >>> 17
     state ^= state << 5
-    return x * (1 + unitRoundoff[dtype] * (state / 2 ** 31))
+    return x * (1 + unit * state)
   }
-  return { act, real: dtype === 'bfloat16' ? float64.real : act }
+  if (dtype === 'bfloat16') return { ...float64, act }
+  const dot: Arithmetic['dot'] = (a, b, at) => {
+    let [sum, drawn] = [0, state]
+    for (let i = 0; i < a.length; i++) {
+      drawn ^= drawn << 13
+      drawn ^= drawn >>> 17
+      drawn ^= drawn << 5
+      sum = (sum + a[i]! * b[at + i]!) * (1 + unit * drawn)
+    }
+    state = drawn
+    return sum
+  }
+  return { act, real: act, dot }
 }
 
 /** As `LoopLM.score` returns them: of every sequence, loops × positions. */
