@@ -33,15 +33,14 @@ export function mergedBy(base: Parameters, adapter: Parameters, scale: number, l
     const w = base.get(target)!
     const rank = Math.round(Math.sqrt((a.length * b.length) / w.length))
     const width = a.length / rank
-    const delta = (i: number, j: number) => {
-      let sum = 0
-      for (let k = 0; k < rank; k++) sum += b[i * rank + k]! * a[k * width + j]!
-      return sum
-    }
-    out.set(
-      target,
-      Float64Array.from(w, (v, n) => v + scale * delta(Math.floor(n / width), n % width)),
-    )
+    const merged = Float64Array.from(w)
+    for (let i = 0; i < merged.length / width; i++)
+      for (let j = 0; j < width; j++) {
+        let sum = 0
+        for (let k = 0; k < rank; k++) sum += b[i * rank + k]! * a[k * width + j]!
+        merged[i * width + j]! += scale * sum
+      }
+    out.set(target, merged)
   }
   return out
 }

@@ -48,7 +48,15 @@ function byRole({ parameters }: Architecture, values: Parameters): ByRole {
   const whole = new Map<string, Float64Array>()
   for (const { name, role, index = 0 } of parameters) {
     const key = `${role} ${index}`
-    whole.set(key, Float64Array.from([...(whole.get(key) ?? []), ...Array.from(values.get(name)!)]))
+    const [first, part] = [whole.get(key), values.get(name)!]
+    if (first === undefined) {
+      whole.set(key, part instanceof Float64Array ? part : Float64Array.from(part))
+      continue
+    }
+    const both = new Float64Array(first.length + part.length)
+    both.set(first)
+    both.set(part, first.length)
+    whole.set(key, both)
   }
   const of: ByRole = (role, index = 0) => whole.get(`${role} ${index}`)
   known.set(values, of)

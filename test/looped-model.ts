@@ -338,9 +338,10 @@ export function loopRptLoss(
   teacher: Parameters,
   fixed: Parameters,
 ): (student: Parameters) => number {
+  const noises = of.sequences.map((_, i) => Array.from({ length: of.rollouts }, (_, g) => of.noise(i, g)))
   const passes = (p: Parameters, i: number) => {
     const ids = of.sequences[i]!
-    return { clean: c.run(p, ids), noisy: Array.from({ length: of.rollouts }, (_, g) => c.run(p, ids, of.noise(i, g), of.site)) }
+    return { clean: c.run(p, ids), noisy: noises[i]!.map((noise) => c.run(p, ids, noise, of.site)) }
   }
   const detached = of.sequences.flatMap((ids, i) => {
     const taught = c.run(teacher, ids)

@@ -108,7 +108,7 @@ describe('a YAML file', () => {
       return Math.min(...runs)
     }
     milliseconds(1000) // compiled
-    expect(milliseconds(20_000)).toBeLessThan(8 * milliseconds(5000) + 50)
+    expect(milliseconds(10_000)).toBeLessThan(8 * milliseconds(2500) + 25)
   })
 
   it('with 60,000 unknown options is rejected, naming the first 20', async () => {
