@@ -59,7 +59,7 @@ for (const from of sweeps[sweep].models) {
   const options = { device, dtype, seed: 7 }
   const model =
     typeof from === 'string' ? await LoopLM.fromPretrained(join(fixtures, from), options) : await LoopLM.create(from, options)
-  const tokens = typeof from === 'string' ? 12 : 6
+  const tokens = typeof from === 'string' ? (sweep === 'short' ? 9 : 12) : 6
   for (const [rows, { kv, again, ...rest }] of sweeps[sweep].requests) {
     if (again !== undefined && (from !== 'base' || dtype !== 'float32')) continue
     if (sweep === 'short' && from === (dtype === 'float32' ? 'gqa' : 'base') && rows > 1 && again === undefined) continue

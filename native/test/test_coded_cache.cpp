@@ -127,13 +127,15 @@ KERNEL_TEST(encode_not_finite, "cache_encode: a number that is not finite stays 
     }
 }
 
+using Lengths = std::vector<std::pair<int32_t, int32_t>>;  // of each row: tokens in the cache, and recent ones
+
 struct Decode {
   Shape shape;
   std::vector<LoopCacheContext> contexts, recent;
   Values qkv, keys, values, recent_keys, recent_values;
 };
 
-Decode inputs(Test& t, const Shape& s, const std::vector<std::pair<int32_t, int32_t>>& lengths, double peak) {
+Decode inputs(Test& t, const Shape& s, const Lengths& lengths, double peak) {
   Decode in{s, {}, {}, {}, {}, {}, {}, {}};
   int32_t slots = 0, recent = 0;
   for (const auto& [coded, own] : lengths) {
@@ -199,8 +201,7 @@ Values plain(const Device& d, const Decode& in) {
   return attention(d, s, contexts, qkv, keys, values);
 }
 
-// Tokens in the cache and recent ones of each row. Wide heads get few: how many there are matters to each head alone.
-using Lengths = std::vector<std::pair<int32_t, int32_t>>;
+// Wide shapes get few tokens: how many there are matters to each head alone.
 const Lengths lengths = {{0, 1}, {64, 13}, {320, 64}, {1, 7}, {192, 1}, {0, 64}}, short_lengths = {{64, 13}, {0, 1}, {33, 7}};
 const Lengths& lengths_for(const Shape& s) { return s.heads < 16 ? lengths : short_lengths; }
 
@@ -215,13 +216,14 @@ KERNEL_TEST(coded, "coded_attention") {
 }
 
 KERNEL_TEST(coded_row_invariance, "coded_attention: a row does not depend on the others") {
+  const Lengths rows = {{0, 1}, {192, 13}, {64, 64}, {1, 7}};
   for (const Shape& s : {shapes[0], shapes[3], shapes[7], pruned[0], pruned[2]}) {
     Lengths many;
-    for (int i = 0; i < 2; ++i) many.insert(many.end(), lengths.begin(), lengths.end());
+    for (int i = 0; i < 2; ++i) many.insert(many.end(), rows.begin(), rows.end());
     const Decode in = inputs(t, s, many, 2);
     const Values batch = run(t.device, in);
     Values alone;
-    for (size_t i = 0; i < lengths.size(); ++i) {
+    for (size_t i = 0; i < rows.size(); ++i) {
       Decode one = in;
       one.contexts = {in.contexts[i]}, one.recent = {in.recent[i]};
       one.qkv = slice(in.qkv, i * size_t(s.width()), size_t(s.width()));
