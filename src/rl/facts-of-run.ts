@@ -2,9 +2,9 @@ import { createHash } from 'node:crypto'
 import type { LoopLM } from '../model/model.js'
 import type { TokenSequence } from '../model/types.js'
 import { packageVersion } from '../package-root.js'
-import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import type { TrainerConfig } from './options.js'
+import { plainConfig } from './plain-config.js'
 
 /** Values that must be equal in all processes of a run, by names for error messages. */
 export function factsOfRun(

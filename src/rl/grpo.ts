@@ -1,7 +1,7 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions } from '../validation/schema.js'
 import { classicSchedule } from './classic-objective.js'
-import { grpoOptions } from './config.js'
+import { grpoOptions } from './config-rollouts.js'
 import type { GRPOConfig, GRPOOptions } from './options.js'
 import { PolicyGradientTrainer } from './policy-gradient.js'
 

@@ -1,6 +1,6 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions, refuseOptions } from '../validation/schema.js'
-import { objectiveTrainerOptions } from './config.js'
+import { objectiveTrainerOptions } from './config-rollouts.js'
 import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
 import { type Objective, objectiveSchema } from './objective/schema.js'

@@ -1,4 +1,4 @@
-// The types of all trainer options. The schemas in config.ts check them at run time, and the compiler checks that both agree.
+// The types of all trainer options. The schemas in config-*.ts check them at run time, and the compiler checks that both agree.
 // test/rl/trainer-config.test.ts compares the comments with the descriptions of the schemas.
 
 import type { Tool } from '../chat/tools.js'

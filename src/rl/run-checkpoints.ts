@@ -17,11 +17,11 @@ import {
   settle,
   type TrainerState,
 } from './checkpoint.js'
-import { plainConfig } from './config.js'
 import type { DataDescription } from './data.js'
 import { factsOfRun } from './facts-of-run.js'
 import { loadTrained, saveTrained } from './load-parameters.js'
 import type { TrainerConfig } from './options.js'
+import { plainConfig } from './plain-config.js'
 import type { Ranks } from './ranks.js'
 import type { Position } from './updates.js'
 
