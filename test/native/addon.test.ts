@@ -207,7 +207,7 @@ describe('native functions', () => {
   })
 })
 
-// In a process of its own: an engine that was loaded stays loaded.
+// In a separate process: an engine that was loaded stays loaded.
 it('a missing build fails with NATIVE_LOAD, the cause and the remedy', () => {
   const index = JSON.stringify(join(root, 'dist', 'src', 'index.js'))
   const script = `import(${index}).then(({ devices }) => devices()).catch(({ code, message }) => console.log(code, message))`

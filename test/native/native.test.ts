@@ -71,7 +71,7 @@ describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
 
 /** Kernel tests that make no claim where a table has no function for them: those are of CUDA or of its emulator alone. */
 const ofCuda = [
-  ...['decode_token', 'record: ', 'link: ', 'open: ', 'memory: a kernel without memory of its own'],
+  ...['decode_token', 'record: ', 'link: ', 'open: ', 'memory: a kernel without memory'],
   ...['attention: the gradient of heads too large', 'rows: CUDA reports'],
 ]
 /** Names of kernel tests that a run should have made, and of which it has no line. */
