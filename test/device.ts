@@ -16,3 +16,9 @@ vi.mock('../src/native.js', async (original) => {
     module.context(device, given === 0 && device === 'cpu' ? threads : given, operation)
   return { ...module, context }
 })
+
+// Without this every test would pass on the CPU where the modules above are not those that the tests use.
+const { zeros } = await import('../src/index.js')
+using one = zeros([1])
+const { LOOPLM_TEST_DEVICE = 'cpu' } = process.env
+if (one.device !== LOOPLM_TEST_DEVICE) throw new Error(`tests of device ${LOOPLM_TEST_DEVICE} use ${one.device}`)

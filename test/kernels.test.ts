@@ -124,45 +124,57 @@ describe.each([
     }
   })
 
-  it.each(['reinforce', 'ppo', 'cispo'] as const)('the coefficients of %s are the derivative of its loss', async (surrogate) => {
-    const [t, n] = [3, 7]
-    const logprobs = numbers(t * n, 1).map((x) => x - 2)
-    const inputs = {
-      weights: make(numbers(t * n, 2).map(Math.abs), [t, n]),
-      advantages: make(numbers(n, 3), [n]),
-      oldLogprobs: make(
-        numbers(t * n, 4).map((x) => x / 2 - 2),
-        [t, n],
-      ),
-      mask: make([0.1, 0.1, 0, 0.2, 0.2, 0, 0.3], [n]),
-      objective: { surrogate, epsilonLow: 0.2, epsilonHigh: 0.3, dualClip: 2, cap: 1.2 },
-    }
-    const { loss, coefficients, statistics } = await kernels.policyGradientReduction(make(logprobs, [t, n]), inputs)
-    const [w, a, old, m] = [
-      await inputs.weights.toArray(),
-      await inputs.advantages.toArray(),
-      await inputs.oldLogprobs.toArray(),
-      await inputs.mask.toArray(),
-    ]
-    let wantLoss = 0
-    const want = logprobs.map((l, i) => {
-      const [scale, advantage, r] = [w[i]! * m[i % n]!, a[i % n]!, Math.exp(l - old[i]!)]
-      if (surrogate === 'reinforce') {
-        wantLoss -= scale * advantage * l
-        return -scale * advantage
+  it.each(['reinforce', 'ppo', 'cispo'] as const)(
+    'loss, coefficients and statistics of %s follow their formulas',
+    async (surrogate) => {
+      const [t, n] = [3, 7]
+      const logprobs = numbers(t * n, 1).map((x) => x - 2)
+      const inputs = {
+        weights: make(numbers(t * n, 2).map(Math.abs), [t, n]),
+        advantages: make(numbers(n, 3), [n]),
+        oldLogprobs: make(
+          numbers(t * n, 4).map((x) => x / 2 - 2),
+          [t, n],
+        ),
+        mask: make([0.1, 0.1, 0, 0.2, 0.2, 0, 0.3], [n]),
+        objective: { surrogate, epsilonLow: 0.2, epsilonHigh: 0.3, dualClip: 2, cap: 1.2 },
       }
-      if (surrogate === 'cispo') {
-        wantLoss -= scale * advantage * Math.min(r, 1.2) * l
-        return -scale * advantage * Math.min(r, 1.2)
-      }
-      wantLoss -= scale * advantage * (advantage >= 0 ? Math.min(r, 1.3) : Math.min(Math.max(r, 0.8), 2))
-      return (advantage >= 0 ? r < 1.3 : r > 0.8 && r < 2) ? -scale * advantage * r : 0
-    })
-    expectClose([loss], [wantLoss], bound)
-    expectClose(await coefficients.toArray(), want, bound)
-    expect(statistics.rows).toBe(t * 5)
-    expect(statistics.clipLow).toBeGreaterThanOrEqual(0)
-  })
+      const { loss, coefficients, statistics } = await kernels.policyGradientReduction(make(logprobs, [t, n]), inputs)
+      const [w, a, old, m] = [
+        await inputs.weights.toArray(),
+        await inputs.advantages.toArray(),
+        await inputs.oldLogprobs.toArray(),
+        await inputs.mask.toArray(),
+      ]
+      let wantLoss = 0
+      const want = logprobs.map((l, i) => {
+        const [scale, advantage, r] = [w[i]! * m[i % n]!, a[i % n]!, Math.exp(l - old[i]!)]
+        if (surrogate === 'reinforce') {
+          wantLoss -= scale * advantage * l
+          return -scale * advantage
+        }
+        if (surrogate === 'cispo') {
+          wantLoss -= scale * advantage * Math.min(r, 1.2) * l
+          return -scale * advantage * Math.min(r, 1.2)
+        }
+        wantLoss -= scale * advantage * (advantage >= 0 ? Math.min(r, 1.3) : Math.min(Math.max(r, 0.8), 2))
+        return (advantage >= 0 ? r < 1.3 : r > 0.8 && r < 2) ? -scale * advantage * r : 0
+      })
+      expectClose([loss], [wantLoss], bound)
+      expectClose(await coefficients.toArray(), want, bound)
+      const rows = logprobs.map((l, i) => ({ r: Math.exp(l - old[i]!), gain: a[i % n]! >= 0 })).filter((_, i) => m[i % n] !== 0)
+      const share = (counts: (row: (typeof rows)[number]) => boolean) => rows.filter(counts).length / (t * 5)
+      const [low, high] = {
+        reinforce: [0, 0],
+        ppo: [share(({ r, gain }) => !gain && r <= 0.8), share(({ r, gain }) => r >= (gain ? 1.3 : 2))],
+        cispo: [0, share(({ r }) => r > 1.2)],
+      }[surrogate] as [number, number]
+      if (surrogate === 'ppo') expect(low * high).toBeGreaterThan(0)
+      expect(statistics).toEqual({ rows: t * 5, ratio: expect.any(Number), clipLow: low, clipHigh: high })
+      const ratio = surrogate === 'reinforce' ? 1 : rows.reduce((sum, { r }) => sum + r, 0) / rows.length
+      expectClose([statistics.ratio], [ratio], bound)
+    },
+  )
 })
 
 describe('errors', () => {

@@ -70,17 +70,17 @@ async function damage(from: string, file: string, change: (bytes: Buffer) => Uin
   await writeFile(join(folder, file), change(await readFile(join(folder, file))))
   warnings.mockClear()
   warnings.mockImplementation(() => {})
-  try {
-    expect(await read(folder)).toEqual(truth)
-    return 'nothing'
-  } catch (error) {
-    const warned = warnings.mock.calls.some(([message]) => String(message).includes(`${file} changed after`))
-    if (warned) return 'warning'
-    expect(error, `${file}: ${(error as Error).message}`).toBeInstanceOf(LoopLMError)
+  const results = await Promise.allSettled([read(folder)])
+  const warned = warnings.mock.calls.some(([message]) => String(message).includes(`${file} changed after`))
+  warnings.mockReset()
+  const [result] = results
+  if (result.status === 'rejected') {
+    expect(result.reason, `${file}: ${result.reason.message}`).toBeInstanceOf(LoopLMError)
     return 'error'
-  } finally {
-    warnings.mockReset()
   }
+  if (warned) return 'warning'
+  expect(result.value, file).toEqual(truth)
+  return 'nothing'
 }
 
 const flip = (bit: number) => (bytes: Buffer) => {
@@ -119,8 +119,10 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
   ])('is detected in %s', async (_, folder, read) => {
     const settings = ['generation_config.json', 'tokenizer_config.json'] // people edit them: they have no checksum
     for (const [file, outcomes] of await flipAll(folder, read, 40, settings)) {
-      if (file.endsWith('.safetensors')) expect(outcomes.warning, file).toBe(0)
-      expect(outcomes.error! + outcomes.warning!, `${file} ${JSON.stringify(outcomes)}`).toBeGreaterThan(0)
+      const weights = file.endsWith('.safetensors')
+      if (weights) expect(outcomes.warning, file).toBe(0)
+      // the header's checksum cannot tell of a flip in its own name: 12 bytes of some thousand
+      expect(outcomes.nothing, `${file} ${JSON.stringify(outcomes)}`).toBeLessThanOrEqual(weights ? 2 : 0)
     }
   })
 
@@ -130,7 +132,7 @@ describe('a flipped bit', { timeout: 240_000 }, () => {
       expect.arrayContaining(['optimizer.safetensors', 'teacher.safetensors', 'trainer_state.json']),
     )
     for (const file of ['model.safetensors', 'optimizer.safetensors', 'teacher.safetensors', 'trainer_state.json'])
-      expect(found.get(file)!.error, file).toBeGreaterThan(12)
+      expect(found.get(file)!.error, file).toBeGreaterThanOrEqual(18)
   })
 
   it('is reported with tensor name and advice in the data of weights', async () => {
@@ -224,12 +226,17 @@ describe('mixed or damaged files of a checkpoint', () => {
     using model = await LoopLM.create(tinyConfig, { seed: 5 })
     const before = await parametersOf(model)
     using trainer = new LoopRPTTrainer(model, { ...options, runDir, resume: true, steps: 3 })
-    await refusal(async () => {
+    const { message } = await refusal(async () => {
       for await (const _ of trainer.run());
     })
+    expect(message).toMatch(/optimizer\.safetensors has the checksum/)
     expect(await readFile(join(runDir, 'metrics.jsonl'), 'utf8')).toBe(metrics)
     expect(await parametersOf(model)).toEqual(before)
-    expect((await trainer.update({ sequences: [[1, 2, 3]] })).loss).toBeTypeOf('number')
+    using twin = await LoopLM.create(tinyConfig, { seed: 5 })
+    using other = new LoopRPTTrainer(twin, options)
+    const batch = { sequences: [[1, 2, 3]] }
+    expect((await trainer.update(batch)).loss).toBe((await other.update(batch)).loss)
+    expect(await parametersOf(model)).toEqual(await parametersOf(twin))
   })
 
   it('are rejected on resume: a damaged reference model', async () => {

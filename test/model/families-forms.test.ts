@@ -165,6 +165,8 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
       using trainer = new RLTTTrainer(model, { weights: 'uniform', learningRate: 0.01 })
       await trainer.update({ sequences, promptLengths: batch.promptLengths, advantages: sequences.map((_, i) => (i % 2) - 0.5) })
       expect(await parametersOf(model)).toEqual(before)
+      for (const [parameter, values] of await adapterOf(model))
+        if (parameter.includes('.lora_B.')) expect(Math.max(...Array.from(values, Math.abs)), parameter).toBeGreaterThan(0)
       const saved = join(work, `${name}-adapter`)
       await model.saveAdapter(saved)
       const names = readTensors(join(saved, 'adapter_model.safetensors')).map((tensor) => tensor.name)
@@ -179,7 +181,10 @@ describe.each(readdirSync(familiesFolder))('%s', (name) => {
       using model = await LoopLM.fromPretrained(folder)
       using trainer = new RLTTTrainer(model, { weights: 'uniform', lora: { rank: 2 } })
       await trainer.update({ sequences, promptLengths: batch.promptLengths, advantages: sequences.map((_, i) => (i % 2) - 0.5) })
-      expect(model.adapter!.targetModules.length).toBeGreaterThan(0)
+      using other = await adapted('cpu') // of the same rank
+      const { rank, targetModules, parameters } = other.adapter!
+      expect(model.adapter).toMatchObject({ rank, targetModules, parameters })
+      expect(rank).toBe(2)
     })
   })
 

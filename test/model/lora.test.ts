@@ -456,8 +456,11 @@ describe('trainers with lora', () => {
     const second = await LoopLM.create(config, { seed: 1 })
     await second.loadAdapter(folder)
     const { lora, ...plain } = base
+    const saved = await adapterOf(first)
     for (const options of [base, plain]) await new PretrainTrainer(second, options).update({ sequences })
-    expect(await adapterOf(second)).not.toEqual(await adapterOf(first))
+    for (let step = 0; step < 2; step++) await new PretrainTrainer(first, plain).update({ sequences })
+    expect(await adapterOf(second)).toEqual(await adapterOf(first)) // which was never loaded
+    expect(await adapterOf(second)).not.toEqual(saved)
     const other = { ...base, lora: { ...lora, rank: 3 } }
     expect(await refusal(() => new PretrainTrainer(second, other).update({ sequences }))).toMatchObject({
       code: 'INVALID_CONFIG',

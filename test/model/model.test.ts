@@ -270,6 +270,7 @@ describe('scores', () => {
       const width = sequence.length - 1
       expect(topLogprobs![i]).toHaveLength(width)
       for (const [j, list] of topLogprobs![i]!.entries()) {
+        expect(list).toHaveLength(5)
         const others = list.map(({ token }) => [...sequence.slice(0, j + 1), token])
         const direct = (await model.score(others, { temperature })).logprobs.map((row) => row.at(-1)!)
         const own = logprobs[i]![2 * width + j]!
@@ -286,12 +287,17 @@ describe('scores', () => {
 
   it('with all topLogprobs form a distribution, and are empty inside the prompt', async () => {
     using model = await LoopLM.create(small, { device: 'reference' })
-    const { topLogprobs } = await model.score(sequences, { topLogprobs: 29, lastLoop: true, promptLengths: [3, 2, 4] })
-    for (const [i, lists] of topLogprobs!.entries())
+    const options = { lastLoop: true, promptLengths: [3, 2, 4] }
+    const { topLogprobs } = await model.score(sequences, { ...options, topLogprobs: 29 })
+    const few = await model.score(sequences, { ...options, topLogprobs: 5 })
+    for (const [i, lists] of topLogprobs!.entries()) {
+      expect(lists).toHaveLength(sequences[i]!.length - 1)
       for (const [j, list] of lists.entries()) {
         if (j < [3, 2, 4][i]! - 1) expect(list).toEqual([])
         else expect(list.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0)).toBeCloseTo(1, 12)
+        expect(few.topLogprobs![i]![j], 'the first of all').toEqual(list.slice(0, 5))
       }
+    }
     expect((await model.score(sequences)).topLogprobs).toBeUndefined()
   })
 

@@ -75,6 +75,7 @@ describe('the last position of a model', () => {
       streamed++
       expect(finishReason).toBe(streamed === 4 ? 'length' : undefined)
     }
+    expect(streamed).toBe(4)
     using scheduler = model.scheduler({ maxTokens: positions })
     const { tokens } = await scheduler.add(sequence(22), { ...open, maxNewTokens: 2 ** 24 }).result()
     expect(tokens).toHaveLength(2)

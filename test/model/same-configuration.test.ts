@@ -91,7 +91,6 @@ describe.each(changes)('another %s', (field, change) => {
     const options = { task: tinyTask, batchSize: 2, steps: 1, onWarning: () => {} }
     {
       using other = await of(change)
-      if (other.config.vocab_size < tinyTask.tokenizer.vocabSize) return
       using trainer = new PretrainTrainer(other, { ...options, runDir })
       for await (const _ of trainer.run());
     }

@@ -69,30 +69,47 @@ describe.runIf(process.arch === 'x64')('an instruction set is chosen', () => {
   })
 })
 
+/** Kernel tests that make no claim where a table has no function for them: those are of CUDA or of its emulator alone. */
+const ofCuda = [
+  ...['decode_token', 'record: ', 'link: ', 'open: ', 'memory: a kernel without memory'],
+  ...['attention: the gradient of heads too large', 'rows: CUDA reports'],
+]
+/** Names of kernel tests that a run should have made, and of which it has no line. */
+async function silent(args: string[], stdout: string, env?: NodeJS.ProcessEnv): Promise<string[]> {
+  const list = await runTests(programs[0]!, [...args, '--list'], env)
+  const names = list.stdout.trimEnd().split('\n')
+  expect(names.length).toBeGreaterThan(0)
+  const made = stdout.split('\n')
+  return names.filter((name) => !ofCuda.some((begin) => name.startsWith(begin)) && !made.some((l) => l.startsWith(`ok ${name}`)))
+}
+
 describe.concurrent('native tests', () => {
   it('the reference: formulas, gradients by central differences, worked numbers', async () => {
-    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'reference'])
+    const all = ['--backend', 'reference']
+    const { failures, status, stdout } = await runTests(programs[0]!, all)
     expect(failures).toEqual([])
-    expect(passed).toBeGreaterThan(50)
     expect(status).toBe(0)
+    expect(await silent(all, stdout)).toEqual(['draw_normals f64']) // it draws no first values
   })
 
   const tested = new Set<string>()
-  it.each(isas)('CPU kernels match the reference, with %s at most', async (isa) => {
+  it.for(isas)('CPU kernels match the reference, with %s at most', async (isa, { skip }) => {
     const env = { LOOPLM_CPU_ISA: isa }
     // A processor without these instructions takes a lower table: each is tested once.
     const { stdout } = await runTests(programs[0]!, ['--backend', 'cpu', '--dtype', 'f32', 'swiglu'], env)
     const found = /^# cpu f32: (\w+), /m.exec(stdout)![1]!
+    if (process.arch === 'x64') expect(isas.slice(isas.indexOf(isa))).toContain(found)
     const [table, bytes] = partsOf[found] ?? [found, found]
     const untested = (part: string) => !tested.has(part) && tested.add(part)
     const [newTable, newBytes] = [untested(table), untested(`products of bytes: ${bytes}`)]
-    if (!newTable && !newBytes) return
+    skip(!newTable && !newBytes, `this processor takes ${found}, which was tested`)
     // Of one source with instructions for bfloat16 or without: npm run test:long has the rest.
     const args = !newTable ? ['int8'] : table === 'avx512' && tested.has('avx512_bf16') ? ['--dtype', 'bf16'] : []
-    const { failures, passed, status } = await runTests(programs[0]!, ['--backend', 'cpu', ...args], env)
-    expect(failures).toEqual([])
-    expect(passed).toBeGreaterThan(20)
-    expect(status).toBe(0)
+    const all = ['--backend', 'cpu', ...args]
+    const run = await runTests(programs[0]!, all, env)
+    expect(run.failures).toEqual([])
+    expect(run.status).toBe(0)
+    expect(await silent(all, run.stdout, env)).toEqual([])
   })
 
   it('safetensors: malformed files, round trips, conversions', async () => {

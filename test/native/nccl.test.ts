@@ -132,9 +132,12 @@ describe.each(installed.slice(0, 1))('a trainer under %s', (mpi) => {
 })
 
 const real = join(build, 'Release', 'looplm_cuda.so')
-it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('real NCCL works in a world of one', async () => {
-  const { failures, status, stdout } = await runTests('looplm_kernel_tests', ['--backend', real, 'link:'])
+it.runIf(process.env.LOOPLM_TEST_DEVICE === 'cuda' && existsSync(real))('real NCCL works in a world of one', async ({ skip }) => {
+  const { failures, passed, status, stdout } = await runTests('looplm_kernel_tests', ['--backend', real, 'link:'])
   expect(failures).toEqual([])
   expect(status).toBe(0)
-  expect(stdout).toMatch(/^(ok|# no link)/m)
+  const without = /^# no link: (.*)/m.exec(stdout)
+  skip(without !== null, without?.[1])
+  expect(stdout).toMatch(/^# link: /m)
+  expect(passed).toBeGreaterThan(3)
 })

@@ -108,9 +108,11 @@ describe('a model', () => {
       await model.backward([tokens], [row])
       expect(await model.gradient('model.norm.weight')).toEqual(gradient)
     }
-    const values = Array.from({ length: 16 }, (_, i) => 1 + i / 16)
-    await model.setParameter('model.norm.weight', shared(Float32Array, values))
-    expect(Array.from(await model.getParameter('model.norm.weight'))).toEqual(values)
+    const [some, others] = [1, 2].map((first) => Array.from({ length: 16 }, (_, i) => first + i / 16)) as [number[], number[]]
+    for (const values of [shared(Float32Array, some), resizable(Float32Array, others).view]) {
+      await model.setParameter('model.norm.weight', values)
+      expect(Array.from(await model.getParameter('model.norm.weight'))).toEqual(Array.from(values))
+    }
   })
 
   it('rejects 64-bit integers, views without elements and detached memory', async () => {
