@@ -44,7 +44,8 @@ describe('an answer', () => {
   ])('matches the regular expression %s', async (regex) => {
     for (let seed = 0; seed < 8; seed++) {
       const { text, finishReason } = await one({ seed, grammar: { regex } })
-      if (finishReason === 'stop') expect(text).toMatch(new RegExp(`^(?:${regex})$`, 'us'))
+      expect(finishReason).toBe('stop')
+      expect(text).toMatch(new RegExp(`^(?:${regex})$`, 'us'))
       expect(text).not.toContain('\ufffd')
     }
   })
