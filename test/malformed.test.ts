@@ -627,6 +627,14 @@ describe('a byte order mark', () => {
     using trainer = new LoopRPTTrainer(student, { ...options, resume: folder })
     for await (const _ of trainer.run());
     expect(trainer.step).toBe(1)
+    using saved = await load(good)
+    using loaded = await load(folder)
+    expect([loaded.config, loaded.endTokens, loaded.tokenizer!.files()]).toEqual([
+      saved.config,
+      saved.endTokens,
+      saved.tokenizer!.files(),
+    ])
+    expect(await parametersOf(student)).toEqual(await parametersOf(saved))
   })
 })
 
