@@ -193,6 +193,7 @@ describe('the file of token ids', () => {
     const signal = AbortSignal.abort()
     const error = await refusal(() => Corpus.open(path, tokenizer, { contextLength: 16, signal, cache: join(root, 'never') }))
     expect(error.code).toBe('ABORTED')
+    expect(await readdir(root)).not.toContain('never')
   })
 })
 
