@@ -188,8 +188,8 @@ function lengthsOf(lines: readonly string[], opens: RegExp): [first: string, len
     })
 }
 
-const functions =
-  /^(?:export )?(?:async )?function|^ {2}(?!if|for|while|switch|return)(?:[a-z]+ )*\*?#?\w+(?:<.*>)?\(.*\{$|^(?:export )?const \w+ = .*=> \{$/
+const method = /^ {2}(?!if|for|while|switch|return)(?:[a-z]+ )*\*?#?\w+(?:<.*>)?\(.*\{$/
+const functions = new RegExp(`^(?:export )?(?:async )?function|${method.source}|^(?:export )?const \\w+ = .*=> \\{$`)
 
 describe.each(filesOf('src', /\.ts$/))('%s', (file) => {
   const lines = codeLines(file)
@@ -203,9 +203,9 @@ describe.each(filesOf('src', /\.ts$/))('%s', (file) => {
 
 it('the measured length of a method includes a head of several lines', () => {
   const long = [...Array(101)].map(() => '    work()')
-  const method = ['  async run(', '    a: number,', '  ): Promise<void> {', ...long, '  }']
+  const run = ['  async run(', '    a: number,', '  ): Promise<void> {', ...long, '  }']
   const call = ['  work(', '    a,', '  )', ...long, '}']
-  expect(lengthsOf(['class A {', ...method, '}', 'function b() {', ...call], functions)).toEqual([
+  expect(lengthsOf(['class A {', ...run, '}', 'function b() {', ...call], functions)).toEqual([
     ['async run(', 105],
     ['function b() {', 106],
   ])
