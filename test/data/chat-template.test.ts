@@ -122,11 +122,11 @@ describe('applyChatTemplate with tools', () => {
   })
 
   it('rejects tools that the template does not show to the model', async () => {
-    for (const template of ['{{ messages[0].content }}', '{% if tools %}{% endif %}x', [{ name: 'default', template: 'x' }]]) {
+    for (const template of ['x', '{% if tools %}{% endif %}x', [{ name: 'default', template: 'x' }]]) {
       const error = await refusal(() => withTemplate(template).applyChatTemplate(user, { tools }))
       expect(error.code).toBe('UNSUPPORTED')
       expect(error.message).toMatch(/tools: .*field "chat_template" does not show them to the model; omit tools/)
-      expect(() => withTemplate(template).applyChatTemplate(user, { tools: [] })).not.toThrow()
+      expect(withTemplate(template).applyChatTemplate(user, { tools: [] })).toBe('x')
     }
     expect(withTemplate(chatTemplate).applyChatTemplate(user, { tools })).toContain('"name": "add"')
   })
@@ -137,7 +137,7 @@ describe('applyChatTemplate with tools', () => {
     for (const options of wrong) {
       const error = await refusal(() => tokenizer.applyChatTemplate(user, options as never))
       expect(error.code).toBe('INVALID_ARGUMENT')
-      expect(error.message).toContain(Object.keys(options)[0]!)
+      expect(error.message).toMatch(new RegExp(`^Tokenizer\\.applyChatTemplate: ${Object.keys(options)[0]}(?: must|: unknown)`))
     }
   })
 })

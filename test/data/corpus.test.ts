@@ -193,6 +193,7 @@ describe('the file of token ids', () => {
     const signal = AbortSignal.abort()
     const error = await refusal(() => Corpus.open(path, tokenizer, { contextLength: 16, signal, cache: join(root, 'never') }))
     expect(error.code).toBe('ABORTED')
+    expect(await readdir(root)).not.toContain('never')
   })
 })
 
@@ -362,11 +363,16 @@ describe('training on a corpus', () => {
 describe('predicting given tokens', () => {
   it('gives the loss of score() and the accuracy of greedy generation', async () => {
     using student = await LoopLM.create(config, { device: 'reference', seed: 3 })
+    const [answer] = await student.generate([[1, 2]], { loops: 3, temperature: 0, maxNewTokens: 4, stop: [] })
     const sequences = [
-      { tokens: [1, 2, 3, 4, 5, 6], promptLength: 2 },
-      { tokens: [9, 8, 7], promptLength: 1 },
+      { tokens: [1, 2, ...answer!.tokens], promptLength: 2 }, // right after 3 loops
+      { tokens: [9, 8, 7], promptLength: 1 }, // wrong after every loop
     ]
     const evaluations = await evaluateSequences(student, sequences, { loops: [1, 3] })
+    expect(evaluations.map(({ loops, accuracy }) => [loops, accuracy])).toEqual([
+      [1, 0],
+      [3, 4 / 6],
+    ])
     for (const { loops, loss, accuracy, tokens } of evaluations) {
       let [sum, right] = [0, 0]
       for (const sequence of sequences) {

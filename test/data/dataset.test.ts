@@ -81,6 +81,7 @@ describe('a dataset', () => {
       return found
     }
     const whole = await from()
+    expect(whole).toHaveLength(40)
     for (const i of [0, 1, 6, 7, 13, 20, 39]) expect(await from(whole[i])).toEqual(whole.slice(i))
   })
 
@@ -305,6 +306,7 @@ describe('columns', () => {
   ])('given as %j are rejected, naming file, row and field', async (columns, message) => {
     const error = await refusal(() => load(columns))
     expect(error.code).toBe('INVALID_FILE')
+    expect(error.message).toMatch(/\/a\.jsonl line 1 /)
     expect(error.message).toMatch(message)
   })
 

@@ -106,6 +106,8 @@ describe('a dataset of the hub', () => {
     const error = await refusal(() => prompts({ download: true }))
     hub.damaged.clear()
     expect([error.code, error.message]).toEqual(['INVALID_FILE', expect.stringMatching(/has the checksum .* instead of/)])
+    const left = await readdir(join(cacheDir, 'datasets--org--tiny'), { recursive: true })
+    expect(left.filter((path) => path.includes('train-00000') || path.endsWith('.incomplete'))).toEqual([])
     expect((await refusal(() => prompts())).code).toBe('NOT_FOUND')
     expect(await prompts({ download: true })).toEqual(['a', 'b', 'c'])
   })

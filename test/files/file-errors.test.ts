@@ -99,43 +99,52 @@ describe.each(files)('%s', (_what, write) => {
 
 describe('a run in a folder', () => {
   it.each([
-    ['whose checkpoints are a file', 'checkpoints'],
-    ['whose config.yaml is a folder', 'config.yaml/x'],
-    ['whose metrics.jsonl is a folder', 'metrics.jsonl/x'],
-  ])('%s is rejected, naming the run folder', async (_what, name) => {
+    ['whose checkpoints are a file', 'checkpoints', /checkpoints: a part of the path is a file, not a folder.*\(ENOTDIR\)$/],
+    ['whose config.yaml is a folder', 'config.yaml/x', /config\.yaml: it is not a regular file$/],
+    ['whose metrics.jsonl is a folder', 'metrics.jsonl/x', /metrics\.jsonl: it is not a regular file$/],
+  ])('%s is rejected, naming the path', async (_what, name, message) => {
     const runDir = await mkdtemp(join(root, 'blocked-'))
     const [first, second] = name.split('/')
     if (second === undefined) await writeFile(join(runDir, name), 'mine')
     else await mkdir(join(runDir, first!))
-    const error = await refusal(() => train({ runDir }))
-    expect(error.code).toMatch(/INVALID_FILE|INVALID_ARGUMENT/)
-    expect(error.message).toContain(runDir)
+    const error = await refusal(() => train({ runDir, resume: true })) // without it, a folder with metrics.jsonl holds a run
+    expect(error.code).toBe('INVALID_FILE')
+    expect(error.message).toContain(join(runDir, first!))
+    expect(error.message).toMatch(message)
     expect(error.message).not.toMatch(/\bopen '|\bmkdir '|\bscandir '/)
   })
 })
 
 describe('reading', () => {
-  it.each<[string, () => Promise<unknown>]>([
-    ['a model below a file', () => LoopLM.fromPretrained(join(root, 'file', 'model'))],
-    ['a model that is a file', () => LoopLM.fromPretrained(join(root, 'file'))],
-    ['a model behind a link to itself', () => LoopLM.fromPretrained(join(root, 'circle'))],
-    ['an adapter that is a file', () => LoopLM.create(tinyConfig).then((model) => model.loadAdapter(join(root, 'file')))],
-    ['a tokenizer that is a file', () => Tokenizer.fromPretrained(join(root, 'file'))],
-    ['a tokenizer that is a folder', () => Tokenizer.fromFile(join(root, 'folder'))],
-    ['an optimizer that is a folder', () => new AdamW(model).load(join(root, 'folder'))],
-    ['a corpus behind a link to itself', () => Corpus.open(join(root, 'circle'), Tokenizer.bytes(), { contextLength: 8 })],
-    ['a report of a file', () => writeReport([join(root, 'file')], join(root, 'report.html'))],
-    ['a checkpoint to resume that is a file', () => train({ resume: join(root, 'file') })],
-    ['a dataset that is a folder', () => loadDataset(join(root, 'folder'))],
-    ['a dataset below a file', () => loadDataset(join(root, 'file', 'rows.jsonl'))],
-    ['a configuration that is a folder', () => readTrainConfig(join(root, 'folder'), [])],
-    ['a configuration behind a link to itself', () => readTrainConfig(join(root, 'circle'), [])],
-    ['a configuration that is not there', () => readTrainConfig(join(root, 'nowhere.yaml'), [])],
-    ['a name that is too long', () => LoopLM.fromPretrained(join(root, 'x'.repeat(300)))],
-  ])('%s fails with a readable message and the path', async (_what, read) => {
-    const error = await refusal(read)
+  it.each<[what: string, path: string, read: (path: string) => Promise<unknown>]>([
+    ['a model below a file', join(root, 'file', 'model'), (path) => LoopLM.fromPretrained(path)],
+    ['a model that is a file', join(root, 'file'), (path) => LoopLM.fromPretrained(path)],
+    ['a model behind a link to itself', join(root, 'circle'), (path) => LoopLM.fromPretrained(path)],
+    [
+      'an adapter that is a file',
+      join(root, 'file'),
+      (path) => LoopLM.create(tinyConfig).then((model) => model.loadAdapter(path)),
+    ],
+    ['a tokenizer that is a file', join(root, 'file'), (path) => Tokenizer.fromPretrained(path)],
+    ['a tokenizer that is a folder', join(root, 'folder'), (path) => Tokenizer.fromFile(path)],
+    ['an optimizer that is a folder', join(root, 'folder'), (path) => new AdamW(model).load(path)],
+    [
+      'a corpus behind a link to itself',
+      join(root, 'circle'),
+      (path) => Corpus.open(path, Tokenizer.bytes(), { contextLength: 8 }),
+    ],
+    ['a report of a file', join(root, 'file'), (path) => writeReport([path], join(root, 'report.html'))],
+    ['a checkpoint to resume that is a file', join(root, 'file'), (path) => train({ resume: path })],
+    ['a dataset that is a folder', join(root, 'folder'), (path) => loadDataset(path)],
+    ['a dataset below a file', join(root, 'file', 'rows.jsonl'), (path) => loadDataset(path)],
+    ['a configuration that is a folder', join(root, 'folder'), (path) => readTrainConfig(path, [])],
+    ['a configuration behind a link to itself', join(root, 'circle'), (path) => readTrainConfig(path, [])],
+    ['a configuration that is not there', join(root, 'nowhere.yaml'), (path) => readTrainConfig(path, [])],
+    ['a name that is too long', join(root, 'x'.repeat(300)), (path) => LoopLM.fromPretrained(path)],
+  ])('%s fails with a readable message and the path', async (_what, path, read) => {
+    const error = await refusal(() => read(path))
     expect(error.code, error.message).toMatch(/INVALID_FILE|NOT_FOUND/)
-    expect(error.message).toContain(root)
+    expect(error.message).toContain(path)
     expect(error.message).not.toMatch(/\bopen '|\bmkdir '|\bscandir '|\bstat '/)
   })
 })

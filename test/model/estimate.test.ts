@@ -3,10 +3,12 @@ import { readdirSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { stringify } from 'yaml'
 import { ouro } from '../../bench/models.js'
+import { readModelFiles, storedDType } from '../../src/cli/model-files.js'
 import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../../src/index.js'
+import { type Entry, ggufMetadata, ggufName, randomData, writeGguf, writeGgufParts } from '../gguf-file.js'
 import { runProgram } from '../kills.js'
 import { refusal } from '../refusal.js'
 
@@ -157,6 +159,62 @@ describe('on the command line', () => {
     }
     await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: 'gone', task: 'addition' }))
     expect((await looplm('plan', 'stored.yaml')).stderr).toMatch(/looplm plan: no folder gone/)
+  })
+
+  describe('a plan of a GGUF file takes the dtype in which the model is loaded:', () => {
+    const config = { ...sizes, intermediate_size: 96, looplm_exit_gate: false } // blocks have 32 values
+    const metadata = ggufMetadata('ouro', config)
+    const head = 'lm_head.weight'
+    type TypeOf = (name: string) => string
+
+    async function tensorsOf(matrices: TypeOf, vectors: string): Promise<Entry[]> {
+      using model = await LoopLM.create(config)
+      return model.parameters().map(({ name, shape }, i) => {
+        const type = shape.length > 1 ? matrices(name) : vectors
+        const count = shape.reduce((a, b) => a * b, 1)
+        return { name: ggufName('ouro', name)!, type, shape, data: randomData(type, count, i + 1) }
+      })
+    }
+
+    async function load(path: string): Promise<LoopLM> {
+      const warning = vi.spyOn(process, 'emitWarning').mockImplementation(() => {}) // llama.cpp drops the exit gate
+      try {
+        return await LoopLM.fromPretrained(path)
+      } finally {
+        warning.mockRestore()
+      }
+    }
+
+    it.each<[what: string, matrices: TypeOf, vectors: string, dtype: string]>([
+      ['BF16', () => 'BF16', 'F32', 'bfloat16'],
+      ['BF16, norms too', () => 'BF16', 'BF16', 'bfloat16'],
+      ['BF16 with an F32 head', (name) => (name === head ? 'F32' : 'BF16'), 'F32', 'float32'],
+      ['F16 with a BF16 head', (name) => (name === head ? 'BF16' : 'F16'), 'F32', 'float32'],
+      ['F32, norms of BF16', () => 'F32', 'BF16', 'float32'],
+      ['F32', () => 'F32', 'F32', 'float32'],
+      ['F16', () => 'F16', 'F32', 'float32'],
+      ['F64', () => 'F64', 'F32', 'float32'],
+      ['Q8_0', () => 'Q8_0', 'F32', 'float32'],
+      ['Q4_0 with BF16 embeddings', (name) => (name.includes('layers') ? 'Q4_0' : 'BF16'), 'BF16', 'float32'],
+      ['Q5_1', () => 'Q5_1', 'F32', 'float32'],
+    ])('%s', async (what, matrices, vectors, dtype) => {
+      const path = await writeGguf(join(root, `${what}.gguf`), metadata, await tensorsOf(matrices, vectors))
+      using loaded = await load(path)
+      expect([loaded.dtype, await storedDType(await readModelFiles(path, 'test'), 'test')]).toEqual([dtype, dtype])
+    })
+
+    it.each<[what: string, first: string, dtype: 'float32' | 'bfloat16']>([
+      ['BF16 in parts', 'BF16', 'bfloat16'],
+      ['BF16 in parts, the first one with an F32 matrix', 'F32', 'float32'],
+    ])('%s', async (what, first, dtype) => {
+      const tensors = await tensorsOf((name) => (name.includes('embed') ? first : 'BF16'), 'F32')
+      const path = (await writeGgufParts(join(root, what), metadata, tensors, { perPart: 10 })).at(-1)!
+      using loaded = await load(path)
+      await writeFile(join(root, 'gguf.yaml'), stringify({ trainer: 'rltt', model: path, task: 'addition' }))
+      const { stdout, stderr } = await looplm('plan', 'gguf.yaml', '--no-time', '--json')
+      expect([loaded.dtype, stderr]).toEqual([dtype, ''])
+      expect(JSON.parse(stdout)).toMatchObject({ dtype, weights: estimateMemory(loaded.config, { dtype }).weights })
+    })
   })
 
   it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {

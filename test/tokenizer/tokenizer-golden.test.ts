@@ -19,7 +19,7 @@ interface Case {
   ids?: (number[] | null)[]
   addSpecialTokens?: boolean
   /** Of models: number and hash of the ids of long texts. */
-  long?: ([count: number, hash: number] | null)[]
+  long?: [count: number, hash: number][]
   /** Of decoding: ids, skipSpecialTokens, text. */
   texts?: [number[], boolean, string][]
 }
@@ -100,10 +100,10 @@ describe('long texts', () => {
   ]
 
   it('have the same tokens as in Python, encoded synchronously and asynchronously', async () => {
+    expect(new Set(models.map(({ type }) => type))).toEqual(new Set(['BPE', 'WordPiece', 'WordLevel', 'Unigram']))
     for (const example of models) {
       const tokenizer = new Tokenizer(json(example))
       for (const [i, expected] of example.long!.entries()) {
-        if (expected === null) continue
         for (const ids of [tokenizer.encode(texts[i]!), await tokenizer.encodeAsync(texts[i]!)]) {
           expect([ids.length, crc32(ids.join())], `${example.type}, text ${i}`).toEqual(expected)
         }
@@ -112,6 +112,7 @@ describe('long texts', () => {
   })
 
   it.each(['BPE', 'WordPiece', 'WordLevel', 'Unigram'])('of twice the length take at most about twice the steps: %s', (type) => {
+    let most = 0
     for (const { tokenizer } of models.filter((example) => example.type === type)) {
       const { vocab, addedTokens, tokenizer: read } = parseTokenizerJson(tokenizer, 'tokenizer.json')
       const pipeline = new Pipeline(read, vocab, addedTokens, 'tokenizer.json')
@@ -119,9 +120,12 @@ describe('long texts', () => {
       for (const part of ['a', 'ab ', 'the theatre ', '漢é😀']) {
         const text = part.repeat(Math.ceil(30_000 / part.length))
         // A queue's operations per piece are n log n at most; a turn ends after a fixed number of them
-        expect(steps(text + text), `${type} ${part}`).toBeLessThanOrEqual(2.2 * steps(text) + 2)
+        const once = steps(text)
+        most = Math.max(most, once)
+        expect(steps(text + text), `${type} ${part}`).toBeLessThanOrEqual(2.2 * once + 2)
       }
     }
+    expect(most).toBeGreaterThan(6) // turns that nobody ends would be one step of any length
   })
 
   it('do not block the event loop while they are encoded', async () => {

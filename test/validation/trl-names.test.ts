@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
 import type { z } from 'zod'
+import { callbackNames } from '../../src/rl/callbacks.js'
 import { grpoOptions, objectiveTrainerOptions, rlttOptions } from '../../src/rl/config-rollouts.js'
 import { looprptOptions, pretrainOptions } from '../../src/rl/config-tokens.js'
 import { parseOptions } from '../../src/validation/schema.js'
@@ -55,9 +56,11 @@ describe('coming from TRL', () => {
     expect([...names].sort()).toEqual([...(lists[list] as string[])].sort())
   })
 
-  it('every row names the equivalent in looplm, or has a dash', () => {
-    for (const { names, here, cell } of Object.keys(sections).flatMap(rowsOf)) {
+  it.each(Object.keys(sections))('%s: every row names options or callbacks of looplm, or has a dash', (section) => {
+    const known: string[] = [...options, ...(section === 'Callbacks' ? callbackNames : ['columns'])] // columns of the dataset
+    for (const { names, here, cell } of rowsOf(section)) {
       expect([names, here.length > 0 || cell === '–']).toEqual([names, true])
+      expect([names, here.filter((name) => !known.includes(name))]).toEqual([names, []])
     }
   })
 
@@ -77,6 +80,7 @@ describe('coming from TRL', () => {
     expect(rows.some(({ here }) => expected.every((option) => here.includes(option)))).toBe(true)
     for (const option of expected) {
       const schemas = Object.entries(trainers).filter(([, { shape }]) => Object.hasOwn(shape, option))
+      expect(schemas).not.toEqual([])
       for (const [trainer, schema] of schemas) {
         const first = expected.find((one) => Object.hasOwn(schema.shape, one))
         const error = await refusal(() => parseOptions(trainer, schema as z.ZodType, { [name]: 1 }))
