@@ -149,7 +149,10 @@ describe('report of the study', () => {
   })
 
   it('regenerates the figures from the stored metrics', () => {
-    for (const [name, svg] of Object.entries(figures(results))) {
+    const made = Object.entries(figures(results))
+    const stored = readdirSync(join(root, 'docs', 'study')).filter((name) => /^[abc]-.*\.svg$/.test(name))
+    expect(made.map(([name]) => `${name}.svg`).sort()).toEqual(stored.sort())
+    for (const [name, svg] of made) {
       expect(readFileSync(join(root, 'docs', 'study', `${name}.svg`), 'utf8'), name).toBe(svg)
       expect(svg, name).not.toMatch(/NaN|undefined|Infinity/)
     }
@@ -193,6 +196,7 @@ describe('a run of the study', () => {
       expect(result.final.accuracy).toHaveLength(4)
       expect(result.final.tokens.hard).toHaveLength(4)
       expect(result.curve.step).toEqual([1, 2, 3])
+      expect(result.curve.reward).toHaveLength(3)
       if (method.part !== 'b') for (const value of result.curve.reward) expect(value * (1 - value)).toBeGreaterThan(0)
     })
   }
