@@ -464,6 +464,11 @@ const ofOtherFamilies = ['initialState', 'stateSeed']
 
 const fieldsOf = (schema: z.ZodType) => new Set(paths(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema))
 
+function rowOf(name: TrainerName, field: string): Row | undefined {
+  const found = options[field]
+  return typeof found === 'function' ? found(name) : found
+}
+
 /** Per trainer, the options that one before it in its row declares too. */
 const inherited = new Map<TrainerName, Set<unknown>>()
 for (const row of [policies, ['pretrain', 'looprpt'] as const]) {
@@ -483,14 +488,13 @@ export function optionsHaveEffect({ all }: { all: boolean }): void {
     const { schema } = trainers[name]
     const fields = [...fieldsOf(schema)].filter((path) => {
       if (path.startsWith('objective.') || ofOtherFamilies.includes(path)) return false
+      // folders belong to what all trainers share
+      if (rowOf(name, path)?.base?.inFolder === true && !['rltt', 'pretrain'].includes(name)) return false
       return all || !inherited.get(name)!.has(schema.shape[path.split('.')[0]!])
     })
     it.each(fields)('%s', async (field) => {
       expect(Object.keys(options)).toContain(field)
-      const found = options[field]!
-      const { base = {}, change, quiet, fails } = typeof found === 'function' ? found(name) : found
-      // folders belong to what all trainers share
-      if (base.inFolder === true && !['rltt', 'pretrain'].includes(name)) return
+      const { base = {}, change, quiet, fails } = rowOf(name, field)!
       const before = await repeated(name, base, quiet)
       const after = await outcome(name, { ...base, ...change }, quiet)
       if (fails === undefined) expect(after).not.toMatch(/Error/)
