@@ -88,7 +88,7 @@ describe('looplm', () => {
     expect(code).toBe(0)
     expect(facts.node).toBe(process.version)
     expect(facts.devices.map(({ name }: { name: string }) => name)).toEqual(expect.arrayContaining(['cpu', 'reference', 'cuda']))
-    for (const { description } of facts.devices) expect(description).not.toBe('')
+    for (const { description } of facts.devices) expect(description).toMatch(/\w/)
     expect((await looplm(['info'])).stdout).toContain(facts.looplm)
   })
 
