@@ -132,6 +132,8 @@ interface Row {
   change: Options
   /** Changes no number: the calls of the engine and of the rewards are compared as well. */
   quiet?: boolean
+  /** With the change the run fails with this error. Without it a run that fails says nothing about the option. */
+  fails?: RegExp
 }
 const ratio = { surrogate: 'ppo', updatesPerRollout: 3 }
 const evaluated = (name: TrainerName) => ({
@@ -278,8 +280,12 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   'branch.width': { base: { ...talking, branch: { entropy: 0, width: 2 } }, change: { branch: { entropy: 0, width: 4 } } },
   toolConcurrency: () => ({ base: calling(), change: { ...calling(), toolConcurrency: 1 } }),
   toolTimeout: () => ({ base: calling(), change: { ...calling(), toolTimeout: 1e-3 } }),
-  environmentTimeout: { base: talking, change: { environment: () => new Promise(() => {}), environmentTimeout: 1e-3 } },
-  reencode: () => ({ base: { ...rewriting(), reencode: true }, change: { reencode: false } }),
+  environmentTimeout: {
+    base: talking,
+    change: { environment: () => new Promise(() => {}), environmentTimeout: 1e-3 },
+    fails: /environmentTimeout/,
+  },
+  reencode: () => ({ base: { ...rewriting(), reencode: true }, change: { reencode: false }, fails: /set reencode: true/ }),
   advantage: { base: talking, change: { advantage: { source: 'turn' } } },
   'advantage.source': { base: talking, change: { advantage: { source: 'turn' } } },
   'advantage.discount': {
@@ -288,7 +294,7 @@ const options: Record<string, Row | ((name: TrainerName) => Row)> = {
   },
   skipFlatGroups: { base: { reward: () => 1 }, change: { skipFlatGroups: false } },
   rewardConcurrency: { change: { rewardConcurrency: 2 }, quiet: true },
-  rewardTimeout: { change: { rewardTimeout: 1e-6 } },
+  rewardTimeout: { change: { rewardTimeout: 1e-6 }, fails: /rewardTimeout/ },
   logCompletions: { base: { inFolder: true }, change: { logCompletions: 1 } },
   logprobCheckEvery: { change: { logprobCheckEvery: 1 } },
   scaleRewards: { change: { scaleRewards: 'none' } },
@@ -458,6 +464,11 @@ const ofOtherFamilies = ['initialState', 'stateSeed']
 
 const fieldsOf = (schema: z.ZodType) => new Set(paths(z.toJSONSchema(schema, { io: 'input' }) as JsonSchema))
 
+function rowOf(name: TrainerName, field: string): Row | undefined {
+  const found = options[field]
+  return typeof found === 'function' ? found(name) : found
+}
+
 /** Per trainer, the options that one before it in its row declares too. */
 const inherited = new Map<TrainerName, Set<unknown>>()
 for (const row of [policies, ['pretrain', 'looprpt'] as const]) {
@@ -477,16 +488,18 @@ export function optionsHaveEffect({ all }: { all: boolean }): void {
     const { schema } = trainers[name]
     const fields = [...fieldsOf(schema)].filter((path) => {
       if (path.startsWith('objective.') || ofOtherFamilies.includes(path)) return false
+      // folders belong to what all trainers share
+      if (rowOf(name, path)?.base?.inFolder === true && !['rltt', 'pretrain'].includes(name)) return false
       return all || !inherited.get(name)!.has(schema.shape[path.split('.')[0]!])
     })
     it.each(fields)('%s', async (field) => {
       expect(Object.keys(options)).toContain(field)
-      const found = options[field]!
-      const { base = {}, change, quiet } = typeof found === 'function' ? found(name) : found
-      // folders belong to what all trainers share
-      if (base.inFolder === true && !['rltt', 'pretrain'].includes(name)) return
+      const { base = {}, change, quiet, fails } = rowOf(name, field)!
       const before = await repeated(name, base, quiet)
-      expect(await outcome(name, { ...base, ...change }, quiet)).not.toBe(before)
+      const after = await outcome(name, { ...base, ...change }, quiet)
+      if (fails === undefined) expect(after).not.toMatch(/Error/)
+      else expect(after).toMatch(fails)
+      expect(after).not.toBe(before)
     })
   })
 

@@ -48,6 +48,7 @@ describe('a run on text', () => {
     using model = await LoopLM.create(settings.model, { seed: 3, threads: 1 })
     const { mask } = await hardOnly(model, { sequences: text.heldOut })
     const { entropy } = await model.score(text.heldOut)
+    expect(mask).toHaveLength(2)
     for (const [i, row] of mask.entries()) {
       const last = Array.from(entropy[i]!.slice(-row.length))
       const of = (kept: number) => last.filter((_, j) => row[j] === kept)

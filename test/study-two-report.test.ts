@@ -143,12 +143,15 @@ describe('report of Study II', () => {
     const ofText = readResults<TextResult>(join(import.meta.dirname, '../study/text/results'))
     expect(fillTables(page, tables(stored, ofText))).toBe(page)
     const folder = join(import.meta.dirname, '../docs/study')
+    expect(Object.keys(figures(stored))).toEqual(['two-course', 'two-loops', 'two-rates'])
     for (const [name, svg] of Object.entries(figures(stored))) expect(readFileSync(join(folder, `${name}.svg`), 'utf8')).toBe(svg)
   })
 
   it('has the weights of every base on which a run is stored', () => {
     const folder = join(import.meta.dirname, '../study/two')
-    for (const { id, task, base } of readResults<Result>(join(folder, 'results')).values())
+    const stored = [...readResults<Result>(join(folder, 'results')).values()]
+    expect(stored.length).toBeGreaterThan(0)
+    for (const { id, task, base } of stored)
       expect(existsSync(join(folder, 'bases', task, `${base}`, 'model.safetensors')), id).toBe(true)
   })
 

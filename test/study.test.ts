@@ -101,7 +101,8 @@ describe('plan of the study', () => {
   const byId = (list: Result[]) => new Map(list.map((result) => [result.id, result]))
 
   it('makes bases first, then tunes every method on its own base', () => {
-    expect(dueRuns(new Map()).every(({ kind }) => kind === 'base')).toBe(true)
+    const begun = dueRuns(new Map()).map(({ id }) => id)
+    expect(begun.sort()).toEqual([...settings.tuningBases, ...settings.bases].map(baseId).sort())
     const [first] = settings.tuningBases
     const due = dueRuns(byId([base(first), base(0)]))
     expect(due).toContainEqual(expect.objectContaining({ id: trainingId('grpo', first, 1e-4), tuning: true }))
@@ -149,7 +150,10 @@ describe('report of the study', () => {
   })
 
   it('regenerates the figures from the stored metrics', () => {
-    for (const [name, svg] of Object.entries(figures(results))) {
+    const made = Object.entries(figures(results))
+    const stored = readdirSync(join(root, 'docs', 'study')).filter((name) => /^[abc]-.*\.svg$/.test(name))
+    expect(made.map(([name]) => `${name}.svg`).sort()).toEqual(stored.sort())
+    for (const [name, svg] of made) {
       expect(readFileSync(join(root, 'docs', 'study', `${name}.svg`), 'utf8'), name).toBe(svg)
       expect(svg, name).not.toMatch(/NaN|undefined|Infinity/)
     }
@@ -193,6 +197,7 @@ describe('a run of the study', () => {
       expect(result.final.accuracy).toHaveLength(4)
       expect(result.final.tokens.hard).toHaveLength(4)
       expect(result.curve.step).toEqual([1, 2, 3])
+      expect(result.curve.reward).toHaveLength(3)
       if (method.part !== 'b') for (const value of result.curve.reward) expect(value * (1 - value)).toBeGreaterThan(0)
     })
   }

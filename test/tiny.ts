@@ -1,4 +1,5 @@
 // A model small enough for the float64 reference device, and a task for it.
+import { expect } from 'vitest'
 import { LoopLM } from '../src/model/model.js'
 import { addition } from '../src/tasks/index.js'
 import type { DeviceName } from '../src/tensor/types.js'
@@ -55,8 +56,10 @@ export async function parametersOf(model: LoopLM): Promise<Map<string, Float32Ar
   return values
 }
 
-/** Largest absolute difference between two sets of named arrays, relative to the largest value. */
+/** Largest absolute difference between two sets of arrays with the same names and lengths, relative to the largest value. */
 export function difference(a: Map<string, ArrayLike<number>>, b: Map<string, ArrayLike<number>>): number {
+  const shapes = [a, b].map((set) => [...set].map(([name, { length }]) => `${name} ${length}`).sort())
+  expect(shapes[1]).toEqual(shapes[0])
   let largest = 0
   let size = 0
   for (const [name, values] of a) {

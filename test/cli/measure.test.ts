@@ -120,6 +120,7 @@ describe('a plan', () => {
         const { sampling, update } = stepSeconds(architectureOf(model), { train: 1, forward: 1, decode: 1, rows: 1 }, step)
         expect(update).toBeGreaterThan(0)
         expect(Number.isFinite(update + sampling)).toBe(true)
+        expect(step.rollouts !== undefined, trainer).toBe(['rltt', 'grpo', 'objective'].includes(trainer))
         if (step.rollouts === undefined) continue
         expect(waves).toBe(1)
         const tight = await plan([], train + (peak - train) / 3 / 0.9)

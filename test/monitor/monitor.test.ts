@@ -171,19 +171,23 @@ describe('line chart', () => {
 
   it('draws a flat or empty series', () => {
     const panel = (points: [number, number][]) => ({ title: '', xLabel: '', yLabel: '', series: [{ name: 'x', points }] })
-    expect(
-      lineChart({
-        title: '',
-        description: '',
-        panels: [
-          panel([]),
-          panel([
-            [3, 1],
-            [3, 1],
-          ]),
-        ],
-      }),
-    ).not.toContain('NaN')
+    const flat = panel([
+      [2, 1],
+      [3, 1],
+      [4, 1],
+    ])
+    const one = panel([
+      [3, 1],
+      [3, 1],
+    ])
+    const svg = lineChart({ title: '', description: '', panels: [panel([]), flat, one] })
+    expect(svg).not.toMatch(/NaN|Infinity|undefined/)
+    // half-way up panels from 56 to 252
+    expect([...svg.matchAll(/class="curve line0" d="(.*?)"/g)].map((match) => match[1])).toEqual([
+      '',
+      'M516 154L710 154L904 154',
+      'M1170 154L1170 154',
+    ])
   })
 })
 

@@ -315,7 +315,21 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     expect(await chart.getAttribute('aria-valuetext')).toBe('step 2, reward 0.5')
     await page.keyboard.press('End')
     expect(await chart.getAttribute('aria-valuenow')).toBe('30')
-    for (const key of ['+', 'ArrowLeft', '-', 'Escape']) await page.keyboard.press(key)
+    await page.keyboard.press('ArrowLeft')
+    expect(await chart.getAttribute('aria-valuenow')).toBe('29')
+    for (const key of ['Home', 'PageUp', 'PageUp', 'PageUp', 'PageUp', 'ArrowRight', 'ArrowRight']) await page.keyboard.press(key)
+    expect(await chart.getAttribute('aria-valuenow')).toBe('15') // in the middle, so that it stays there
+    const picture = async () => String(await page.evaluate('document.querySelector(".chart canvas").toDataURL()'))
+    const whole = await picture()
+    await page.keyboard.press('+')
+    await expect.poll(picture).not.toBe(whole)
+    const half = await picture()
+    await page.keyboard.press('+')
+    await expect.poll(picture).not.toBe(half)
+    await page.keyboard.press('-')
+    await expect.poll(picture).toBe(half)
+    await page.keyboard.press('Escape')
+    await expect.poll(picture).toBe(whole)
     expect(await page.locator('#chart-reward-summary').textContent()).toMatch(
       /^reward: 0 at step 1, 0\.9667 at step 30, between 0 and 0\.9667\./,
     )

@@ -111,7 +111,8 @@ describe('resuming', () => {
     await expect(finish(trainer.run())).rejects.toThrow('power cut') // no checkpoint is written
     using again = await tinyModel('cpu')
     using resumed = trainers['Stage I'](again, { runDir, resume: true })
-    await finish(resumed.run())
+    const events = await finish(resumed.run())
+    expect(events.filter(({ type }) => type === 'step').map(({ step }) => step)).toEqual([5, 6])
     expect((await readLines(runDir)).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6])
   })
 

@@ -8,6 +8,7 @@ import { type Dataset, evaluate, LoopLM, PretrainTrainer, RLTTTrainer, Tokenizer
 import { encodePrompt, type LessonOptions, trainingSequence } from '../../src/rl/lessons.js'
 import { openProblems } from '../../src/rl/problems.js'
 import { refusal } from '../refusal.js'
+import { difference, parametersOf } from '../tiny.js'
 
 const plain =
   '{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}{% if tools %}[{{ tools | length }} tools]{% endif %}' +
@@ -187,6 +188,7 @@ describe('a training example', () => {
       const tokenizer = await chatting(plain)
       using model = await newModel(tokenizer)
       using twin = await model.clone()
+      const before = await parametersOf(model)
       const rows = [{ messages: dialogue }, { messages: dialogue.slice(0, 2) }] as unknown as Dataset
       const options = { learningRate: 1e-2, batchSize: 2, steps: 1, stage }
       const trainer = new PretrainTrainer(model, { dataset: rows, tokenizer, assistantOnly: true, ...options })
@@ -212,9 +214,11 @@ describe('a training example', () => {
       }
       const made = await new PretrainTrainer(twin, options).update(batch)
       expect(loss).toBeCloseTo(made.loss, 6)
-      const [name] = model.parameters().map((parameter) => parameter.name)
-      const [a, b] = [await model.getParameter(name!), await twin.getParameter(name!)]
-      for (const [i, value] of b.entries()) expect(a[i]).toBeCloseTo(value, 5)
+      const [own, want] = [await parametersOf(model), await parametersOf(twin)]
+      expect(difference(want, own)).toBeLessThan(1e-6)
+      const moved = [...own.keys()].filter((name) => String(own.get(name)) !== String(before.get(name)))
+      expect(moved).toContain('model.early_exit_gate.weight')
+      expect(moved.includes('lm_head.weight')).toBe(stage === 1)
     },
   )
 })
@@ -227,6 +231,7 @@ describe('conversations', () => {
     using model = await newModel(tokenizer)
     const seen = new Set<string>()
     const ends = tokenizer.tokenId('<end>')!
+    let logged = 0
     using trainer = new RLTTTrainer(model, {
       dataset: rows,
       tokenizer,
@@ -244,7 +249,9 @@ describe('conversations', () => {
     for await (const event of trainer.run()) {
       if (event.type !== 'step') continue
       for (const { prompt } of event.completions) expect(seen.has(prompt)).toBe(true)
+      logged += event.completions.length
     }
+    expect(logged).toBe(16)
     const text = (content: string) => `[think false]<user>${content}<end><assistant>`
     expect([...seen].sort()).toEqual([text('hi'), text('more')])
     expect(openProblems('test', model, { dataset: rows, tokenizer, seed: 0 }).stop).toContain(ends)

@@ -6,7 +6,16 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { z } from 'zod'
 import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
 import { ToolRunner } from '../../src/chat/tools.js'
-import { defineTool, type Environment, evaluate, LoopLM, type RLTTOptions, RLTTTrainer } from '../../src/index.js'
+import {
+  defineTool,
+  type Environment,
+  evaluate,
+  LoopLM,
+  type RLTTOptions,
+  RLTTTrainer,
+  type Rollout,
+  type TrainerCallbacks,
+} from '../../src/index.js'
 import type { DeviceName } from '../../src/tensor/types.js'
 import { refusal } from '../refusal.js'
 import { timeless } from '../timeless.js'
@@ -248,17 +257,23 @@ describe('an environment', () => {
 
   it('continues a string prompt with string replies', async () => {
     using model = await create()
-    const prompts: string[] = []
     const environment: Environment = ({ prompt }) => ({
       prompt: prompt as string,
-      step: ({ text, index }) => {
-        prompts.push(text)
-        return index === 0 ? { reply: 'ab' } : { reward: 1, done: true }
-      },
+      step: ({ index }) => (index === 0 ? { reply: 'ab' } : { reward: 1, done: true }),
     })
-    const [metrics] = await run({ environment, steps: 1 }, model)
+    const seen: Rollout[] = []
+    const callbacks: TrainerCallbacks = { onRollouts: ({ rollouts }) => void seen.push(...rollouts) }
+    const [metrics] = await run({ environment, steps: 1, callbacks }, model)
     expect(metrics!.reward).toBe(1)
-    expect(prompts).toHaveLength(24)
+    expect(seen).toHaveLength(12)
+    for (const { tokens, promptLength, mask, turns, columns } of seen) {
+      const decode = (begin: number, end: number) => tokenizer.decode(tokens.slice(begin, end), { skipSpecialTokens: false })
+      expect(decode(0, promptLength)).toBe(columns.prompt)
+      const [first, second] = turns!
+      expect([first!.begin, second!.end]).toEqual([promptLength, tokens.length])
+      expect(decode(first!.end, second!.begin)).toBe('ab')
+      expect(Array.from(mask!.slice(first!.end - promptLength, second!.begin - promptLength))).toEqual([0, 0])
+    }
   })
 
   it('is rejected without a prompt or with contradictory options', async () => {

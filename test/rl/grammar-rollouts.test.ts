@@ -65,10 +65,13 @@ describe('rollouts with a grammar', () => {
     using trainer = new RLTTTrainer(model, { ...base, grammar: { ebnf: 'root ::= "ace"' }, callbacks })
     for await (const _ of trainer.run());
     using untrained = await create()
+    expect(seen).toHaveLength(12)
     for (const { text, tokens, promptLength, samplingLogprobs } of seen) {
       expect(text).toBe('ace')
       const { logprobs } = await untrained.score([tokens], { promptLengths: [promptLength], lastLoop: true })
       const own = Array.from(logprobs[0]!).slice(promptLength - 1)
+      expect(samplingLogprobs).toHaveLength(own.length)
+      expect(own.length).toBeGreaterThanOrEqual(3) // its letters
       for (const [i, value] of Array.from(samplingLogprobs!).entries()) {
         expect(value).toBeLessThan(-0.1) // of the masked distribution it would be 0
         expect(Math.abs(value - own[i]!)).toBeLessThan(1e-12)

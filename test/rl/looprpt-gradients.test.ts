@@ -76,6 +76,7 @@ async function compare(options: LoopRPTOptions, mask?: number[][]) {
   const own = await parametersOf(model)
   const want = loopRptLoss(ouro(tinyConfig), of, await parametersOf(teacher), own)
   expect(loss).toBeCloseTo(want(own), 12)
+  expect([...gradients.keys()]).toEqual([...own.keys()])
   expectDerivative(gradients, own, want)
   return { loss, gradients }
 }

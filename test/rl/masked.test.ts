@@ -99,6 +99,7 @@ describe('turn advantages', () => {
       return total
     }
     expect(loss).toBeCloseTo(independent(own), 10)
+    expect([...gradients.keys()]).toEqual([...own.keys()])
     expectDerivative(gradients, own, independent)
   })
 })

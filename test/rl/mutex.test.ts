@@ -169,6 +169,7 @@ describe('gradients', () => {
     using trainer = new RLTTTrainer(model, { ...base, onWarning: vi.fn() })
     const { loss, gradients } = await trainer.gradients({ ...batch, rewards: Array(8).fill(1) })
     expect(loss).toBe(0)
+    expect([...gradients.keys()]).toEqual(model.parameters().map(({ name }) => name))
     expect([...gradients.values()].every((values) => values.every((value) => value === 0))).toBe(true)
     using optimizer = new AdamW(model)
     expect((await optimizer.step()).gradNorm).toBe(0)

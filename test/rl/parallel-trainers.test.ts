@@ -22,9 +22,12 @@ describe.runIf(installed.length > 0)('trainers under a launcher', () => {
     const env = { LOOPLM_DEVICE: device, LOOPLM_STEPS: device === 'cpu' ? '10' : '3' }
     const alone = await runRanks(undefined, 1, scenarios, env)
     const together = await runRanks(installed.at(device === 'cpu' ? 0 : -1)!, device === 'cpu' ? 3 : 2, scenarios, env)
+    const nothing = alone('pretrain')[0]!.first
     for (const name of scenarios) {
       const [one] = alone(name)
       const ranks = together(name)
+      expect(one!.first === nothing, name).toBe(['pretrain', 'looprpt'].includes(name)) // these have no rollouts
+      expect(ranks[0]!.events.length, name).toBe(one!.events.length)
       for (const rank of ranks) {
         expect(rank.first, name).toBe(one!.first) // the first rollouts, bit for bit
         expect(rank.hash, name).toBe(ranks[0]!.hash)

@@ -234,8 +234,8 @@ describe('a folder that cannot be written', () => {
     expect((await finish(trainer.run())).at(-1)).toMatchObject({ type: 'done', step: 3 })
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(expect.stringMatching(/the run folder .* has vanished and was made again/))
     const resumed = await make(5, true)
-    await finish(resumed.trainer.run())
-    expect(resumed.trainer.step).toBe(5)
+    const steps = (await finish(resumed.trainer.run())).filter(({ type }) => type === 'step').map(({ step }) => step)
+    expect(steps).toEqual([4, 5]) // without a checkpoint it would begin at 1
   })
 })
 
@@ -253,6 +253,9 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
     const { step } = JSON.parse(stdout.trimEnd().split('\n').at(-1)!)
     expect(stderr).toContain(`stopped after step ${step}; saved ${signal}/checkpoints/step-${step}; continue with:`)
     expect(code).toBe({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }[signal])
+    expect(await newestCheckpoint(join(root, signal))).toBe(join(root, signal, 'checkpoints', `step-${step}`))
+    const state = JSON.parse(await readFile(join(root, signal, 'checkpoints', `step-${step}`, 'trainer_state.json'), 'utf8'))
+    expect(state.step).toBe(step)
   })
 
   it('a second signal exits at once, and the newest checkpoint stays usable', async () => {
@@ -271,6 +274,9 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
     expect(stderr).not.toContain('saved')
     const resumed = await runProgram([...args, '--set', 'steps=3'], { cwd: root })
     expect(resumed.code).toBe(0)
+    const events = resumed.stdout.trimEnd().split('\n')
+    const steps = events.map((line) => JSON.parse(line)).filter(({ type }) => type === 'step')
+    expect(steps.map(({ step }) => step)).toEqual([2, 3]) // it did not begin anew
   })
 })
 

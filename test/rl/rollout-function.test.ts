@@ -60,6 +60,18 @@ describe('a rollout function', () => {
     expect(seen).toEqual([0, 1].map((step) => [step, 4, true, true]))
   })
 
+  it('has its log-probabilities compared with those of training', async () => {
+    const shifted: RolloutFunction = async (problems, context) =>
+      (await plain(problems, context)).map((made, i) => ({
+        ...made,
+        samplingLogprobs: made.samplingLogprobs!.map((value, k) => value + (i === 5 && k === 0 ? -1 : 0.25)),
+      }))
+    const { metrics } = await run({ rollout: shifted, reward: variedReward })
+    expect(metrics[0]!['sampling/logprob_difference/max']).toBeCloseTo(1, 9)
+    const tokens = 16 * metrics[0]!['completions/mean_length']!
+    expect(metrics[0]!['sampling/logprob_difference/mean']).toBeCloseTo(0.25 + 0.75 / tokens, 9)
+  })
+
   const changed =
     (change: (made: Rollout) => object): RolloutFunction =>
     async (problems, context) => {
@@ -67,7 +79,7 @@ describe('a rollout function', () => {
       return made.map((one, i) => (i === 5 ? { ...one, ...change(one) } : one)) as Rollout[]
     }
   it.each<[RolloutFunction, RegExp]>([
-    [async () => 'none' as never, /rollout: the function must return an array of rollouts, got 'none'|got "none"/],
+    [async () => 'none' as never, /^rollout: the function must return an array of rollouts, got 'none'$/],
     [
       async (problems, context) => (await plain(problems, context)).slice(1),
       /groupSize rollouts for each problem, 16 in all, got 15/,

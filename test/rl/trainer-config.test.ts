@@ -4,7 +4,7 @@ import { z } from 'zod'
 import { grpoOptions, objectiveTrainerOptions, rlttOptions } from '../../src/rl/config-rollouts.js'
 import { looprptOptions, pretrainOptions } from '../../src/rl/config-tokens.js'
 import { objectiveSchema } from '../../src/rl/objective/schema.js'
-import { trainerOptions } from '../../src/rl/registry.js'
+import { trainerNames, trainerOptions, trainers } from '../../src/rl/registry.js'
 import { parseOptions } from '../../src/validation/schema.js'
 
 const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {
@@ -75,10 +75,12 @@ describe('trainer options', () => {
   })
 
   it('are all documented with type and default', () => {
-    for (const trainer of ['rltt', 'grpo', 'pretrain'] as const) {
-      for (const option of trainerOptions(trainer)) {
-        expect(option.description, option.name).not.toBe('')
-        expect(option.type, option.name).not.toMatch(/any|object/)
+    for (const trainer of trainerNames) {
+      const defaults = trainers[trainer].schema.parse({}) as Record<string, unknown>
+      for (const { name, description, type, default: value } of trainerOptions(trainer)) {
+        expect(description, name).toMatch(/\w/)
+        expect(type, name).not.toMatch(/\b(any|object)\b/)
+        expect(value, name).toBe(defaults[name] === undefined ? undefined : JSON.stringify(defaults[name]))
       }
     }
     expect(trainerOptions('rltt').find(({ name }) => name === 'groupSize')).toMatchObject({ type: 'integer >= 2', default: '8' })

@@ -165,7 +165,7 @@ describe('update', () => {
       'loop_3/weight',
       'loop_2/exit_prob',
     ]) {
-      expect(metrics[name], name).toBeTypeOf('number')
+      expect(Number.isFinite(metrics[name]), name).toBe(true)
     }
   })
 
@@ -265,15 +265,12 @@ describe('run', () => {
     expect((await course(6)).parameters).not.toEqual(first.parameters)
   })
 
-  it('measures the difference between log-probabilities of sampling and training', async () => {
+  it('samples with the log-probabilities of training', async () => {
     using model = await tinyModel('cpu')
     using trainer = new RLTTTrainer(model, { ...runBase, steps: 1 })
     const [event] = await collect(trainer.run())
     // float32 leaves 1e-6 (test/rounding.ts); another temperature, position or key is seen in the second digit
     expect(event!.metrics['sampling/logprob_difference/max']).toBeLessThan(1e-4)
-    expect(event!.metrics['sampling/logprob_difference/mean']).toBeLessThanOrEqual(
-      event!.metrics['sampling/logprob_difference/max']!,
-    )
   })
 
   it('makes one optimizer step per pass and minibatch, and samples gradientAccumulation times', async () => {
@@ -411,11 +408,15 @@ describe('PretrainTrainer', () => {
     expect((await trainer.gradients({ sequences, promptLengths: Array(8).fill(4) })).loss).not.toBe(whole.loss)
   })
 
-  it('answers the same held-out problems greedily with each loop count', async () => {
+  it('answers the same test problems greedily with each loop count', async () => {
     using model: LoopLM = await tinyModel('cpu')
     using trainer = new PretrainTrainer(model, { task: tinyTask, batchSize: 64, steps: 150, learningRate: 1e-2 })
     await collect(trainer.run())
+    const generate = vi.spyOn(model, 'generate')
     const results = await trainer.evaluate({ problems: 40 })
+    expect(generate.mock.calls.map(([, options]) => [options!.loops, options!.temperature])).toEqual([1, 2, 3].map((t) => [t, 0]))
+    const problems = Array.from({ length: 40 }, (_, i) => tinyTask.sample('test', i))
+    expect(results.map(({ columns }) => columns)).toEqual(Array(3).fill(problems))
     expect(results.map(({ loops }) => loops)).toEqual([1, 2, 3])
     expect(results.map(({ problems, completionLength }) => [problems, completionLength])).toEqual(Array(3).fill([40, 2]))
     expect(await trainer.evaluate({ problems: 40 })).toEqual(results)

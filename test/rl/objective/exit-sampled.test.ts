@@ -136,6 +136,7 @@ describe('the gradient of exit-sampled on a problem with enumerable outcomes', (
     const own = await parametersOf(model)
     expect(outcomes.reduce((sum, { tokens, exits }) => sum + probability(own, tokens, exits), 0)).toBeCloseTo(1, 12)
     const exact = await gradients(model)
+    expect([...exact.keys()]).toEqual([...own.keys()])
     const largest = expectDerivative(exact, own, (p) => -expectedReward(p), 1e-6)
 
     using trainer = new RLTTTrainer(model, { ...mean, weights: 'exit-pdf' })

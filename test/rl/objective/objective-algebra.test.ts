@@ -4,7 +4,6 @@ import { native } from '../../../src/native.js'
 import { advantagesOf } from '../../../src/rl/objective/advantages.js'
 import { beliefAdvantages } from '../../../src/rl/objective/belief.js'
 import { enginePasses } from '../../../src/rl/objective/compile.js'
-import { phasesOf, recipes } from '../../../src/rl/objective/recipes.js'
 import { advantage, beliefReward, objectiveSchema, rewardShaper, valueAt } from '../../../src/rl/objective/schema.js'
 import { shapeRewards } from '../../../src/rl/objective/shape-rewards.js'
 
@@ -154,7 +153,7 @@ describe('beliefs', () => {
   it('support cost, normalize and scale', () => {
     close(returns({ value: 'probability', base: 'none', cost: 0.1 }), [0.25, 0.1, 0.4, 0.4])
     const z = returns({ value: 'probability', normalize: 'loops' })
-    expect(z.reduce((a, b) => a + b)).toBeCloseTo(0, 10)
+    close(z, [0, -1.069045, 1.336306, -0.267261]) // of 0.15, -0.05, 0.4, 0.1: their deviation is √(0.105 / 3)
     expect(returns({ value: 'probability', normalize: 'gain' })).toEqual(z.map((x) => Math.max(0, x)))
     close(returns({ value: 'probability', scale: 2 }), [0.3, -0.1, 0.8, 0.2])
   })
@@ -247,11 +246,5 @@ describe('segment sums', () => {
     expect(run('mean')).toEqual([2, 0, 10])
     expect(run('count')).toEqual([3, 0, 1])
     expect(run('deviation')).toEqual([1, 0, 0])
-  })
-})
-
-describe('recipes', () => {
-  it.each(Object.keys(recipes) as (keyof typeof recipes)[])('%s is a valid objective', (name) => {
-    for (const { objective } of phasesOf(name)) expect(() => objectiveSchema.parse(objective)).not.toThrow()
   })
 })

@@ -459,7 +459,13 @@ describe('phases that need a reference model', () => {
   it.each(Object.keys(phases))('work with plain calls of update: %s', async (name) => {
     using model = await tinyModel()
     using trainer = new ObjectiveTrainer(model, { groupSize: 4, learningRate: 1e-2, objective: phases[name]! })
-    for (let step = 0; step < 4; step++) expect(await trainer.update(batch)).toHaveProperty('loss')
+    for (let step = 0; step < 4; step++) {
+      const metrics = await trainer.update(batch)
+      const { objective } = phases[name]!.find(({ until = 4 }) => step < until)!
+      const found = ['kl', 'lazy_loss'].filter((metric) => Number.isFinite(metrics[metric]))
+      expect(found).toEqual([...(objective.kl ? ['kl'] : []), ...(objective.lazy ? ['lazy_loss'] : [])])
+      expect(Number.isFinite(metrics.loss)).toBe(true)
+    }
   })
 
   it('keep no copy of the model if none is needed', async () => {
