@@ -169,7 +169,7 @@ function codeLines(file: string): string[] {
   return text.split('\n').filter((line) => line.trim() !== '' && !line.trim().startsWith('//'))
 }
 
-/** A line, with the last line of its head if it begins a method whose parameters stand on lines of their own. */
+/** A line, with the last line of its head if it begins a method with one parameter per line. */
 function headAt(lines: readonly string[], start: number): string {
   const line = lines[start]!
   if (!/^ {2}[\w#*][^;=]*\((?:\{|\[)?$/.test(line)) return line

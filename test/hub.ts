@@ -83,6 +83,7 @@ export async function startHub(): Promise<Hub> {
       }
     }
   })
+  server.keepAliveTimeout = 0 // a client that is slow to ask again finds its connection open
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
   const hub: Hub = {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,

@@ -1,5 +1,5 @@
 import { constants } from 'node:fs'
-import { open } from 'node:fs/promises'
+import { open, stat } from 'node:fs/promises'
 import { fileError, LoopLMError } from '../errors.js'
 import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
@@ -40,6 +40,18 @@ export async function readText(path: string, maxBytes: number, operation?: strin
     if ((cause as { code?: string }).code !== 'ENOENT') throw fileError(cause, 'read', path, operation)
     throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation, cause })
   }
+}
+
+/**
+ * The bytes of a regular file.
+ *
+ * @throws LoopLMError NOT_FOUND, or INVALID_FILE for a folder or a pipe
+ */
+export async function fileBytes(path: string, operation: string): Promise<number> {
+  const found = await stat(path).catch(() => undefined)
+  if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
+  if (!found.isFile()) throw new LoopLMError('INVALID_FILE', `${path} is not a regular file`, { operation })
+  return found.size
 }
 
 /**

@@ -1,6 +1,6 @@
-import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LoopLMError } from '../errors.js'
+import { fileBytes } from '../files/read.js'
 import type { Architecture, Role } from '../native/architecture.js'
 import { checkFlag, checkNumber, checkOptions, checkWord, describe, type Keys } from '../validation/arguments.js'
 import { readObject } from './checkpoint.js'
@@ -220,10 +220,9 @@ async function checkSize(
   operation: string,
 ): Promise<void> {
   const needed = 2 * adapterParameterCount(architectureOf(model), form)
-  const found = await stat(path).catch(() => undefined)
-  if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
-  if (found.size >= needed) return
-  const message = `${path}: ${found.size} bytes cannot hold the ${needed / 2} parameters that adapter_config.json describes for this model`
+  const bytes = await fileBytes(path, operation)
+  if (bytes >= needed) return
+  const message = `${path}: ${bytes} bytes cannot hold the ${needed / 2} parameters that adapter_config.json describes for this model`
   throw new LoopLMError('INVALID_FILE', message, { operation })
 }
 

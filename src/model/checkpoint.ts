@@ -4,7 +4,7 @@ import { download, findDownloaded } from '../data/download.js'
 import { isRepository } from '../data/hub.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
-import { maxFileBytes, readJson } from '../files/read.js'
+import { fileBytes, maxFileBytes, readJson } from '../files/read.js'
 import { exists, onDisk } from '../files/write.js'
 import { interruptedSave } from '../files/write-folder.js'
 import { parameterCount } from '../native/architecture.js'
@@ -140,11 +140,7 @@ async function checkSize(
   operation: string,
 ): Promise<void> {
   let bytes = 0
-  for (const path of weights) {
-    const found = await stat(path).catch(() => undefined)
-    if (found === undefined) throw new LoopLMError('NOT_FOUND', `no file ${path}`, { operation })
-    bytes += found.size
-  }
+  for (const path of weights) bytes += await fileBytes(path, operation)
   const parameters = parameterCount(architectureOf(config))
   if (bytes >= (parameters * (quantization?.bits ?? 16)) / 8) return
   const message = `${weights.join(', ')}: ${bytes} bytes cannot hold the ${parameters} parameters that config.json describes`

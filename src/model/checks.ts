@@ -239,10 +239,16 @@ export function packIntegers(
   return Int32Array.from(packed, (value, i) => checkNumber(value, `${name} (entry ${i} of all)`, limits, operation))
 }
 
-/** Checks that there is one number per sequence. */
-export function packPerSequence(values: ArrayLike<number>, name: string, sequences: number, operation: string): Float64Array {
-  if (values?.length !== sequences) {
-    const message = `${name} must have one entry for each of the ${sequences} sequences, got ${values?.length ?? describe(values)}`
+/** Checks that there is one number for each of so many things: sequences, or loops. */
+export function packOneEach(
+  values: ArrayLike<number>,
+  name: string,
+  count: number,
+  operation: string,
+  things = 'sequences',
+): Float64Array {
+  if (values?.length !== count) {
+    const message = `${name} must have one entry for each of the ${count} ${things}, got ${values?.length ?? describe(values)}`
     throw new LoopLMError('INVALID_SHAPE', message, { operation })
   }
   return concatenate([values], name, operation)

@@ -5,7 +5,7 @@ import { checkNumber, checkWord } from '../validation/arguments.js'
 import {
   checkTemperature,
   packIntegers,
-  packPerSequence,
+  packOneEach,
   packSequences,
   packValues,
   sequenceLimits,
@@ -47,18 +47,18 @@ export async function accumulateLoss(
   const either = (i: number) => [...once(i), ...byLoop(i)]
   const values = {
     terms: batch.terms.map(({ advantages, tokenAdvantages, lengthNormalizers }) => ({
-      advantages: packPerSequence(advantages, 'advantages', advantages?.length === count * t ? count * t : count, operation),
+      advantages: packOneEach(advantages, 'advantages', advantages?.length === count * t ? count * t : count, operation),
       tokenAdvantages: packValues(tokenAdvantages, 'tokenAdvantages', once, count, operation),
-      lengthNormalizers: packPerSequence(lengthNormalizers, 'lengthNormalizers', count, operation),
+      lengthNormalizers: packOneEach(lengthNormalizers, 'lengthNormalizers', count, operation),
     })),
-    lengthNormalizers: packPerSequence(batch.lengthNormalizers, 'lengthNormalizers', count, operation),
+    lengthNormalizers: packOneEach(batch.lengthNormalizers, 'lengthNormalizers', count, operation),
     oldLogprobs: packValues(batch.oldLogprobs, 'oldLogprobs', either, count, operation),
     referenceLogprobs: packValues(batch.referenceLogprobs, 'referenceLogprobs', either, count, operation),
     lazyLogprobs: packValues(batch.lazyLogprobs, 'lazyLogprobs', either, count, operation),
     lazyNormalizers:
       batch.lazyNormalizers === undefined
         ? new Float64Array(0)
-        : packPerSequence(batch.lazyNormalizers, 'lazyNormalizers', count, operation),
+        : packOneEach(batch.lazyNormalizers, 'lazyNormalizers', count, operation),
     referenceEntropy: packValues(batch.referenceEntropy, 'referenceEntropy', once, count, operation),
     referenceExitPdf: packValues(batch.referenceExitPdf, 'referenceExitPdf', byLoop, count, operation),
     numbers: packNumbers(batch.numbers, count, operation),
@@ -92,7 +92,7 @@ export async function accumulateLoss(
 }
 
 function packNumbers(numbers: readonly number[] | undefined, count: number, operation: string): Int32Array {
-  return numbers === undefined ? new Int32Array() : Int32Array.from(packPerSequence(numbers, 'numbers', count, operation))
+  return numbers === undefined ? new Int32Array() : Int32Array.from(packOneEach(numbers, 'numbers', count, operation))
 }
 
 function termSettings(term: LossTerm, loops: number, operation: string) {
@@ -124,7 +124,7 @@ function termSettings(term: LossTerm, loops: number, operation: string) {
 
 /** The weights of the loops that are read, normalized to a sum of 1. */
 function shares(weights: readonly number[] | undefined, loops: number, operation: string): Float64Array {
-  const given = packPerSequence(weights ?? [], 'weights', loops, operation)
+  const given = packOneEach(weights ?? [], 'weights', loops, operation, 'loops that are read')
   const total = given.reduce((sum, weight) => sum + weight, 0)
   if (given.every((weight) => weight >= 0) && total > 0) return given.map((weight) => weight / total)
   throw new LoopLMError('INVALID_ARGUMENT', 'weights of loops must be at least 0, and at least one must be above 0', {

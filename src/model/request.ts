@@ -8,7 +8,7 @@ import { cacheTypes } from './cache-type.js'
 import {
   checkLoops,
   lowestTemperature,
-  packPerSequence,
+  packOneEach,
   packSequences,
   packValues,
   readStates,
@@ -77,7 +77,7 @@ export function readRequests(
 
 function sequenceNumbers(options: GenerateOptions, count: number, operation: string): Int32Array | undefined {
   if (options.sequenceNumbers === undefined) return undefined
-  const packed = packPerSequence(options.sequenceNumbers, 'sequenceNumbers', count, operation)
+  const packed = packOneEach(options.sequenceNumbers, 'sequenceNumbers', count, operation)
   const limits = { min: 0, max: 2 ** 31 - 1, integer: true }
   return Int32Array.from(packed, (number, i) => checkNumber(number, `sequenceNumbers[${i}]`, limits, operation))
 }

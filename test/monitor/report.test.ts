@@ -330,6 +330,11 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     await expect.poll(picture).toBe(half)
     await page.keyboard.press('Escape')
     await expect.poll(picture).toBe(whole)
+    await page.keyboard.press('End') // zooms out from the edge too
+    await page.keyboard.press('+')
+    await expect.poll(picture).not.toBe(whole)
+    await page.keyboard.press('-')
+    await expect.poll(picture).toBe(whole)
     expect(await page.locator('#chart-reward-summary').textContent()).toMatch(
       /^reward: 0 at step 1, 0\.9667 at step 30, between 0 and 0\.9667\./,
     )

@@ -681,10 +681,10 @@ class Chart {
       const { min, max } = plot.scales.x ?? {}
       if (min == null || max == null) return
       const centre = this.cursor < 0 ? (min + max) / 2 : /** @type {number} */ (steps[this.cursor])
-      const half = ((max - min) / 2) * (event.key === '+' ? 0.5 : 2)
-      const low = Math.max(centre - half, /** @type {number} */ (steps[0]))
-      const high = Math.min(centre + half, /** @type {number} */ (steps[last]))
-      if (high > low) plot.setScale('x', { min: low, max: high })
+      const [begin, end] = /** @type {[number, number]} */ ([steps[0], steps[last]])
+      const width = Math.min((max - min) * (event.key === '+' ? 0.5 : 2), end - begin)
+      const low = Math.min(Math.max(centre - width / 2, begin), end - width) // all of it lies between the first step and the last
+      if (width > 0) plot.setScale('x', { min: low, max: low + width })
     } else if (event.key === 'Escape') {
       plot.setData(this.#columns(), true)
     } else return
