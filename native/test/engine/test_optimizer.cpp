@@ -237,6 +237,8 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
     load_parameters(*resumed, {parameters});
     resumed_optimizer.load({folder / "spoiled"});
   };
+  load_parameters(*resumed, {parameters});
+  resumed_optimizer.save(folder / "kept");
   for (const char* step : {"", "-1", "1.5", " 1", "1 ", "99999999999999999999", "four"})
     refuses("a step of \"" + std::string(step) + "\"" + on, "INVALID_FILE", {"\"step\"", "not a count"}, [&] {
       load_spoiled({{"step", step}}, "", 0);
@@ -248,7 +250,8 @@ void test_optimizer_on(const std::string& device, LoopDType dt) {
           [&] { load_spoiled({}, "first.model.norm.weight", NAN); });
   refuses("a negative second moment" + on, "INVALID_FILE", {"second.model.norm.weight", "negative"},
           [&] { load_spoiled({}, "second.model.norm.weight", -1); });
-  claim("a refused file leaves the optimizer as it was" + on, resumed_optimizer.steps() == 7);
+  resumed_optimizer.save(folder / "d");
+  claim("a refused file leaves the optimizer as it was" + on, contents(folder / "d") == contents(folder / "kept"));
 }
 
 ENGINE_TEST(test_optimizer, "optimizer") {
