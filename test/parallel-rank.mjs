@@ -109,7 +109,7 @@ const scenarios = {
   },
   /** A rank that ends in good order, but too early. */
   async leave() {
-    const world = await parallel.init({ timeout: 10 })
+    const world = await parallel.init({ timeout: 6 })
     if (world.rank === 1) return
     await world.barrier()
   },
@@ -129,12 +129,12 @@ const scenarios = {
   },
   /** A rank that is at work for longer than the limit when the others have ended. */
   async late() {
-    const world = await parallel.init({ timeout: 10 })
-    if (world.rank === 0) await sleep(12_000)
+    const world = await parallel.init({ timeout: 6 })
+    if (world.rank === 0) await sleep(8_000)
     say({ rank: world.rank })
   },
   async hang() {
-    const world = await parallel.init({ timeout: 10 })
+    const world = await parallel.init({ timeout: 6 })
     if (world.rank === 1) await sleep(600_000)
     await world.sum([1])
   },

@@ -315,14 +315,14 @@ describe('processes', () => {
     it('a rank that hangs makes the others fail, naming operation, rank and time limit', async () => {
       const { status, stderr } = await waited[mpi].hang
       expect(stderr).toMatch(
-        /looplm: rank 0 of 2 ends all ranks: LoopLMError: World.sum: all_gather_v: rank 0 of 2 waited 10 s for other ranks; .* raise the time limit/,
+        /looplm: rank 0 of 2 ends all ranks: LoopLMError: World.sum: all_gather_v: rank 0 of 2 waited 6 s for other ranks; .* raise the time limit/,
       )
       expect(status).not.toBe(0)
     })
 
     it('a rank that has left makes the others fail after the time limit', async () => {
       const { status, stderr } = await waited[mpi].leave
-      expect(stderr).toMatch(/looplm: rank 0 of 2 ends all ranks: LoopLMError: World.barrier: barrier: rank 0 of 2 waited 10 s/)
+      expect(stderr).toMatch(/looplm: rank 0 of 2 ends all ranks: LoopLMError: World.barrier: barrier: rank 0 of 2 waited 6 s/)
       expect(status).not.toBe(0)
     })
 

@@ -103,8 +103,12 @@ describe.concurrent('native tests', () => {
     const untested = (part: string) => !tested.has(part) && tested.add(part)
     const [newTable, newBytes] = [untested(table), untested(`products of bytes: ${bytes}`)]
     skip(!newTable && !newBytes, `this processor takes ${found}, which was tested`)
-    // Of one source with instructions for bfloat16 or without: npm run test:long has the rest.
-    const args = !newTable ? ['int8'] : table === 'avx512' && tested.has('avx512_bf16') ? ['--dtype', 'bf16'] : []
+    // Of one source with other instructions, in one dtype: npm run test:long has the rest.
+    const again: Record<string, string[]> = {
+      avx512: tested.has('avx512_bf16') ? ['--dtype', 'bf16'] : [],
+      baseline: tested.has('avx2') ? ['--dtype', 'f32'] : [],
+    }
+    const args = newTable ? (again[table] ?? []) : ['int8']
     const all = ['--backend', 'cpu', ...args]
     const run = await runTests(programs[0]!, all, env)
     expect(run.failures).toEqual([])
