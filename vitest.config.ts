@@ -44,9 +44,9 @@ export default defineConfig({
     maxConcurrency: 2, // tests of describe.concurrent, which wait for programs of their own
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long
-    // These catch what hangs, nothing else: a busy or an emulated machine takes minutes for what others do in a second.
     server: { deps: { external: [/[\\/]dist[\\/]/] } }, // loaded by Node alone
     sequence: { sequencer: LongFirst },
+    // These catch what hangs, nothing else: a busy or an emulated machine takes minutes for what others do in a second.
     testTimeout: 600_000,
     hookTimeout: 900_000,
     expect: { poll: { timeout: 300_000 } },
