@@ -43,7 +43,7 @@ export async function readText(path: string, maxBytes: number, operation?: strin
 }
 
 /**
- * The bytes of a regular file.
+ * The size of a regular file, in bytes.
  *
  * @throws LoopLMError NOT_FOUND, or INVALID_FILE for a folder or a pipe
  */

@@ -108,7 +108,8 @@ export class Scheduler {
 
   /**
    * Continues a request that was added with `keep: true` and has ended. The given tokens are appended to its tokens, then new
-   * ones are generated. Cached tokens do not run again. If the cache had to evict them, they run again; the result is the same up to rounding.
+   * ones are generated. Cached tokens do not run again. If the cache had to evict them, they run again; the result is then the
+   * same up to rounding.
    *
    * @param request must have ended with finish reason `length` or `stop`. It is released when the new request begins, unless
    *   `fork` is set

@@ -252,7 +252,17 @@ const objective = {
 
 const surrogates = ['reinforce', 'ppo', 'cispo'] as const
 
-const policy = { ...run, ...optimizer, ...depth, ...rollouts, ...episodes }
+/** What the trainers here have in common. */
+const policy = {
+  learningRate: learningRate(1e-6),
+  weightDecay: weightDecay(0),
+  adamBetas: betas(0.999),
+  ...run,
+  ...optimizer,
+  ...depth,
+  ...rollouts,
+  ...episodes,
+}
 
 /** {@link checkTogether} for the trainers that sample. */
 function checkPolicy(
@@ -311,9 +321,6 @@ const rltt = z
       .enum(surrogates)
       .default('reinforce')
       .describe('Loss of a token. `reinforce` has no importance ratio: make one optimizer step per rollout with it.'),
-    learningRate: learningRate(1e-6),
-    weightDecay: weightDecay(0),
-    adamBetas: betas(0.999),
     ...policy,
     ...objective,
   })
@@ -330,9 +337,6 @@ const grpo = z
       .enum(surrogates)
       .default('ppo')
       .describe('Loss of a token. `ppo` clips the ratio to the policy that sampled the rollout.'),
-    learningRate: learningRate(1e-6),
-    weightDecay: weightDecay(0),
-    adamBetas: betas(0.999),
     ...policy,
     ...objective,
   })
@@ -364,9 +368,6 @@ const objectiveTrainer = {
     .describe(
       'Start token that replaces the prompt in terms of the marginal space. Default: `bos_token_id` of the model, else 0.',
     ),
-  learningRate: learningRate(1e-6),
-  weightDecay: weightDecay(0),
-  adamBetas: betas(0.999),
   ...policy,
 }
 

@@ -2,7 +2,18 @@
 import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { deviceMemory, devices, LoopLM, LoopLMError, memory, PretrainTrainer, tensor, zeros } from '../../src/index.js'
+import {
+  createServer,
+  deviceMemory,
+  devices,
+  LoopLM,
+  LoopLMError,
+  memory,
+  PretrainTrainer,
+  Tokenizer,
+  tensor,
+  zeros,
+} from '../../src/index.js'
 import { buildEmulated, emulatedKernelTests, emulatedLibrary } from '../emulated.js'
 import { collectGarbage } from '../garbage.js'
 import { refusal } from '../refusal.js'
@@ -124,6 +135,15 @@ describe('little memory', () => {
     await after.data()
     expect(before.free - deviceMemory(device).free).toBeLessThan(mib)
     await withMemory(64 * mib, async () => expect(deviceMemory(device).total).toBe(64 * mib))
+  })
+
+  it('a server reserves half of what is free on the device for its cache', async () => {
+    using model = await LoopLM.create({ ...config, vocab_size: 300, max_position_embeddings: 2 ** 24 }, { device })
+    model.tokenizer = Tokenizer.bytes()
+    await withMemory(64 * mib, async () => {
+      const expected = Math.floor(deviceMemory(device).free / 2 / 1024) // 1 KiB of keys and values a token
+      expect(createServer(model).settings.maxCachedTokens).toBe(expected)
+    })
   })
 
   it('prompts that do not fit together run in turn and give the same tokens', async () => {

@@ -683,7 +683,7 @@ class Chart {
       const centre = this.cursor < 0 ? (min + max) / 2 : /** @type {number} */ (steps[this.cursor])
       const [begin, end] = /** @type {[number, number]} */ ([steps[0], steps[last]])
       const width = Math.min((max - min) * (event.key === '+' ? 0.5 : 2), end - begin)
-      const low = Math.min(Math.max(centre - width / 2, begin), end - width) // all of it lies between the first step and the last
+      const low = Math.min(Math.max(centre - width / 2, begin), end - width) // between the first step and the last
       if (width > 0) plot.setScale('x', { min: low, max: low + width })
     } else if (event.key === 'Escape') {
       plot.setData(this.#columns(), true)
