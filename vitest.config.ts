@@ -41,6 +41,8 @@ export default defineConfig({
     // Every engine has threads for all cores, but most files wait for timers and programs at some time. Builds of test programs lock
     // their folder with flock, which macOS lacks.
     maxWorkers: process.platform === 'linux' ? 2 : 1,
+    // Test files of one worker share a process, where the package is loaded once. A test that changes its process changes it back.
+    isolate: false,
     maxConcurrency: 2, // tests of describe.concurrent, which wait for programs of their own
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long

@@ -10,6 +10,7 @@ const names = [...numerical, ...(threads ? onProcessor : ['cuda-decode'])]
 const device = mergeConfig(base, {
   test: {
     maxWorkers: 1, // they share the device
+    isolate: true, // test/device.ts replaces modules
     setupFiles: ['test/device.ts'],
     ...(threads ? { testNamePattern: /^(?!kernels on cuda-emulated|products use|'cuda-emulated'|the programme for a GPU)/ } : {}),
   },

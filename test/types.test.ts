@@ -66,8 +66,8 @@ describe('the interface of the package', () => {
     })
 
   it('has a comment for every declaration and member, and matches api/looplm.api.md', () => {
-    const { status, stderr } = check(join(folder, 'dist', 'src'))
-    expect(stderr).toBe('')
+    const { status, stdout } = check(join(folder, 'dist', 'src'))
+    expect(stdout).toBe('')
     expect(status).toBe(0)
   })
 
@@ -114,12 +114,12 @@ describe('the interface of the package', () => {
     const small = join(folder, 'small')
     mkdirSync(small)
     writeFileSync(join(small, 'index.d.ts'), declarations)
-    const { status, stderr } = check(small, '--report', join(small, 'report.md'))
-    const named = [...stderr.matchAll(/^(\S+): has no comment/gm)].map(([, name]) => name)
+    const { status, stdout } = check(small, '--report', join(small, 'report.md'))
+    const named = [...stdout.matchAll(/^(\S+): has no comment/gm)].map(([, name]) => name)
     expect(named.sort()).toEqual(
       ['Base.run', 'Config.depth', 'Config.depth.least', 'Derived.own', 'Indirect', 'Options.depth', 'bare', 'bare.b'].sort(),
     )
-    expect(stderr).toMatch(/report\.md: is not the interface of this build\. Run "npm run api"/)
+    expect(stdout).toMatch(/report\.md: is not the interface of this build\. Run "npm run api"/)
     expect(status).toBe(1)
   })
 })

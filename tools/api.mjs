@@ -215,7 +215,7 @@ if (values.check) {
     .map((name) => `${name}: has no comment. Write what it is above it.`)
   const current = existsSync(path) ? readFileSync(path, 'utf8') : ''
   if (current !== text) problems.push(`${path}: is not the interface of this build. Run "npm run api" and look at what changed.`)
-  for (const problem of problems) console.error(problem)
+  for (const problem of problems) console.log(problem) // on stderr the compiler's own process may write as it ends
   if (problems.length > 0) process.exitCode = 1
 } else {
   mkdirSync(dirname(path), { recursive: true })
