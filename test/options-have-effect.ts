@@ -28,7 +28,7 @@ let runs = 0
 
 /** Everything that a run does but its times: events, metrics, warnings, files, parameters; its calls of the engine for `quiet` options. */
 async function outcome(name: TrainerName, options: Options, quiet = false): Promise<string> {
-  using model = await LoopLM.create(tinyConfig, { device: 'reference', seed: 1 })
+  using model = await LoopLM.create(tinyConfig, { device: 'cpu', seed: 1, threads: 1 })
   const { inFolder, rows, text, chats, ...rest } = options
   const runDir = inFolder === true ? join(folder, `run-${runs++}`) : undefined
   const data = {
