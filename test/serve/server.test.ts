@@ -399,14 +399,15 @@ describe('a rejected request', () => {
       for (const [, field] of fields) {
         const value = own[field!] ?? telling[field!]
         expect(value, `${field} is new to this test`).toBeDefined()
+        const short = field!.startsWith('max_') ? body : { ...body, max_tokens: 8 }
         if (!(field! in body)) {
-          const unset = client.post(path, { body: { ...body, [field!]: null } })
+          const unset = client.post(path, { body: { ...short, [field!]: null } })
           await expect(unset, `${field} null`).resolves.toHaveProperty('choices')
         }
         const needed = {
           ...{ top_logprobs: { logprobs: true }, stream_options: { stream: true }, tool_choice: { tools: telling.tools } },
         }[field!]
-        const request = { ...body, ...needed, [field!]: value }
+        const request = { ...short, ...needed, [field!]: value }
         const call = client.post(path, { body: request })
         if (refused.includes(field)) {
           const error = await apiError(call)
