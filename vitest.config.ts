@@ -43,6 +43,7 @@ export default defineConfig({
     maxWorkers: process.platform === 'linux' ? 2 : 1,
     // Test files of one worker share a process, where the package is loaded once. A test that changes its process changes it back.
     isolate: false,
+    setupFiles: ['test/equality.ts'],
     maxConcurrency: 2, // tests of describe.concurrent, which wait for programs of their own
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, 'test/long/**'], // npm run test:long

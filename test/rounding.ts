@@ -12,7 +12,7 @@ import { parametersOf } from './tiny.js'
 export const unitRoundoff = { bfloat16: 2 ** -8, float32: 2 ** -24, float64: 2 ** -53 } as const
 export type Rounded = keyof typeof unitRoundoff
 
-const draws = 8
+const draws = 4
 
 /** Errors of activations in a dtype, and of sums in float32 where that is finer: beside 2^-8 its 2^-24 is nothing. */
 function disturbed(dtype: 'bfloat16' | 'float32', seed: number): Arithmetic {

@@ -29,10 +29,10 @@ const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enab
 export const maxTemplateBytes = 2 ** 20
 
 /**
- * How many numbers the calls of `range` may produce in one rendering, so that the loops of an untrusted template cannot fill
- * the memory.
+ * How many numbers the calls of `range` may produce in one rendering, so that the loops of an untrusted template end within seconds.
+ * Jinja's own sandbox allows as many in one call.
  */
-const maxRangeNumbers = 1e6
+const maxRangeNumbers = 1e5
 const boundedRange = 'looplm_range'
 
 /** Where a template was read. */
