@@ -11,6 +11,7 @@ import { addition, GRPOTrainer, LoopLM, loadDataset, ObjectiveTrainer, PretrainT
 import { namedRewards } from '../../src/rl/rewards.js'
 import { checkJson } from '../../src/validation/json-value.js'
 import { refusal } from '../refusal.js'
+import { expectLinear } from '../scaling.js'
 
 let folder: string
 beforeAll(async () => {
@@ -95,24 +96,17 @@ describe('a YAML file', () => {
     aliases: (n) => `a: &x 1\nb: [${'*x,'.repeat(n)}]`,
   }
   it.each(Object.entries(shapes))('is parsed in time linear in its length: %s', (name, shape) => {
-    let rejected = 0
-    const milliseconds = (count: number) => {
-      const text = shape(count)
-      const runs = [1, 2, 3].map(() => {
-        const start = process.cpuUsage()
-        try {
-          parseYaml(text, 'a.yaml')
-        } catch {
-          rejected++
-        }
-        const { user, system } = process.cpuUsage(start)
-        return (user + system) / 1000
-      })
-      return Math.min(...runs)
-    }
-    milliseconds(1000) // compiled
-    expect(milliseconds(10_000)).toBeLessThan(8 * milliseconds(2500) + 25)
-    expect(rejected).toBe(name === 'errors on one line' ? 9 : 0) // a text that is rejected at once says nothing about its length
+    const outcomes = new Set<string>()
+    expectLinear((count) => {
+      try {
+        parseYaml(shape(count), 'a.yaml')
+        outcomes.add('parsed')
+      } catch {
+        outcomes.add('rejected')
+      }
+    }, 1500)
+    // a text that is rejected at once says nothing about its length
+    expect([...outcomes]).toEqual([name === 'errors on one line' ? 'rejected' : 'parsed'])
   })
 
   it('with 60,000 unknown options is rejected, naming the first 20', async () => {

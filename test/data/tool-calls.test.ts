@@ -8,6 +8,7 @@ import { opensThought, ToolCallStream } from '../../src/data/tool-calls.js'
 import { createServer, LoopLM, type LoopLMServer } from '../../src/index.js'
 import { type Lesson, learn } from '../lessons.js'
 import { writeOuroFolder } from '../ouro-folder.js'
+import { expectLinear } from '../scaling.js'
 
 const one = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2, "<x>"]}}\n</tool_call>'
 const other = '<tool_call>{"name": "now"}</tool_call>'
@@ -128,18 +129,11 @@ describe('tool calls in generated text', () => {
     ['a string without an end', (n: number) => `<tool_call>"${'\\"'.repeat(n / 2)}</tool_call>`],
     ['open brackets in a string', (n: number) => `<tool_call>{"name":"f","arguments":{"a":"${'['.repeat(n)}"}}</tool_call>`],
   ])('are found in linear time, letter by letter: %s', { timeout: 60_000 }, (_what, make) => {
-    const cpu = (n: number) => {
-      const text = make(n)
+    expectLinear((n) => {
       const stream = new ToolCallStream()
-      const before = process.cpuUsage().user
-      for (const letter of text) stream.push(letter)
+      for (const letter of make(n)) stream.push(letter)
       stream.flush()
-      return process.cpuUsage().user - before
-    }
-    cpu(100_000)
-    const times = Array.from({ length: 3 }, () => [cpu(100_000), cpu(800_000)] as const)
-    const least = (k: 0 | 1) => Math.min(...times.map((pair) => pair[k]))
-    expect(least(1)).toBeLessThan(40 * Math.max(least(0), 2000)) // 8 where it is linear, 64 where it is quadratic
+    }, 100_000)
   })
 
   it('beyond the maximum are dropped, with everything after them', () => {

@@ -217,11 +217,20 @@ it('a long run of invalid bytes is streamed before it ends', () => {
   expect(text + stream.flush()).toBe('\ufffd'.repeat(4000))
 })
 
+const idsOfBytes = new WeakMap<Tokenizer, number[]>()
+
 /** The id of the token that is one byte. */
 function idOf(tokenizer: Tokenizer, byte: number): number {
-  for (let id = 0; id < tokenizer.vocabSize; id++) {
-    const bytes = tokenizer.tokenBytes(id)
-    if (bytes.length === 1 && bytes[0] === byte) return id
+  let ids = idsOfBytes.get(tokenizer)
+  if (ids === undefined) {
+    ids = []
+    idsOfBytes.set(tokenizer, ids)
+    for (let id = 0; id < tokenizer.vocabSize; id++) {
+      const bytes = tokenizer.tokenBytes(id)
+      if (bytes.length === 1) ids[bytes[0]!] ??= id
+    }
   }
-  throw new Error(`no token is the byte ${byte}`)
+  const id = ids[byte]
+  if (id === undefined) throw new Error(`no token is the byte ${byte}`)
+  return id
 }
