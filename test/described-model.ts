@@ -2,7 +2,7 @@
 // float64, or rounded after every operation (test/rounding.ts). Written from the formulas of the description; it shares nothing with
 // the engine.
 import type { Architecture, Role, Step } from '../src/native/architecture.js'
-import { type Arithmetic, type Computation, exitLogPdf, float64, type Parameters } from './looped-model.js'
+import { type Arithmetic, type Computation, exitLogPdf, float64, type Parameters, product } from './looped-model.js'
 
 /** Of the family in test/fixtures/two-registers.ts. */
 export const describedConfig = {
@@ -26,8 +26,6 @@ export interface DescribedOptions {
   r?: Arithmetic
 }
 
-const product = (x: number[], w: ArrayLike<number>, r: Arithmetic) =>
-  Array.from({ length: w.length / x.length }, (_, o) => r.act(r.dot(x, w, o * x.length)))
 const plus = (x: number[], y: ArrayLike<number>, { act }: Arithmetic) => x.map((v, i) => act(v + (y[i] ?? 0)))
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x))
 
@@ -70,7 +68,10 @@ class Layers {
     private readonly r: Arithmetic,
     private readonly promptLength: number,
     private readonly shift: DescribedOptions['shift'],
-  ) {}
+  ) {
+    this.#frequencies = Array.from({ length: a.headDim / 2 }, (_, pair) => this.#frequency(pair))
+  }
+  readonly #frequencies: number[]
 
   norm(x: number[], weight: ArrayLike<number> | undefined): number[] {
     const { r } = this
@@ -100,7 +101,7 @@ class Layers {
       const neighbours = rotary.pairs === 'neighbours'
       const first = neighbours ? j % 2 === 0 : j < d / 2
       const other = head + (neighbours ? j ^ 1 : (j + d / 2) % d)
-      const angle = position * this.#frequency(neighbours ? j >> 1 : j % (d / 2))
+      const angle = position * this.#frequencies[neighbours ? j >> 1 : j % (d / 2)]!
       return this.r.act(v * Math.cos(angle) + (first ? -1 : 1) * x[other]! * Math.sin(angle))
     })
   }
@@ -126,6 +127,7 @@ class Layers {
         value: y.slice(width + kv),
       }
     })
+    const columns = Array.from({ length: kv }, (_, i) => projected.map(({ value }) => value[i]!))
     return projected.map(({ gate, query }, position) => {
       const seen = projected.slice(
         0,
@@ -138,15 +140,7 @@ class Layers {
           seen.map(({ key }) => r.real(r.dot(own, key, shared) / Math.sqrt(d))),
           r,
         ).map(r.act)
-        return Array.from({ length: d }, (_, i) =>
-          r.act(
-            r.dot(
-              weights,
-              seen.map(({ value }) => value[shared + i]!),
-              0,
-            ),
-          ),
-        )
+        return columns.slice(shared, shared + d).map((column) => r.act(r.dot(weights, column, 0)))
       }).flat()
       const open = gate === undefined ? mixed : mixed.map((v, i) => r.act(r.act(sigmoid(gate[i]!)) * v))
       return this.linear(open, p('attentionOutput', layer), p('attentionOutputBias', layer))

@@ -41,8 +41,13 @@ export type Noise = number[][][]
 
 const sum = (x: readonly number[], { real } = float64) => x.reduce((a, b) => real(a + b), 0)
 const plus = (a: number[], b: number[], { act } = float64) => a.map((v, i) => act(v + b[i]!))
-const matrix = (x: number[], w: ArrayLike<number>, r = float64) =>
-  Array.from({ length: w.length / x.length }, (_, o) => r.act(r.dot(x, w, o * x.length)))
+
+/** A matrix by a row of numbers. */
+export function product(x: number[], w: ArrayLike<number>, r = float64): number[] {
+  const y: number[] = []
+  for (let at = 0; at < w.length; at += x.length) y.push(r.act(r.dot(x, w, at)))
+  return y
+}
 const rms = (x: number[], w: ArrayLike<number>, r = float64) => {
   const scale = r.real(1 / Math.sqrt(r.real(r.dot(x, x, 0) / x.length + 1e-6)))
   return x.map((v, i) => r.act(r.act(v * scale) * w[i]!))
@@ -54,10 +59,14 @@ const softmax = (x: number[], r = float64) => {
   return e.map((v) => r.real(v / whole))
 }
 
+const frequencies = new Map<number, number[]>() // of a head by its size
+
 function rotate(x: number[], position: number, { act }: Arithmetic): number[] {
   const half = x.length / 2
+  const known = frequencies.get(x.length) ?? Array.from({ length: half }, (_, i) => 1e6 ** ((-2 * i) / x.length))
+  frequencies.set(x.length, known)
   return x.map((v, i) => {
-    const angle = position * 1e6 ** ((-2 * (i % half)) / x.length)
+    const angle = position * known[i % half]!
     return act(v * Math.cos(angle) + (i < half ? -x[i + half]! : x[i - half]!) * Math.sin(angle))
   })
 }
@@ -72,7 +81,11 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
   const size = c.hidden_size / heads
   const layer = (name: string) => p.get(`model.layers.${l}.${name}.weight`)!
   const x = rms(row, layer('input_layernorm'), r)
-  const [q, k, v] = ['q', 'k', 'v'].map((name) => matrix(x, layer(`self_attn.${name}_proj`), r)) as [number[], number[], number[]]
+  const [q, k, v] = ['q', 'k', 'v'].map((name) => product(x, layer(`self_attn.${name}_proj`), r)) as [
+    number[],
+    number[],
+    number[],
+  ]
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
   const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
   if (c.coded !== undefined && c.residual === undefined && position % 64 === 0 && position > 0)
@@ -86,14 +99,14 @@ function block(c: Sizes, p: Parameters, l: number, row: number[], position: numb
     const shared = Math.floor((head * kvHeads) / heads) // the head of keys and values that this query reads
     const scores = seen.map(({ keys }) => r.real(r.dot(query, part(keys, shared), 0) / Math.sqrt(size)))
     const weights = softmax(scores, r).map(r.act)
-    const column = (i: number) => Array.from(seen, ({ values }) => values[shared * size + i]!)
+    const column = (i: number) => seen.map(({ values }) => values[shared * size + i]!)
     return Array.from({ length: size }, (_, i) => r.act(r.dot(weights, column(i), 0)))
   }).flat()
-  const h = plus(row, rms(matrix(mixed, layer('self_attn.o_proj'), r), layer('input_layernorm_2'), r), r)
+  const h = plus(row, rms(product(mixed, layer('self_attn.o_proj'), r), layer('input_layernorm_2'), r), r)
   const inner = rms(h, layer('post_attention_layernorm'), r)
-  const [gate, up] = ['gate', 'up'].map((name) => matrix(inner, layer(`mlp.${name}_proj`), r))
+  const [gate, up] = ['gate', 'up'].map((name) => product(inner, layer(`mlp.${name}_proj`), r))
   const active = gate!.map((g, i) => r.act(r.act(g / (1 + Math.exp(-g))) * up![i]!))
-  return plus(h, rms(matrix(active, layer('mlp.down_proj'), r), layer('post_attention_layernorm_2'), r), r)
+  return plus(h, rms(product(active, layer('mlp.down_proj'), r), layer('post_attention_layernorm_2'), r), r)
 }
 
 /** With residuals: position `position` begins, and the block of 64 before it has left the last loop. */
@@ -150,10 +163,10 @@ export function forward(
 
 export const gateLogit = (p: Parameters, state: number[], r = float64) =>
   r.real(r.dot(state, p.get('model.early_exit_gate.weight')!, 0) + p.get('model.early_exit_gate.bias')![0]!)
-export const probabilities = (p: Parameters, state: number[]) => softmax(matrix(state, p.get('lm_head.weight')!))
+export const probabilities = (p: Parameters, state: number[]) => softmax(product(state, p.get('lm_head.weight')!))
 /** ln softmax(logits / temperature), and its entropy, of one normed state. */
 export function logSoftmax(p: Parameters, state: number[], temperature = 1, r = float64): number[] {
-  const logits = matrix(state, p.get('lm_head.weight')!, r).map((v) => r.real(v / temperature))
+  const logits = product(state, p.get('lm_head.weight')!, r).map((v) => r.real(v / temperature))
   const top = Math.max(...logits)
   const whole = Math.log(
     sum(
@@ -257,7 +270,7 @@ export function exitLogPdf(gates: readonly number[]): number[] {
 /** What the prediction of token j + 1 looks like from position j: per loop its log-probability and the exit; the last loop's entropy. */
 export function prediction(c: Sizes, p: Parameters, run: ReturnType<typeof forward>, ids: readonly number[], j: number) {
   const head = p.get('lm_head.weight')!
-  const tables = run.states.map((rows) => softmax(matrix(rows[j]!, head)))
+  const tables = run.states.map((rows) => softmax(product(rows[j]!, head)))
   return {
     logprobs: tables.map((table) => Math.log(table[ids[j + 1]!]!)),
     logPdf: exitLogPdf(run.gates.map((row) => row[j]!)),
