@@ -59,52 +59,70 @@ const softmax = (x: number[], r = float64) => {
   return e.map((v) => r.real(v / whole))
 }
 
-const frequencies = new Map<number, number[]>() // of a head by its size
+/** Cosines and sines of a head's pairs, by the size of the head and the position. */
+const turns = new Map<number, { cos: number[]; sin: number[] }[]>()
 
-function rotate(x: number[], position: number, { act }: Arithmetic): number[] {
-  const half = x.length / 2
-  const known = frequencies.get(x.length) ?? Array.from({ length: half }, (_, i) => 1e6 ** ((-2 * i) / x.length))
-  frequencies.set(x.length, known)
+function turnsOf(size: number, position: number): { cos: number[]; sin: number[] } {
+  const known = turns.get(size) ?? []
+  turns.set(size, known)
+  const angles = () => Array.from({ length: size / 2 }, (_, i) => position * 1e6 ** ((-2 * i) / size))
+  known[position] ??= { cos: angles().map(Math.cos), sin: angles().map(Math.sin) }
+  return known[position]
+}
+
+/** Every head of a row, turned by its position. */
+function rotate(x: number[], size: number, position: number, { act }: Arithmetic): number[] {
+  const half = size / 2
+  const { cos, sin } = turnsOf(size, position)
   return x.map((v, i) => {
-    const angle = position * known[i % half]!
-    return act(v * Math.cos(angle) + (i < half ? -x[i + half]! : x[i - half]!) * Math.sin(angle))
+    const pair = i % half
+    return act(v * cos[pair]! + (i % size < half ? -x[i + half]! : x[i - half]!) * sin[pair]!)
   })
 }
 
 /** Of the positions so far, at one loop and layer: keys, rotated, and values. */
 export type Plane = { keys: number[]; values: number[] }[]
 
+const names: Map<string, string>[] = []
+
+/** The parameter of a layer: made once, because a text that is made anew is looked up slowly. */
+function nameOf(layer: number, name: string): string {
+  names[layer] ??= new Map()
+  const known = names[layer].get(name) ?? `model.layers.${layer}.${name}.weight`
+  names[layer].set(name, known)
+  return known
+}
+
 /** One block for one position; its key and value go to the plane, and what lies there before it is seen. */
 function block(c: Sizes, p: Parameters, l: number, row: number[], position: number, plane: Plane, r = float64): number[] {
   const heads = c.num_attention_heads
   const kvHeads = c.num_key_value_heads ?? heads
   const size = c.hidden_size / heads
-  const layer = (name: string) => p.get(`model.layers.${l}.${name}.weight`)!
+  const layer = (name: string) => p.get(nameOf(l, name))!
   const x = rms(row, layer('input_layernorm'), r)
-  const [q, k, v] = ['q', 'k', 'v'].map((name) => product(x, layer(`self_attn.${name}_proj`), r)) as [
+  const [q, k, v] = ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'].map((name) => product(x, layer(name), r)) as [
     number[],
     number[],
     number[],
   ]
   const part = (x: number[], head: number) => x.slice(head * size, (head + 1) * size)
-  const rotated = (x: number[]) => Array.from({ length: x.length / size }, (_, head) => rotate(part(x, head), position, r)).flat()
   if (c.coded !== undefined && c.residual === undefined && position % 64 === 0 && position > 0)
     for (let j = position - 64; j < position; j++)
       plane[j] = { keys: (c.codedKeys ?? c.coded)(plane[j]!.keys), values: c.coded(plane[j]!.values) }
-  plane[position] = { keys: rotated(k), values: v }
+  plane[position] = { keys: rotate(k, size, position, r), values: v }
   const seen = plane.slice(0, position + 1)
-  const queries = rotated(q)
+  const queries = rotate(q, size, position, r)
   const mixed = Array.from({ length: heads }, (_, head) => {
     const query = part(queries, head)
     const shared = Math.floor((head * kvHeads) / heads) // the head of keys and values that this query reads
-    const scores = seen.map(({ keys }) => r.real(r.dot(query, part(keys, shared), 0) / Math.sqrt(size)))
+    const scores = seen.map(({ keys }) => r.real(r.dot(query, keys, shared * size) / Math.sqrt(size)))
     const weights = softmax(scores, r).map(r.act)
     const column = (i: number) => seen.map(({ values }) => values[shared * size + i]!)
     return Array.from({ length: size }, (_, i) => r.act(r.dot(weights, column(i), 0)))
   }).flat()
   const h = plus(row, rms(product(mixed, layer('self_attn.o_proj'), r), layer('input_layernorm_2'), r), r)
   const inner = rms(h, layer('post_attention_layernorm'), r)
-  const [gate, up] = ['gate', 'up'].map((name) => product(inner, layer(`mlp.${name}_proj`), r))
+  const [gate, up] = ['mlp.gate_proj', 'mlp.up_proj'].map((name) => product(inner, layer(name), r))
   const active = gate!.map((g, i) => r.act(r.act(g / (1 + Math.exp(-g))) * up![i]!))
   return plus(h, rms(product(active, layer('mlp.down_proj'), r), layer('post_attention_layernorm_2'), r), r)
 }
