@@ -99,31 +99,21 @@ bool run(const Launch& launch, std::string& error);
 
 // ---- shared memory ----
 
-// Neighbours mostly have the stamp of the same access, so a stamp that was found to be known is not looked at again.
 inline bool check_read(const unsigned char* at, size_t bytes) {
   Granule* granule = self->block->granules + (at - self->block->shared) / 2;
   const uint32_t stamp = self->stamp();
-  uint32_t known = stamp;
   for (size_t i = 0; i < (bytes + 1) / 2; ++i) {
-    const uint32_t writer = granule[i].writer;
-    if (writer != known) {
-      if (writer == 0 || writer == under_way) return false;
-      if (bytes > 1 && !self->after(writer)) return false;
-      known = writer;
-    }
+    if (granule[i].writer == 0 || granule[i].writer == under_way) return false;
+    if (bytes > 1 && !self->after(granule[i].writer)) return false;
     granule[i].reader = stamp;
   }
   return true;
 }
 inline bool check_write(const unsigned char* at, size_t bytes, uint32_t writer) {
   Granule* granule = self->block->granules + (at - self->block->shared) / 2;
-  uint32_t known_writer = self->stamp(), known_reader = known_writer;
   for (size_t i = 0; i < (bytes + 1) / 2; ++i) {
-    const auto [last_writer, last_reader] = granule[i];
-    if (last_writer == under_way) return false;
-    if (bytes > 1 && last_writer != known_writer && !self->after(last_writer)) return false;
-    if (bytes > 1 && last_reader != known_reader && !self->after(last_reader)) return false;
-    known_writer = last_writer, known_reader = last_reader;
+    if (granule[i].writer == under_way) return false;
+    if (bytes > 1 && !(self->after(granule[i].writer) && self->after(granule[i].reader))) return false;
     granule[i].writer = writer;
   }
   return true;
@@ -143,7 +133,7 @@ struct Span {
     if (counting_banks) note_access(*self, at, bytes);
   }
   void require(size_t bytes, size_t alignment, bool write) const {
-    if (at < begin || at + bytes > end || (size_t(at - self->block->shared) & (alignment - 1)) != 0)
+    if (at < begin || at + bytes > end || (at - self->block->shared) % alignment != 0)
       bad_shared_access(at, bytes, alignment, begin, end, write);
   }
 };
