@@ -170,14 +170,16 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
     it('decodes the same tokens greedily, at full depth and with exits', async () => {
       const model = await load()
       const prompt = Array.from(ids.data.subarray(0, 4))
+      const maxNewTokens = triesAll(device) ? 12 : 6
       for (const [key, options] of [
         ['greedy', {}],
         ['greedy_exit_0_6', { exit: { rule: 'gate', threshold: 0.6 } }],
         ['greedy_exit_0_6_shared', { exit: { rule: 'gate', threshold: 0.6 }, kv: 'shared' }],
       ] as [string, object][]) {
-        const [out] = await model.generate([prompt], { maxNewTokens: 12, temperature: 0, stop: [], ...options })
-        expect([...prompt, ...out!.tokens], key).toEqual(Array.from(gold.get(key)!.data))
-        if (key !== 'greedy') expect(Array.from(out!.loops), key).toEqual(Array.from(gold.get(`${key}_loops`)!.data))
+        const [out] = await model.generate([prompt], { maxNewTokens, temperature: 0, stop: [], ...options })
+        expect([...prompt, ...out!.tokens], key).toEqual(Array.from(gold.get(key)!.data).slice(0, 4 + maxNewTokens))
+        if (key !== 'greedy')
+          expect(Array.from(out!.loops), key).toEqual(Array.from(gold.get(`${key}_loops`)!.data).slice(0, maxNewTokens))
         for (const prefillTokens of [1, 3]) {
           using scheduler = model.scheduler({ prefillTokens, ...('kv' in options ? { kv: 'shared' } : {}) })
           const pieces = await scheduler.add(prompt, { maxNewTokens: 3, temperature: 0, stop: [], ...options }).result()
