@@ -241,8 +241,7 @@ Both every_sequence_alone(const Device& reference, const Heads& h, const Layout&
     const Values own_gradient = run_backward(reference, h, alone, own, forward, own_dout);
     for (int32_t i = 0; i < alone.tokens; ++i) {
       const size_t to = size_t(i < before ? prefix.begin + i : s.begin + i - before);
-      for (size_t e = 0; e < out_width && i >= before; ++e)
-        sum.out[to * out_width + e] = forward.out[size_t(i) * out_width + e];
+      for (size_t e = 0; e < out_width && i >= before; ++e) sum.out[to * out_width + e] = forward.out[size_t(i) * out_width + e];
       for (size_t e = 0; e < width; ++e) sum.dqkv[to * width + e] += own_gradient[size_t(i) * width + e];
     }
   }

@@ -200,11 +200,13 @@ void early_exchange(const Kind& kind, int size) {
       if (own + 1 < size)
         for (size_t i = trained.size(); i > 0; i -= std::min(i, size_t(own) + 1))
           parallel.gradients_final_from(trained[i - 1].offset);
-      const std::string of = std::string(" (") + kind.name + ", rank " + std::to_string(own) + " of " + std::to_string(size) + ")";
+      const std::string of =
+          std::string(" (") + kind.name + ", rank " + std::to_string(own) + " of " + std::to_string(size) + ")";
       claim("an exchange begins early where gradients are final, and not in the first step" + of,
             (parallel.begun() > 0) == (own + 1 < size && step > 1));
       rank.optimizer->step(options_of(step));
-      if (step == steps) claim("an exchange that begins in the backward pass gives the bits of one rank" + of, raw(*rank.model) == expected);
+      if (step == steps)
+        claim("an exchange that begins in the backward pass gives the bits of one rank" + of, raw(*rank.model) == expected);
     }
   });
 }
