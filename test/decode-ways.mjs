@@ -61,7 +61,7 @@ for (const from of sweeps[sweep].models) {
     typeof from === 'string' ? await LoopLM.fromPretrained(join(fixtures, from), options) : await LoopLM.create(from, options)
   const tokens = typeof from === 'string' ? (sweep === 'short' ? 9 : 12) : 6
   for (const [rows, { kv, again, ...rest }] of sweeps[sweep].requests) {
-    if (again !== undefined && (from !== 'base' || dtype !== 'float32')) continue
+    if (again !== undefined && (from.looplm_exit_gate !== false || dtype !== 'float32')) continue
     if (sweep === 'short' && from === (dtype === 'float32' ? 'gqa' : 'base') && rows > 1 && again === undefined) continue
     if (from.looplm_exit_gate === false && rest.exit?.rule === 'gate') continue
     if (Math.max(rest.loops ?? 1, rest.exit?.minLoops ?? 1) > model.config.total_ut_steps) continue

@@ -7,11 +7,13 @@ import { parallel } from '../dist/src/parallel.js'
 
 const everything = () => import('../dist/src/index.js') // half a second, which most scenarios do without
 
+const device = process.env.LOOPLM_RANK_DEVICE ?? 'cpu'
+const emulated = device !== 'cpu' // it takes a second for what the CPU does in milliseconds
 const config = {
-  vocab_size: 300,
-  hidden_size: 64,
+  vocab_size: emulated ? 100 : 300,
+  hidden_size: emulated ? 32 : 64,
   intermediate_size: 96,
-  num_hidden_layers: 2,
+  num_hidden_layers: emulated ? 1 : 2,
   num_attention_heads: 4,
   total_ut_steps: 2,
 }
@@ -27,15 +29,14 @@ let over
 /** Trains on the share of the sequences that belongs to this rank; a checksum of the parameters at the end. */
 async function train(world, { dtype = 'float32', adapter = false, overlap = false } = {}) {
   const { AdamW, LoopLM } = await everything()
-  const device = process.env.LOOPLM_RANK_DEVICE ?? 'cpu'
   const model = await LoopLM.create(config, { seed: 1, dtype, threads: 1, device })
   if (adapter) await model.addAdapter({ rank: 4, seed: 2 })
   const optimizer = new AdamW(model, { learningRate: 1e-2, weightDecay: 0.1, world })
   const norms = []
-  const steps = device === 'cpu' ? 4 : 2 // the emulator takes a second for one
+  const [steps, sequences] = emulated ? [2, 4] : [4, 6]
   for (let step = 0; step < steps; step++) {
-    for (let i = world.rank; i < 6; i += world.size) {
-      if (overlap && i + world.size >= 6) await optimizer.exchangeDuringNext()
+    for (let i = world.rank; i < sequences; i += world.size) {
+      if (overlap && i + world.size >= sequences) await optimizer.exchangeDuringNext()
       const tokens = Array.from({ length: 9 }, (_, j) => (17 * i + 5 * step + j * j) % config.vocab_size)
       await model.backward([tokens], [new Float64Array(8 * 2).fill(-1 / 96)])
     }
@@ -86,10 +87,7 @@ const scenarios = {
   async advice() {
     const { addition, LoopLM, PretrainTrainer } = await everything()
     const world = await parallel.init({ timeout: 60 })
-    const model = await LoopLM.create(
-      { ...config, vocab_size: 12 },
-      { seed: 1, threads: 1, device: process.env.LOOPLM_RANK_DEVICE },
-    )
+    const model = await LoopLM.create({ ...config, vocab_size: 12 }, { seed: 1, threads: 1, device })
     const warnings = []
     const onWarning = (message) => warnings.push(message)
     const trainer = new PretrainTrainer(model, { task: addition({ digits: 1 }), steps: 2, batchSize: 4, onWarning })

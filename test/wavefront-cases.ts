@@ -65,9 +65,16 @@ const readouts = [
   ['never settle', 1, [0.01, 0.5]],
 ] as const
 
-/** Tests that both give the same bits on a device. every: 2 takes every second kind of request; only: readouts that do so alone. */
-export function decodesAlike(target: CreateOptions, every: number, only?: (typeof readouts)[number][0]): void {
-  const own = cases.filter((_, i) => i % every === 0)
+/**
+ * Tests that both give the same bits on a device. every: 2 takes every second kind of request; only: readouts that do so alone;
+ * maxNewTokens: how many tokens each request gets.
+ */
+export function decodesAlike(
+  target: CreateOptions,
+  every: number,
+  { only, maxNewTokens = 24 }: { only?: (typeof readouts)[number][0]; maxNewTokens?: number } = {},
+): void {
+  const own = cases.filter((_, i) => i % every === 0).map((options) => ({ ...options, maxNewTokens }))
   describe.each(readouts.filter(([what]) => only === undefined || what === only))('readouts that %s', (_, scale, share) => {
     let model: LoopLM
     beforeAll(async () => {

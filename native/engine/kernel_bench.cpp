@@ -382,7 +382,7 @@ class HeadCases : public BenchCase {
     };
   }
   void sample() { draw(std::min<int64_t>(n(), 512), v(), 0.5, 1); }
-  void sample_top_p() { draw(16, 49152, 2, 0.95); }  // the vocabulary of Ouro
+  void sample_top_p() { draw(std::clamp<int64_t>(n() / 1024, 1, 16), 49152, 2, 0.95); }  // the vocabulary of Ouro
   void draw(int64_t m, int64_t vocabulary, double scale, double top_p) {
     auto s = std::make_shared<LoopSample>();
     s->rows = m;

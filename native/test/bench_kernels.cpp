@@ -77,7 +77,7 @@ std::shared_ptr<Model> make_model(const std::shared_ptr<Device>& device, LoopDTy
 
 // Greedy decoding of `rows` rows at full depth, after prompts of `prompt` tokens: the time from token to token. Bytes: the
 // weights once per loop, the head, and the keys and values that are read (with half of the new tokens, on average).
-Row measure_decode(const std::shared_ptr<Model>& model, int rows, int prompt, int tokens) {
+Row measure_decode(const std::shared_ptr<Model>& model, int rows, int prompt, int tokens, size_t runs) {
   const Architecture& c = model->config;
   const auto run_once = [&] {
     Scheduler scheduler(model, {rows});
@@ -95,12 +95,12 @@ Row measure_decode(const std::shared_ptr<Model>& model, int rows, int prompt, in
   };
   run_once();
   std::vector<double> all;
-  for (int i = 0; i < 3; i++) all.push_back(run_once());
-  std::nth_element(all.begin(), all.begin() + 1, all.end());
+  while (all.size() < runs) all.push_back(run_once());
+  std::nth_element(all.begin(), all.begin() + ptrdiff_t(runs / 2), all.end());
   const double block = double(c.qkv_width() + c.attention_width() + 3 * c.intermediate) * double(c.hidden),
                matrices = double(c.layers * c.loops) * block, head = double(c.vocabulary * c.hidden),
                cached = double(c.layers * c.loops) * 2 * double(c.kv_heads * c.head_dim) * (prompt + 0.5 * tokens) * rows;
-  return {"decode " + std::to_string(rows) + (rows == 1 ? " row" : " rows"), all[1], 2 * rows * (matrices + head),
+  return {"decode " + std::to_string(rows) + (rows == 1 ? " row" : " rows"), all[runs / 2], 2 * rows * (matrices + head),
           double(loop_dtype_size(model->dt)) * (matrices + head + cached)};
 }
 
@@ -159,7 +159,7 @@ int run(const Options& o) {
                            4};
     const auto model = make_model(device, dt, small_architecture(sizes));
     for (int rows : {1, 4, 16}) {
-      const Row row = tiny ? measure_decode(model, rows, 4, 2) : measure_decode(model, rows, 64, 128);
+      const Row row = tiny ? measure_decode(model, rows, 4, 2, 1) : measure_decode(model, rows, 64, 128, 3);
       print(row);
       std::fprintf(stderr, "%24s %10.1f tokens/s\n", "", rows / row.seconds);
     }

@@ -88,7 +88,8 @@ void write_whole(const std::string& path, const void* data, size_t bytes) {
 bool read_whole(const std::string& path, Bytes& out) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return false;
-  out.assign(std::istreambuf_iterator<char>(file), {});
+  out.resize(fs::file_size(path));
+  file.read(out.data(), std::streamsize(out.size()));
   fs::remove(path);
   return true;
 }

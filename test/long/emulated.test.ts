@@ -1,4 +1,5 @@
-// Models on the emulated CUDA device: every checkpoint (npm test uses one of each kind), and wavefront decoding with all readouts.
+// Models on the emulated CUDA device: every checkpoint, loss and step (npm test has some of each kind), and wavefront decoding with
+// all readouts.
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import type { DeviceName } from '../../src/index.js'

@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type DeviceName, GRPOTrainer, LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../../src/index.js'
-import { buildEmulated, triedOn } from '../emulated.js'
+import { buildEmulated, stepsOn, triedOn, triesAll } from '../emulated.js'
 import { type GoldenTensor, norm, readGolden, relativeError } from '../golden-files.js'
 
 const root = process.env.LOOPLM_FIXTURES ?? join(import.meta.dirname, '..', 'fixtures')
@@ -87,7 +87,12 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
         for (let b = 0; b < B; b++) expect(relativeError(got[b]!, want[b]!)).toBeLessThan(bound)
     })
 
-    const losses = [...gold.keys()].filter((k) => k.startsWith('loss.')).map((k) => k.slice(5))
+    // The emulator leaves out losses that differ from another one only in the weights of loops, which the host computes.
+    const contained = /^rltt_(exit-pdf|uniform|progressive|last)$/
+    const losses = [...gold.keys()]
+      .filter((k) => k.startsWith('loss.'))
+      .map((k) => k.slice(5))
+      .filter((loss) => triesAll(device) || !contained.test(loss))
     it.each(losses)('loss and gradients of %s', async (loss) => {
       const model = await load()
       const { sequences, promptLengths, advantages, perSequence } = goldenBatch(gold)
@@ -156,7 +161,7 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
       const model = await load()
       const { sequences, promptLengths, advantages } = goldenBatch(gold)
       const trainer = new RLTTTrainer(model, { weights: 'uniform', learningRate: 1e-3, weightDecay: 0.1, maxGradNorm: 1 })
-      for (const want of gold.get('adamw_losses')!.data) {
+      for (const want of stepsOn(device, gold.get('adamw_losses')!.data)) {
         const loss = (await trainer.update({ sequences, promptLengths, advantages })).loss!
         expect(Math.abs(loss - want) / Math.max(Math.abs(want), 0.1)).toBeLessThan(Math.max(bound, 1e-9))
       }
@@ -165,18 +170,21 @@ describe.each(targets)('$device $dtype', ({ device, dtype, bound }) => {
     it('decodes the same tokens greedily, at full depth and with exits', async () => {
       const model = await load()
       const prompt = Array.from(ids.data.subarray(0, 4))
+      const maxNewTokens = triesAll(device) ? 12 : 6
       for (const [key, options] of [
         ['greedy', {}],
         ['greedy_exit_0_6', { exit: { rule: 'gate', threshold: 0.6 } }],
         ['greedy_exit_0_6_shared', { exit: { rule: 'gate', threshold: 0.6 }, kv: 'shared' }],
       ] as [string, object][]) {
-        const [out] = await model.generate([prompt], { maxNewTokens: 12, temperature: 0, stop: [], ...options })
-        expect([...prompt, ...out!.tokens], key).toEqual(Array.from(gold.get(key)!.data))
-        if (key !== 'greedy') expect(Array.from(out!.loops), key).toEqual(Array.from(gold.get(`${key}_loops`)!.data))
+        const [out] = await model.generate([prompt], { maxNewTokens, temperature: 0, stop: [], ...options })
+        expect([...prompt, ...out!.tokens], key).toEqual(Array.from(gold.get(key)!.data).slice(0, 4 + maxNewTokens))
+        if (key !== 'greedy')
+          expect(Array.from(out!.loops), key).toEqual(Array.from(gold.get(`${key}_loops`)!.data).slice(0, maxNewTokens))
         for (const prefillTokens of [1, 3]) {
           using scheduler = model.scheduler({ prefillTokens, ...('kv' in options ? { kv: 'shared' } : {}) })
-          const pieces = await scheduler.add(prompt, { maxNewTokens: 12, temperature: 0, stop: [], ...options }).result()
-          expect(pieces, `${key}, the prompt in pieces of ${prefillTokens}`).toEqual(out)
+          const pieces = await scheduler.add(prompt, { maxNewTokens: 3, temperature: 0, stop: [], ...options }).result()
+          for (const list of ['tokens', 'logprobs', 'loops'] as const)
+            expect(pieces[list], `${key}, the prompt in pieces of ${prefillTokens}`).toEqual(out![list].slice(0, 3))
         }
       }
     })

@@ -91,7 +91,7 @@ describe.concurrent('products by cuBLASLt', () => {
     expect(stdout).toMatch(reason)
   })
 
-  it('reproduce a golden fixture: scores, gradients, ten steps and tokens', async () => {
+  it('reproduce a golden fixture: scores, gradients, steps and tokens', async () => {
     const { env, products } = through('golden', { LOOPLM_CUDA_GEMM: 'library' })
     const losses = ['stage1', 'looprpt', 'grpo_clip_kl', 'rltt_exit-pdf_attached']
     const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs')

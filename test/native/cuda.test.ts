@@ -25,9 +25,10 @@ const device = 'cuda-emulated' as 'cuda' // no name for users
 beforeAll(buildEmulated)
 
 describe.concurrent('kernels on cuda-emulated', () => {
-  // Counting 20,000 draws takes minutes there, and the quantized cache is one source for both dtypes: npm run test:long has all.
+  // Counting 20,000 draws takes minutes there. The quantized cache is one source for both dtypes, and draws and the gradient of the
+  // embedding compute with float32 in both: npm run test:long has all.
   it.each([
-    ['f32', ['sample: frequencies', 'coded_attention']],
+    ['f32', ['sample', 'coded_attention', 'embed_backward']],
     ['bf16', ['sample: frequencies']],
   ])('agree with the reference in %s', { timeout: 1_800_000 }, async (dtype, skipped) => {
     const skip = skipped.flatMap((name) => ['--skip', name])
@@ -92,7 +93,7 @@ const config = { ...smallConfig, total_ut_steps: 2 }
 
 describe('little memory', () => {
   const small = { sequences: [[1, 2, 3, 4, 5]] }
-  const large = { sequences: Array.from({ length: 20 }, () => Array.from({ length: 30 }, (_, i) => i)) }
+  const large = { sequences: Array.from({ length: 6 }, () => Array.from({ length: 30 }, (_, i) => i)) }
   const create = async () => {
     const model = await LoopLM.create(config, { device, seed: 3 })
     return { model, trainer: new PretrainTrainer(model, { stage: 1, learningRate: 1e-3 }) }
@@ -148,27 +149,27 @@ describe('little memory', () => {
 
   it('prompts that do not fit together run in turn and give the same tokens', async () => {
     using model = await LoopLM.create(config, { device, seed: 3 })
-    const options = { ...greedy, maxNewTokens: 24, exit: { rule: 'gate', threshold: 0.6 } as const }
+    const options = { ...greedy, maxNewTokens: 12, exit: { rule: 'gate', threshold: 0.6 } as const }
     const expected = await model.generate(prompts, options)
     using scheduler = model.scheduler({ maxRows: 12 })
-    // 1 KiB of keys and values a token, 26 tokens for each prompt, and room for a third of the prompts beside what a pass takes
-    const results = await withMemory(memory().bytes + 300 * 1024, async () => {
+    // 1 KiB of keys and values a token, 14 tokens for each prompt, and room for a third of the prompts beside what a pass takes
+    const results = await withMemory(memory().bytes + 250 * 1024, async () => {
       const requests = prompts.map((prompt) => scheduler.add(prompt, options))
       return await Promise.all(requests.map((request) => request.result()))
     })
     for (const [i, { tokens }] of results.entries()) expect(tokens).toEqual(expected[i]!.tokens)
-    expect(scheduler.stats().slots).toBeLessThan(12 * 26)
+    expect(scheduler.stats().slots).toBeLessThan(12 * 14)
   })
 
   it('a request that does not fit fails alone, whether first, in between or last', async () => {
     using model = await LoopLM.create({ ...config, max_position_embeddings: 2 ** 20 }, { device, seed: 3 })
-    const [expected] = await model.generate([[1, 2]], { ...greedy, maxNewTokens: 10 })
+    const [expected] = await model.generate([[1, 2]], { ...greedy, maxNewTokens: 4 })
     for (const place of [0, 1, 2]) {
       // room for 1843 tokens beside what is held
       await withMemory(memory().bytes + 2 * mib, async () => {
         using scheduler = model.scheduler()
         const add = (maxNewTokens: number) => scheduler.add([1, 2], { ...greedy, maxNewTokens })
-        const requests = [0, 1, 2].map((i) => add(i === place ? 1950 : 10))
+        const requests = [0, 1, 2].map((i) => add(i === place ? 1950 : 4))
         const outcomes = await Promise.allSettled(requests.map((request) => request.result()))
         for (const [i, outcome] of outcomes.entries()) {
           if (i !== place) expect(outcome).toMatchObject({ value: { tokens: expected!.tokens } })
@@ -191,7 +192,7 @@ describe('little memory', () => {
 
 describe('a quantized model', () => {
   const prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
-  const greedy = { maxNewTokens: 5, temperature: 0, stop: [] }
+  const greedy = { maxNewTokens: 3, temperature: 0, stop: [] }
 
   it.each([
     ['int4', 'float32'],
