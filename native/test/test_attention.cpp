@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::attention_tests {
 namespace {
 
 struct Heads {
@@ -526,4 +526,4 @@ KERNEL_TEST(cache, "cache_write") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::attention_tests
