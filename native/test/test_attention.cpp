@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::attention_tests {
 namespace {
 
 struct Heads {
@@ -521,4 +521,4 @@ KERNEL_TEST(cache, "cache_write") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::attention_tests

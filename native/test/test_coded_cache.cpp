@@ -5,7 +5,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::coded_cache_tests {
 namespace {
 
 struct Shape {
@@ -420,4 +420,4 @@ KERNEL_TEST(residual_row_invariance, "coded_attention with residuals: a row does
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::coded_cache_tests

@@ -5,7 +5,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::decode_token_tests {
 namespace {
 
 struct Shape {
@@ -297,4 +297,4 @@ KERNEL_TEST(replayed, "record: a replay does the calls with what lies in memory 
   d.table.forget(d.ctx, recording);
 }
 
-}  // namespace looplm::test
+}  // namespace looplm::test::decode_token_tests

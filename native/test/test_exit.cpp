@@ -3,7 +3,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::exit_tests {
 namespace {
 
 struct Size {
@@ -161,4 +161,4 @@ REFERENCE_TEST(exit_differences, "exit_pdf gradient by differences") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::exit_tests

@@ -3,7 +3,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::gemm_tests {
 namespace {
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
@@ -150,4 +150,4 @@ KERNEL_TEST(gemm_determinism, "gemm: twice the same bits") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::gemm_tests

@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::head_tests {
 namespace {
 
 struct Size {
@@ -352,4 +352,4 @@ REFERENCE_TEST(head_differences, "head_rows gradient by differences") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::head_tests

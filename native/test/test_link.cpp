@@ -5,7 +5,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::link_tests {
 namespace {
 
 KERNEL_TEST(link_alone, "link: a world of one sends to itself") {
@@ -43,4 +43,4 @@ KERNEL_TEST(link_alone, "link: a world of one sends to itself") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::link_tests

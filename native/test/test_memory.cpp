@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::memory_tests {
 namespace {
 
 uint8_t pattern(size_t i) { return uint8_t(i * 2654435761u >> 13); }
@@ -132,4 +132,4 @@ KERNEL_TEST(shared_limit, "attention: the gradient of heads too large for a chip
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::memory_tests

@@ -6,7 +6,7 @@
 #include "../numeric/philox.h"
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::noise_tests {
 namespace {
 
 // The noise of one element as philox.h defines it.
@@ -122,4 +122,4 @@ KERNEL_TEST(average, "moving_average") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::noise_tests

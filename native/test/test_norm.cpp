@@ -2,7 +2,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::norm_tests {
 namespace {
 
 constexpr double eps = 1e-6;
@@ -228,4 +228,4 @@ REFERENCE_TEST(norm_differences, "residual_norm gradient by differences") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::norm_tests

@@ -2,7 +2,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::optimizer_tests {
 namespace {
 
 struct State {
@@ -105,4 +105,4 @@ KERNEL_TEST(squares, "sum_squares") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::optimizer_tests

@@ -5,7 +5,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::quantized_tests {
 namespace {
 
 struct Quantized {
@@ -235,4 +235,4 @@ KERNEL_TEST(gemm_quantized_rows, "product with a quantized weight: a row does no
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::quantized_tests

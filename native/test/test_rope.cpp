@@ -3,7 +3,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::rope_tests {
 namespace {
 
 struct Rope {
@@ -74,4 +74,4 @@ REFERENCE_TEST(rope_differences, "rope gradient by differences") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::rope_tests

@@ -6,7 +6,7 @@
 #include "../numeric/philox.h"
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::rows_tests {
 namespace {
 
 struct Size {
@@ -207,4 +207,4 @@ REFERENCE_TEST(distributions, "philox uniform and normal moments") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::rows_tests

@@ -5,7 +5,7 @@
 #include "../numeric/philox.h"
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::sample_tests {
 namespace {
 
 struct Options {
@@ -265,4 +265,4 @@ KERNEL_TEST(sample_frequencies, "sample: frequencies") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::sample_tests

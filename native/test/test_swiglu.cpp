@@ -3,7 +3,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::swiglu_tests {
 namespace {
 
 struct Size {
@@ -78,4 +78,4 @@ REFERENCE_TEST(swiglu_differences, "swiglu gradient by differences") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::swiglu_tests

@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-namespace looplm::test {
+namespace looplm::test::tensor_tests {
 namespace {
 
 using Shape = std::vector<int64_t>;
@@ -233,4 +233,4 @@ KERNEL_TEST(reductions, "reduce") {
 }
 
 }  // namespace
-}  // namespace looplm::test
+}  // namespace looplm::test::tensor_tests
