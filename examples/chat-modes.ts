@@ -29,7 +29,7 @@ const work = (values: string) =>
     .join(';')
 
 /** Half of the rows show their work between the marks, the others nothing. */
-const rows: Dataset = Array.from({ length: 60_000 }, (_, i) => {
+const rows: Dataset = Array.from({ length: Math.ceil(60_000 * scale) }, (_, i) => {
   const { prompt, answer, completion } = task.sample('train', i) as { prompt: string; answer: string; completion: string }
   const thought = i % 2 === 0 ? work(completion) : ''
   return { prompt: `${prompt}>`, completion: `<think>\n${thought}\n</think>\n\n${answer}`, answer }

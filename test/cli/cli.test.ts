@@ -1,4 +1,4 @@
-// The command line as a user meets it: the built program in a separate process.
+// The command line as a user meets it: the built program. A command is a process of its own once; its other uses share one.
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
@@ -8,51 +8,22 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parse, stringify } from 'yaml'
 import { type DeviceStatus, LoopLM, Tokenizer } from '../../src/index.js'
 import { writeOuroFolder } from '../ouro-folder.js'
+import { OneProcess, type Outcome, program, startLooplm } from './program.js'
 
-const program = join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js')
 let root: string
+let one: OneProcess
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-cli-'))
+  one = new OneProcess()
 })
-afterAll(() => rm(root, { recursive: true }))
+afterAll(async () => {
+  await one[Symbol.asyncDispose]()
+  await rm(root, { recursive: true })
+})
 
-interface Outcome {
-  code: number | null
-  stdout: string
-  stderr: string
-}
-
-function looplm(
-  args: readonly string[],
-  watch?: (process: ChildProcess, stdout: string) => void,
-  input?: string,
-  { open = false } = {}, // the input has no end
-): Promise<Outcome> {
-  return new Promise((resolve) => {
-    const child = spawn(process.execPath, [program, ...args], { cwd: root })
-    if (input !== undefined) child.stdin.write(input)
-    if (input !== undefined && !open) child.stdin.end()
-    let stdout = ''
-    let stderr = ''
-    child.stdout.on('data', (text) => {
-      stdout += text
-      watch?.(child, stdout)
-    })
-    child.stderr.on('data', (text) => {
-      stderr += text
-    })
-    child.on('close', (code) => resolve({ code, stdout, stderr }))
-  })
-}
-
-/** What `looplm` says to each of several commands. */
-function inOneProcess(commands: readonly (readonly string[])[]): Outcome[] {
-  const { stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, 'one-process.mjs')], {
-    ...{ cwd: root, input: JSON.stringify(commands), encoding: 'utf8' },
-  })
-  if (stdout === '') throw new Error(stderr)
-  return JSON.parse(stdout)
-}
+const looplm = (args: readonly string[], input?: string) => one.looplm(root, args, input)
+const start = (args: readonly string[], watch?: (process: ChildProcess, stdout: string) => void, input?: string) =>
+  startLooplm(root, args, watch, input)
 
 const jsonLines = (text: string) =>
   text
@@ -83,7 +54,7 @@ function expectRefusal({ code, stdout, stderr }: Outcome, message: RegExp): void
 
 describe('looplm', () => {
   it('info lists the devices of this machine', async () => {
-    const { code, stdout } = await looplm(['info', '--json'])
+    const { code, stdout } = await start(['info', '--json'])
     const facts = JSON.parse(stdout)
     expect(code).toBe(0)
     expect(facts.node).toBe(process.version)
@@ -106,7 +77,7 @@ describe('looplm', () => {
   })
 
   it('lists the options of a trainer', async () => {
-    const { stdout } = await looplm(['options', 'rltt', '--json'])
+    const { stdout } = await start(['options', 'rltt', '--json'])
     expect(JSON.parse(stdout)).toContainEqual(expect.objectContaining({ name: 'groupSize', default: '8' }))
     expect((await looplm(['options', 'pretrain'])).stdout).toMatch(/^entropyCoefficient: number >= 0 = 0\.1$/m)
   })
@@ -123,7 +94,7 @@ describe('looplm', () => {
     model.tokenizer = Tokenizer.bytes({ special: { eos: '<eos>' } })
     await model.save(join(root, 'bytes'))
     await writeFile(join(root, 'some.txt'), 'A looped model runs the same blocks again.')
-    const evaluated = await looplm(['eval', 'bytes', '--text', 'some.txt', '--context-length', '16', '--json'])
+    const evaluated = await start(['eval', 'bytes', '--text', 'some.txt', '--context-length', '16', '--json'])
     const { results } = JSON.parse(evaluated.stdout)
     const { logprobs } = await model.score([[...model.tokenizer.encode('A looped model r')]])
     expect(results.map(({ loops, tokens }: { loops: number; tokens: number }) => [loops, tokens])).toEqual([
@@ -145,7 +116,7 @@ describe('looplm', () => {
 
   it('trains, evaluates and generates from one folder', async () => {
     const path = await writeConfig('train.yaml')
-    const trained = await looplm(['train', path, '--run-dir', 'runs/a', '--set', 'steps=3', '--set', 'task.digits=2', '--json'])
+    const trained = await start(['train', path, '--run-dir', 'runs/a', '--set', 'steps=3', '--set', 'task.digits=2', '--json'])
     expect(trained.stderr).toBe('')
     expect(trained.code).toBe(0)
     const events = jsonLines(trained.stdout)
@@ -216,7 +187,7 @@ describe('looplm', () => {
   it('saves a checkpoint on Ctrl-C and prints how to continue', async () => {
     const path = await writeConfig('long.yaml', { options: { ...config.options, steps: 1e6 }, runDir: 'runs/b' })
     let interrupted = false
-    const stopped = await looplm(['train', path, '--json'], (child, stdout) => {
+    const stopped = await start(['train', path, '--json'], (child, stdout) => {
       if (interrupted || stdout.split('\n').length < 3) return
       interrupted = true
       child.kill('SIGINT')
@@ -237,7 +208,7 @@ describe('looplm', () => {
     const path = await writeConfig("it's long.yaml", { options: { ...config.options, steps: 1e6 } })
     let interrupted = false
     const flags = ['--run-dir', 'runs/with $HOME', '--device', 'cpu', '--dtype', 'bfloat16', '--threads', '1', '--set', 'seed=3']
-    const stopped = await looplm(['train', "it's long.yaml", ...flags, '--json'], (child, stdout) => {
+    const stopped = await start(['train', "it's long.yaml", ...flags, '--json'], (child, stdout) => {
       if (interrupted || stdout.split('\n').length < 3) return
       interrupted = true
       child.kill('SIGINT')
@@ -295,7 +266,7 @@ describe('looplm', () => {
     })
     let sent = false
     const args = ['generate', 'endless', '--prompt', 'the', '--max-new-tokens', '90000']
-    const { code, stderr } = await looplm(args, (child) => {
+    const { code, stderr } = await start(args, (child) => {
       if (!sent) child.kill('SIGINT')
       sent = true
     })
@@ -315,9 +286,10 @@ describe('looplm', () => {
       [['--grammar-file', 'rules.ebnf'], /^(yes|no)$/],
     ]
     const generate = ['generate', 'constrained', '--prompt', 'the', '--max-new-tokens', '40', '--seed', '1', '--json']
-    for (const [i, { code, stdout, stderr }] of inOneProcess(grammars.map(([args]) => [...generate, ...args])).entries()) {
+    for (const [args, text] of grammars) {
+      const { code, stdout, stderr } = await looplm([...generate, ...args])
       expect(code, stderr).toBe(0)
-      expect(JSON.parse(stdout).text).toMatch(grammars[i]![1])
+      expect(JSON.parse(stdout).text).toMatch(text)
     }
   })
 
@@ -437,7 +409,7 @@ describe('a new model with a tokenizer', () => {
 
 describe('looplm chat', () => {
   const chat = (lines: string, args: string[] = []) =>
-    looplm(['chat', 'ouro', '--max-new-tokens', '12', '--seed', '3', ...args], undefined, lines)
+    looplm(['chat', 'ouro', '--max-new-tokens', '12', '--seed', '3', ...args], lines)
   beforeAll(async () => {
     await writeOuroFolder(join(root, 'ouro'), { endTokens: [] })
     const config = { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8, max_position_embeddings: 100_000 }
@@ -446,7 +418,8 @@ describe('looplm chat', () => {
   })
 
   it('answers each line, says which loops were used, and keeps the conversation', async () => {
-    const { code, stdout, stderr } = await chat('hello\nhello\n/reset\nhello\n', ['--exit-threshold', '0.5'])
+    const args = ['chat', 'ouro', '--max-new-tokens', '12', '--seed', '3', '--exit-threshold', '0.5']
+    const { code, stdout, stderr } = await start(args, undefined, 'hello\nhello\n/reset\nhello\n')
     expect(stderr).toBe('')
     expect(code).toBe(0)
     const answers = stdout.replace('forgotten\n', '').split(/^(\d+ tokens, .*)$/m)
@@ -515,7 +488,7 @@ describe('looplm chat', () => {
       interrupts++
       child.kill('SIGINT')
     }
-    const { code, stdout } = await looplm(['chat', 'slow', '--max-new-tokens', '90000'], interrupt, 'hello\n', { open: true })
+    const { code, stdout } = await start(['chat', 'slow', '--max-new-tokens', '90000'], interrupt, 'hello\n')
     expect(stdout.match(/ tokens, .*, stopped\n$/g)).toHaveLength(1)
     expect(code).toBe(130)
   })
@@ -560,7 +533,7 @@ describe('looplm serve', () => {
     await writeOuroFolder(join(root, 'ouro'))
     let url: string | undefined
     let answer: Promise<unknown> | undefined
-    const { code, stdout, stderr } = await looplm(['serve', 'ouro', '--port', '0'], (child, stdout) => {
+    const { code, stdout, stderr } = await start(['serve', 'ouro', '--port', '0'], (child, stdout) => {
       url ??= /^ouro at (http:\S+\/v1)\n$/.exec(stdout)?.[1]
       if (url === undefined || answer !== undefined) return
       const body = JSON.stringify({ model: 'ouro', prompt: 'the', max_tokens: 4 })
@@ -585,7 +558,7 @@ describe('looplm serve with the name of a model that was downloaded', () => {
     let models: Promise<unknown> | undefined
     process.env.HF_HUB_CACHE = join(root, 'hub')
     try {
-      const { code, stderr } = await looplm(['serve', 'org/tiny', '--port', '0'], (child, stdout) => {
+      const { code, stderr } = await start(['serve', 'org/tiny', '--port', '0'], (child, stdout) => {
         const url = /^org\/tiny at (http:\S+\/v1)\n$/.exec(stdout)?.[1]
         if (url === undefined || models !== undefined) return
         models = fetch(`${url}/models/org/tiny`)
@@ -607,12 +580,12 @@ describe('looplm quantize', () => {
   it('writes a folder that generates the same as quantizing at load', async () => {
     const config = { hidden_size: 64, intermediate_size: 96 }
     await writeOuroFolder(join(root, 'plain'), { config })
-    const made = await looplm(['quantize', 'plain', 'small', '--bits', '4', '--group-size', '32'])
+    const made = await start(['quantize', 'plain', 'small', '--bits', '4', '--group-size', '32'])
     expect(made).toEqual({ code: 0, stdout: 'small: 4 bits, groups of 32\n', stderr: '' })
     const saved = JSON.parse(await readFile(join(root, 'small', 'config.json'), 'utf8'))
     expect(saved).toMatchObject({ torch_dtype: 'bfloat16', quantization_config: { bits: 4, group_size: 32 } })
     const generate = ['--prompt', 'the', '--max-new-tokens', '12', '--seed', '3', '--dtype', 'bfloat16', '--json']
-    const fromFolder = await looplm(['generate', 'small', ...generate])
+    const fromFolder = await start(['generate', 'small', ...generate])
     const atLoad = await looplm(['generate', 'plain', ...generate, '--quantize', 'int4', '--group-size', '32'])
     expect(fromFolder.code, fromFolder.stderr).toBe(0)
     expect(atLoad).toEqual(fromFolder)
@@ -630,8 +603,9 @@ describe('looplm quantize', () => {
       ],
       [['generate', 'plain', '--prompt', 'a', '--group-size', '32'], /groupSize needs a quantized model: pass quantize/],
     ] as const
-    for (const [i, { code, stderr }] of inOneProcess(wrong.map(([args]) => args)).entries()) {
-      expect(stderr).toMatch(wrong[i]![1])
+    for (const [args, message] of wrong) {
+      const { code, stderr } = await looplm(args)
+      expect(stderr).toMatch(message)
       expect(code).toBe(2)
     }
     expect(existsSync(join(root, 'x'))).toBe(false)
@@ -706,27 +680,17 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [{ corpus: ['a'] }, ['--set', 'corpus.x=1'], /--set: corpus\.x: /],
     [{}, ['--set', 'batchSize=1000000000000'], /at most 16777216 rows or problems are read at a time, not 1000000000000; lower/],
   ]
-  let refused: Outcome[]
-  beforeAll(async () => {
-    const paths = await Promise.all(wrong.map(([change], i) => writeConfig(`${i}-wrong.yaml`, change)))
-    const all = [...commands.map(([args]) => args), ...wrong.map(([, args], i) => ['train', paths[i]!, ...args])]
-    refused = inOneProcess(all)
+  it.each(commands)('%j', async (args, message) => {
+    expectRefusal(await looplm(args), message)
   })
 
-  it.each(commands.map(([args, message], i) => [args, message, i] as const))('%j', (_, message, i) => {
-    expectRefusal(refused[i]!, message)
+  it.each(wrong)('a configuration with %j %j', async (change, args, message) => {
+    expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', change), ...args]), message)
   })
-
-  it.each(wrong.map(([change, args, message], i) => [change, args, message, i] as const))(
-    'a configuration with %j %j',
-    (_, __, message, i) => {
-      expectRefusal(refused[commands.length + i]!, message)
-    },
-  )
 
   it('a wrong command and a wrong configuration in a separate process', async () => {
-    expectRefusal(await looplm(commands[0]![0]), commands[0]![1])
-    expectRefusal(await looplm(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
+    expectRefusal(await start(commands[0]![0]), commands[0]![1])
+    expectRefusal(await start(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
   })
 
   it('a run whose checkpoints are a file', async () => {
@@ -749,7 +713,7 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
 describe('reports', () => {
   it('are written to the run folder, or to the path of --out', async () => {
     await looplm(['train', await writeConfig('reported.yaml', { options: { ...config.options, steps: 2 } }), '--run-dir', 'one'])
-    expect(await looplm(['report', 'one'])).toMatchObject({ code: 0, stdout: 'one/report.html\n' })
+    expect(await start(['report', 'one'])).toMatchObject({ code: 0, stdout: 'one/report.html\n' })
     expect(await looplm(['report', 'one', 'one', '--out', 'both.html'])).toMatchObject({ code: 0, stdout: 'both.html\n' })
     expect(await readFile(join(root, 'one', 'report.html'), 'utf8')).toMatch('<title>one – looplm</title>')
     expect(await readFile(join(root, 'both.html'), 'utf8')).toMatch('<title>one (1), one (2) – looplm</title>')
@@ -757,7 +721,7 @@ describe('reports', () => {
 
   it('are served by looplm watch until Ctrl-C', async () => {
     const seen = new Set<string>()
-    const { code, stdout } = await looplm(['watch', 'one'], (child, said) => {
+    const { code, stdout } = await start(['watch', 'one'], (child, said) => {
       if (!said.endsWith('\n') || seen.has(said)) return
       seen.add(said)
       void fetch(said.trim()).then(async (answer) => {
