@@ -8,9 +8,8 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { stringify } from 'yaml'
 import { Random } from '../src/data/random.js'
+import { OneProcess, program } from './cli/program.js'
 import { timeless } from './timeless.js'
-
-const program = join(import.meta.dirname, '..', 'dist', 'src', 'cli', 'main.js')
 
 /** How a process ended and what it said. */
 export interface Outcome {
@@ -209,19 +208,18 @@ export async function killAndResume(
   }
 }
 
-/** The same run without a disturbance. */
+/** The same run without a disturbance, by a launcher or in a process that takes commands. */
 export async function runStraight(
   root: string,
   name: string,
   config: object,
   steps: number,
-  launcher?: readonly string[],
+  by?: readonly string[] | OneProcess,
 ): Promise<void> {
   await writeRun(root, name, config)
-  const { code, stderr } = await runProgram(['train', `${name}.yaml`, '--run-dir', name, '--set', `steps=${steps}`], {
-    cwd: root,
-    launcher,
-  })
+  const args = ['train', `${name}.yaml`, '--run-dir', name, '--set', `steps=${steps}`]
+  const run = by instanceof OneProcess ? by.looplm(root, args) : runProgram(args, { cwd: root, launcher: by })
+  const { code, stderr } = await run
   if (code !== 0) throw new Error(`${name}: ${stderr}`)
 }
 

@@ -10,16 +10,22 @@ import { newestCheckpoint, setAside, settle } from '../../src/rl/checkpoint.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
 import { RLTTTrainer } from '../../src/rl/rltt.js'
+import { OneProcess } from '../cli/program.js'
 import { openJsonLines } from '../json-lines.js'
 import { configurations, killAndResume, outcomeOf, runProgram, runStraight } from '../kills.js'
 import { refusal } from '../refusal.js'
 import { parametersOf, tinyModel, tinyTask, variedReward } from '../tiny.js'
 
 let root: string
+let undisturbed: OneProcess
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-recovery-'))
+  undisturbed = new OneProcess()
 })
-afterAll(() => rm(root, { recursive: true }))
+afterAll(async () => {
+  await undisturbed[Symbol.asyncDispose]()
+  await rm(root, { recursive: true })
+})
 
 const index = join(import.meta.dirname, '..', '..', 'dist', 'src', 'index.js')
 const options = { task: tinyTask, batchSize: 8, learningRate: 1e-2, onWarning() {} }
@@ -35,7 +41,7 @@ describe('a run that is killed', () => {
   const each = Object.entries({ text, grpo })
   it.each(each)('%s: resumes and ends bit for bit like an undisturbed run', async (name, config) => {
     const steps = 24
-    await runStraight(root, `${name}-whole`, config, steps)
+    await runStraight(root, `${name}-whole`, config, steps, undisturbed)
     const report = await killAndResume(root, `${name}-killed`, config, { kills: 2, steps, seed: 3, milliseconds: 60 })
     expect(report.kills).toBe(2)
     expect(await outcomeOf(root, `${name}-killed`, steps)).toEqual(await outcomeOf(root, `${name}-whole`, steps))
@@ -187,7 +193,7 @@ describe('a folder that cannot be written', () => {
       model: { ...configurations.pretrain.model, hidden_size: 64, intermediate_size: 256 },
       options: { batchSize: 8, learningRate: 0.01 }, // no schedule, which would depend on the steps
     }
-    await runStraight(root, 'full-whole', config, 4)
+    await runStraight(root, 'full-whole', config, 4, undisturbed)
     await writeFile(join(root, 'full.yaml'), JSON.stringify(config))
     const args = ['train', 'full.yaml', '--run-dir', 'full', '--set', 'steps=4', '--set', 'saveEvery=1', '--resume']
     const limit = 'ulimit -f 700; exec' // 512-byte blocks: the model fits, the optimizer's state does not
@@ -198,12 +204,12 @@ describe('a folder that cannot be written', () => {
     expect(first.stderr).toMatch(/the run has no checkpoint yet/)
     expect(first.code).toBe(2)
     expect(await readdir(join(root, 'full', 'checkpoints'))).toEqual([]) // nothing half-written
-    await runProgram([...args, '--set', 'steps=2'], { cwd: root })
+    await undisturbed.looplm(root, [...args, '--set', 'steps=2'])
     const again = await runProgram(args, { cwd: root, shell: limit })
     expect(again.stderr).toMatch(/the newest checkpoint is full\/checkpoints\/step-2/)
     expect(again.code).toBe(2)
     expect(await readdir(join(root, 'full', 'checkpoints'))).toEqual(['step-1', 'step-2'])
-    expect((await runProgram(args, { cwd: root })).code).toBe(0)
+    expect((await undisturbed.looplm(root, args)).code).toBe(0)
     expect(await outcomeOf(root, 'full', 4)).toEqual(await outcomeOf(root, 'full-whole', 4))
   })
 
@@ -260,7 +266,7 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
 
   it('a second signal exits at once, and the newest checkpoint stays usable', async () => {
     await writeFile(join(root, 'twice.yaml'), JSON.stringify({ ...configurations.pretrain, options: { learningRate: 0.01 } }))
-    await runProgram(['train', 'twice.yaml', '--run-dir', 'twice', '--set', 'steps=1'], { cwd: root })
+    await undisturbed.looplm(root, ['train', 'twice.yaml', '--run-dir', 'twice', '--set', 'steps=1'])
     let signals = 0
     const watch = (child: ChildProcess) => {
       if (signals++ > 0) return
@@ -272,7 +278,7 @@ describe('SIGINT, SIGTERM and SIGHUP', () => {
     const { code, stderr } = await runProgram([...args, ...big], { cwd: root, watch })
     expect(code).toBe(143)
     expect(stderr).not.toContain('saved')
-    const resumed = await runProgram([...args, '--set', 'steps=3'], { cwd: root })
+    const resumed = await undisturbed.looplm(root, [...args, '--set', 'steps=3'])
     expect(resumed.code).toBe(0)
     const events = resumed.stdout.trimEnd().split('\n')
     const steps = events.map((line) => JSON.parse(line)).filter(({ type }) => type === 'step')
@@ -291,7 +297,7 @@ describe('a folder in which a run trains', () => {
     const inside = await refusal(() => finish(new PretrainTrainer(other, { ...options, runDir, steps: 4, resume: true }).run()))
     expect(inside.code).toBe('INVALID_ARGUMENT')
     await writeFile(join(root, 'taken.yaml'), JSON.stringify(configurations.pretrain))
-    const outside = await runProgram(['train', 'taken.yaml', '--run-dir', 'taken', '--set', 'steps=4', '--resume'], { cwd: root })
+    const outside = await undisturbed.looplm(root, ['train', 'taken.yaml', '--run-dir', 'taken', '--set', 'steps=4', '--resume'])
     expect(outside.code).toBe(2)
     for (const said of [inside.message, outside.stderr])
       expect(said).toMatch(
@@ -314,7 +320,7 @@ describe('a folder in which a run trains', () => {
     expect(killed.signal).toBe('SIGKILL')
     expect(await readdir(join(root, 'freed'))).toContain('run.lock') // what it left is no lock
     const [step = '0'] = (await newestCheckpoint(join(root, 'freed')))?.match(/\d+$/) ?? []
-    const { code } = await runProgram([...args, '--set', `steps=${Number(step) + 2}`], { cwd: root })
+    const { code } = await undisturbed.looplm(root, [...args, '--set', `steps=${Number(step) + 2}`])
     expect(code).toBe(0)
     expect(await readdir(join(root, 'freed'))).not.toContain('run.lock')
   })
