@@ -8,8 +8,8 @@ import { stringify } from 'yaml'
 import { ouro } from '../../bench/models.js'
 import { readModelFiles, storedDType } from '../../src/cli/model-files.js'
 import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../../src/index.js'
+import { OneProcess } from '../cli/program.js'
 import { type Entry, ggufMetadata, ggufName, randomData, writeGguf, writeGgufParts } from '../gguf-file.js'
-import { runProgram } from '../kills.js'
 import { refusal } from '../refusal.js'
 
 const families = join(import.meta.dirname, '../fixtures', 'families')
@@ -102,6 +102,7 @@ describe('an estimate of memory', () => {
 
 describe('on the command line', () => {
   let root: string
+  const one = new OneProcess()
   beforeAll(async () => {
     root = await mkdtemp(join(tmpdir(), 'looplm-plan-'))
     await writeFile(join(root, 'config.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...sizes }))
@@ -110,8 +111,11 @@ describe('on the command line', () => {
     await writeFile(join(root, 'grpo.yaml'), stringify({ ...file, options }))
     await writeFile(join(root, 'lora.yaml'), stringify({ ...file, options: { ...options, lora: { rank: 4 } } }))
   })
-  afterAll(() => rm(root, { recursive: true }))
-  const looplm = (...args: string[]) => runProgram(args, { cwd: root })
+  afterAll(async () => {
+    await one[Symbol.asyncDispose]()
+    await rm(root, { recursive: true })
+  })
+  const looplm = (...args: string[]) => one.looplm(root, args)
 
   it('an estimate adds up and says what fits', async () => {
     const { code, stdout } = await looplm('estimate', 'config.json', '--context', '1000', '--sequences', '3', '--json')
