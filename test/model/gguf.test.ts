@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { LoopLM, Tokenizer } from '../../src/index.js'
+import { OneProcess } from '../cli/program.js'
 import {
   blockSize,
   type Entry,
@@ -405,39 +406,38 @@ describe('the tokenizer in a GGUF file', () => {
 })
 
 describe('the command line', () => {
-  const looplm = (...args: string[]) =>
-    spawnSync(process.execPath, [join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js'), ...args], {
-      encoding: 'utf8',
-    })
+  const one = new OneProcess()
+  afterAll(() => one[Symbol.asyncDispose]())
+  const looplm = (...args: string[]) => one.looplm(root, args)
   let gguf: string
   beforeAll(async () => {
     gguf = (await make('command-line', sizes, () => 'Q8_0')).gguf
   })
 
   it('describes a file and a folder without loading them', async () => {
-    const { stdout } = looplm('info', gguf, '--json')
+    const { stdout } = await looplm('info', gguf, '--json')
     const { model } = JSON.parse(stdout)
     expect(model).toMatchObject({ path: gguf, family: 'ouro', layers: 2, loops: 3, exitGate: false, tokenizer: null })
     expect(model).toMatchObject({ quantization: { bits: 8, groupSize: 32 }, types: { Q8_0: 16 } })
-    expect(looplm('info', gguf).stdout).toMatch(/ouro, \d+ parameters[\s\S]*16 × Q8_0[\s\S]*loads quantized: 8 bits/)
-    const folder = JSON.parse(looplm('info', fixture('base'), '--json').stdout).model
+    expect((await looplm('info', gguf)).stdout).toMatch(/ouro, \d+ parameters[\s\S]*16 × Q8_0[\s\S]*loads quantized: 8 bits/)
+    const folder = JSON.parse((await looplm('info', fixture('base'), '--json')).stdout).model
     expect(folder).toMatchObject({ family: 'ouro', layers: 2, loops: 4, exitGate: true, types: null, quantization: null })
-    const missing = looplm('info', join(root, 'nowhere.gguf'))
-    expect([missing.status, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
+    const missing = await looplm('info', join(root, 'nowhere.gguf'))
+    expect([missing.code, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
   })
 
-  it('estimates the memory of a model from its file', () => {
-    const { model } = JSON.parse(looplm('info', gguf, '--json').stdout)
-    const estimate = JSON.parse(looplm('estimate', gguf, '--json').stdout)
+  it('estimates the memory of a model from its file', async () => {
+    const { model } = JSON.parse((await looplm('info', gguf, '--json')).stdout)
+    const estimate = JSON.parse((await looplm('estimate', gguf, '--json')).stdout)
     expect(estimate).toMatchObject({ parameters: model.parameters, weights: 2 * model.parameters })
   })
 
   it('needs a tokenizer to generate from a file, and quantizes it', async () => {
-    const { stdout, stderr } = looplm('generate', gguf, '--prompt', 'x')
+    const { stdout, stderr } = await looplm('generate', gguf, '--prompt', 'x')
     expect(stdout).toBe('')
     expect(stderr).toMatch(/tokenizer/) // this one has none
     const small = join(root, 'command-line-small')
-    expect(looplm('quantize', gguf, small, '--bits', '4', '--group-size', '32').stdout).toContain('4 bits, groups of 32')
+    expect((await looplm('quantize', gguf, small, '--bits', '4', '--group-size', '32')).stdout).toContain('4 bits, groups of 32')
     using model = await LoopLM.fromPretrained(small)
     expect(model.quantization).toEqual({ bits: 4, groupSize: 32 })
   })
