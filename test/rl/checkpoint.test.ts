@@ -218,8 +218,10 @@ describe('checkpoint folders', () => {
 })
 
 describe('saving into a folder that holds a model', () => {
-  // saves a model of six loops over one of three; is killed at the n-th rename, or fails at the first, the second, … until it is saved
+  // Saves a model of six loops over one of three. It is killed at the n-th rename, copies the folder before each as a kill would leave it,
+  // or fails at the first, the second, … until it is saved.
   const program = `
+    import { cpSync } from 'node:fs'
     import fsp from 'node:fs/promises'
     import { syncBuiltinESMExports } from 'node:module'
     const [index, folder, kill, config] = process.argv.slice(1)
@@ -229,6 +231,7 @@ describe('saving into a folder that holds a model', () => {
     fsp.rename = async (from, to) => {
       count++
       if (count === Number(kill)) process.kill(process.pid, 'SIGKILL')
+      if (kill === 'copied') cpSync(folder, folder + '-' + count, { recursive: true })
       if (count === fail) throw Object.assign(new Error('no'), { code: 'EIO' })
       return real(from, to)
     }
@@ -250,7 +253,7 @@ describe('saving into a folder that holds a model', () => {
     }
   `
   const index = join(import.meta.dirname, '..', '..', 'dist', 'src', 'index.js')
-  const save = (folder: string, kill: number | 'never') => {
+  const save = (folder: string, kill: number | 'copied' | 'never') => {
     const args = ['--input-type=module', '-e', program, index, folder, String(kill), JSON.stringify(tinyConfig)]
     const { signal, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
     expect(stderr).toBe('')
@@ -279,15 +282,19 @@ describe('saving into a folder that holds a model', () => {
 
   it('leaves the old model or an error with advice, wherever the process is killed', async () => {
     const seen = new Set<string>()
-    for (let at = 1; ; at++) {
-      const folder = await make(`killed-${at}`)
-      if (save(folder, at).signal !== 'SIGKILL') break
+    const {
+      attempts: [{ count }],
+    } = save(await make('kill'), 'copied')
+    expect(count).toBeGreaterThan(8)
+    expect(save(await make('killed'), 4).signal).toBe('SIGKILL')
+    for (const name of ['killed', ...Array.from({ length: count }, (_, i) => `kill-${i + 1}`)]) {
+      const folder = join(root, name)
       expect(await readFile(join(folder, 'notes.txt'), 'utf8')).toBe('mine')
       try {
         using model = await LoopLM.fromPretrained(folder)
         using made = await LoopLM.create(model.config, { seed: model.config.total_ut_steps === 6 ? 2 : 1, threads: 1 })
         expect(await parametersOf(model)).toEqual(await parametersOf(made))
-        const left = (await readdir(folder)).filter((name) => stale.includes(name)).sort()
+        const left = (await readdir(folder)).filter((file) => stale.includes(file)).sort()
         expect(left).toEqual(model.config.total_ut_steps === 6 ? [] : stale)
         seen.add(`${model.config.total_ut_steps} loops`)
       } catch (error) {
@@ -295,7 +302,7 @@ describe('saving into a folder that holds a model', () => {
           (error as Error).message,
         )!
         seen.add('refused')
-        for (const name of await readdir(from!)) await rename(join(from!, name), join(folder, name))
+        for (const file of await readdir(from!)) await rename(join(from!, file), join(folder, file))
         using model = await LoopLM.fromPretrained(folder)
         expect(model.config.total_ut_steps).toBe(6)
         expect(model.tokenizer).toBeDefined()
@@ -304,9 +311,9 @@ describe('saving into a folder that holds a model', () => {
       await again.save(folder)
       using loaded = await LoopLM.fromPretrained(folder)
       expect(await parametersOf(loaded)).toEqual(await parametersOf(again))
-      const left = (await readdir(folder)).filter((name) => !name.startsWith('tokenizer'))
+      const left = (await readdir(folder)).filter((file) => !file.startsWith('tokenizer'))
       expect(left.sort()).toEqual(clean) // what the killed process left is gone, the user's files are there
-      expect((await readdir(root)).filter((name) => name.startsWith(`killed-${at}.`))).toEqual([])
+      expect((await readdir(root)).filter((file) => file.startsWith(`${name}.`))).toEqual([])
     }
     expect([...seen].sort()).toEqual(['3 loops', 'refused'])
   })
