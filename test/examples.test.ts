@@ -70,7 +70,7 @@ const moduleName = (document: string, i: number) => `${document.replaceAll(/\W/g
 
 /** Carries out `looplm` for the programs below, which say how many words follow, their folder and the words; gives its port. */
 async function listen(one: OneProcess): Promise<{ port: number; close: () => void }> {
-  const alone = new Set(['estimate', 'export', 'plan']) // no other test starts these as processes of their own
+  const alone = new Set(['estimate', 'export', 'plan']) // no other test starts these as separate processes
   const server = createServer((socket) => {
     let said = ''
     socket.setEncoding('utf8').on('data', (text: string) => {

@@ -1,4 +1,4 @@
-// The command line as a user meets it: the built program. A command is a process of its own once; its other uses share one.
+// The command line as a user meets it: the built program. A command is a separate process once; its other uses share one.
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'

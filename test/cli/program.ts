@@ -1,4 +1,4 @@
-// The built program: as a process of its own, or beside other commands in one process, which takes a tenth of the time.
+// The built program: as a separate process, or after other commands in one process, which takes a tenth of the time.
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
@@ -12,7 +12,7 @@ export interface Outcome {
 }
 
 /**
- * Starts `looplm` as a process of its own, for what only a process shows: signals, pipes, the start itself. Its input has an end
+ * Starts `looplm` as a separate process, for what only a process shows: signals, pipes, the start itself. Its input has an end
  * unless somebody watches it.
  */
 export function startLooplm(
