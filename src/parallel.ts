@@ -48,8 +48,8 @@ export function detectLauncher(environment: Environment): Launcher | undefined {
 }
 
 /** This process's number among those of its machine. 0 if no launcher tells. */
-export function localRank(environment: Environment = process.env): number {
-  if (joined !== undefined) return joined.world.localRank
+export function localRank(environment?: Environment): number {
+  if (environment === undefined) return joined?.world.localRank ?? localRank(process.env)
   const names = ['OMPI_COMM_WORLD_LOCAL_RANK', 'MPI_LOCALRANKID', 'SLURM_LOCALID', 'PMIX_LOCAL_RANK']
   const found = detectLauncher(environment) && names.map((name) => environment[name]).find((text) => /^\d+$/.test(text ?? ''))
   return Number(found ?? 0)

@@ -3,7 +3,6 @@ import { spawn, spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll } from 'vitest'
 
 /** How a launcher starts `ranks` processes on this machine, whatever its cores and its user. */
 const launchers = {
@@ -14,22 +13,15 @@ const launchers = {
   },
   mpich: { program: 'mpiexec.mpich', options: ['-n'], debian: 'mpich libmpich-dev' },
 }
-const sessions = mkdtempSync(join(tmpdir(), 'ompi-'))
-afterAll(() => rmSync(sessions, { recursive: true, force: true }))
 
 /**
- * The options of a launcher. Every start of Open MPI gets its own session folder, because two starts at the same time fail when
- * both create the shared one.
+ * The words that start a program as so many ranks; it comes behind them. Open MPI gets a session folder in `sessions`, because two starts
+ * at the same time fail when both create the shared one.
  */
-function optionsOf(name: MpiName): string[] {
-  const { options } = launchers[name]
-  if (name === 'mpich') return options
-  return ['--mca', 'orte_tmpdir_base', mkdtempSync(join(sessions, '/')), ...options]
-}
-
-/** The words that start a program as so many ranks; it comes behind them. */
-export function launcherOf(name: MpiName, ranks: number): string[] {
-  return [launchers[name].program, ...optionsOf(name), String(ranks)]
+export function launcherOf(name: MpiName, ranks: number, sessions: string): string[] {
+  const { program, options } = launchers[name]
+  const session = name === 'mpich' ? [] : ['--mca', 'orte_tmpdir_base', mkdtempSync(join(sessions, 'ompi-'))]
+  return [program, ...session, ...options, String(ranks)]
 }
 
 export type MpiName = keyof typeof launchers
@@ -58,7 +50,8 @@ export function launch(
   extra: NodeJS.ProcessEnv = {},
 ): Promise<Ended> {
   const inherited = Object.entries(process.env).filter(([key]) => !/^(OMPI_|PMI|SLURM_|VITEST|NODE_OPTIONS)/.test(key))
-  const [launcher, ...words] = launcherOf(name, ranks)
+  const sessions = mkdtempSync(join(tmpdir(), 'looplm-launch-'))
+  const [launcher, ...words] = launcherOf(name, ranks, sessions)
   const child = spawn(launcher!, [...words, program, ...args], {
     env: { ...Object.fromEntries(inherited), ...extra },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -72,6 +65,9 @@ export function launch(
   })
   return new Promise((resolve, reject) => {
     child.on('error', reject)
-    child.on('close', (status) => resolve({ ...ended, status }))
+    child.on('close', (status) => {
+      rmSync(sessions, { recursive: true, force: true })
+      resolve({ ...ended, status })
+    })
   })
 }

@@ -23,7 +23,7 @@ const cases = (['pretrain', 'looprpt', 'objective', 'lora'] as const).map((name,
 })
 
 it.runIf(installed.length > 0).each(cases)('$name, $ranks ranks under $mpi', async ({ name, mpi, ranks }) => {
-  const launcher = launcherOf(mpi!, ranks)
+  const launcher = launcherOf(mpi!, ranks, root)
   const config = configurations[name]
   await runStraight(root, `${name}-whole`, config, steps, launcher)
   const options = { kills, steps, seed: 12, milliseconds: 150, launcher, limit }

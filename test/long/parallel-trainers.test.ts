@@ -5,10 +5,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { installed } from '../mpi.js'
+import { buildTargets, runTests } from '../native-tests.js'
 import { distance, runRanks } from '../trainer-ranks.js'
 
 const scenarios = ['pretrain', 'stage2', 'lora', 'looprpt', 'objective', 'updates', 'own']
 const sizes = [1, 2, 3, 4]
+
+it('the sharded optimizer matches that of one rank, a model in several buckets with every number of ranks', async () => {
+  buildTargets('looplm_data_parallel_tests')
+  const { failures, passed, status } = await runTests('Release/looplm_data_parallel_tests', ['', 'every'])
+  expect(failures).toEqual([])
+  expect(status).toBe(0)
+  console.log(`sharded optimizer, threads as ranks: ${passed} claims`)
+})
 
 describe.each(installed)('under %s', (mpi) => {
   it('ranks agree, repeat, and match one process within 1e-5', async () => {
