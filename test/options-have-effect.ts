@@ -18,11 +18,6 @@ type Options = Record<string, unknown>
 const policies: readonly TrainerName[] = ['rltt', 'grpo', 'objective']
 
 let folder: string
-beforeAll(() => {
-  folder = mkdtempSync(join(tmpdir(), 'looplm-options-'))
-  writeFileSync(join(folder, 'text.txt'), '1+2=3 4+5=9 '.replaceAll(' ', '').repeat(40))
-})
-afterAll(() => rmSync(folder, { recursive: true }))
 
 let runs = 0
 
@@ -484,6 +479,12 @@ for (const row of [policies, ['pretrain', 'looprpt'] as const]) {
  * `all` one trainer that samples tries it, and one that reads sequences.
  */
 export function optionsHaveEffect({ all }: { all: boolean }): void {
+  beforeAll(() => {
+    folder = mkdtempSync(join(tmpdir(), 'looplm-options-'))
+    writeFileSync(join(folder, 'text.txt'), '1+2=3 4+5=9 '.replaceAll(' ', '').repeat(40))
+  })
+  afterAll(() => rmSync(folder, { recursive: true }))
+
   describe.each(trainerNames)('every option of %s', (name) => {
     const { schema } = trainers[name]
     const fields = [...fieldsOf(schema)].filter((path) => {
