@@ -40,7 +40,7 @@ export default defineConfig({
     pool: 'forks', // a native addon must not be unloaded between worker threads
     // Every engine has threads for all cores, but most files wait for timers and programs at some time. Builds of test programs lock
     // their folder with flock, which macOS lacks.
-    maxWorkers: process.platform === 'linux' ? 3 : 1,
+    maxWorkers: process.platform === 'linux' ? 2 : 1,
     // Test files of one worker share a process, where the package is loaded once. A test that changes its process changes it back.
     isolate: false,
     setupFiles: ['test/equality.ts'],
