@@ -1,5 +1,5 @@
-// Setup of the tests: `toEqual` compares typed arrays of the same bytes at once. vitest walks their elements, which takes most of a second
-// for the parameters of a small model; where bytes differ, it still does, and says which.
+// Setup of the tests: `toEqual` compares typed arrays of the same bytes at once. vitest walks their elements, which is slow; where
+// bytes differ, it still does, and says which.
 import { isTypedArray } from 'node:util/types'
 import { expect } from 'vitest'
 

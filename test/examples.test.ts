@@ -8,7 +8,7 @@ import { Command } from 'commander'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { parse } from 'yaml'
 import * as looplm from '../src/index.js'
-import { OneProcess, program, startLooplm } from './cli/program.js'
+import { OneProcess, program, runProgram } from './cli/program.js'
 import { writeOuroFolder } from './ouro-folder.js'
 
 const root = join(import.meta.dirname, '..')
@@ -77,7 +77,7 @@ async function listen(one: OneProcess): Promise<{ port: number; close: () => voi
       said += text
       const [count, cwd, ...words] = said.split('\0').slice(0, -1)
       if (cwd === undefined || words.length < Number(count)) return
-      const outcome = alone.delete(words[0]!) ? startLooplm(cwd, words) : one.looplm(cwd, words)
+      const outcome = alone.delete(words[0]!) ? runProgram(words, { cwd }) : one.looplm(cwd, words)
       void outcome.then(
         ({ code, stdout, stderr }) => socket.end(`${code}\n${stdout}${stderr}`),
         (error: Error) => socket.end(`1\n${error.message}`),

@@ -1,6 +1,6 @@
 // Runs of the command line that are killed at random moments, resumed, and compared with one that nobody disturbed.
 
-import { type ChildProcess, spawn } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
@@ -8,53 +8,8 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { stringify } from 'yaml'
 import { Random } from '../src/data/random.js'
-import { OneProcess, program } from './cli/program.js'
+import { OneProcess, runProgram } from './cli/program.js'
 import { timeless } from './timeless.js'
-
-/** How a process ended and what it said. */
-export interface Outcome {
-  code: number | null
-  signal: NodeJS.Signals | null
-  stdout: string
-  stderr: string
-}
-
-/**
- * Runs the built program; `watch` sees it and all of its standard output whenever there is more. `shell` is what a shell puts in front of
- * it, for example `ulimit -f 4; exec`.
- */
-export function runProgram(
-  args: readonly string[],
-  options: {
-    cwd: string
-    watch?: (child: ChildProcess, stdout: string) => void
-    started?: (child: ChildProcess) => void
-    shell?: string
-    /** A launcher with its options, which starts the program as several ranks. */
-    launcher?: readonly string[] | undefined
-  },
-): Promise<Outcome> {
-  const { cwd, watch, started, shell, launcher = [] } = options
-  const command = [...launcher, process.execPath, program, ...args]
-  return new Promise((resolve, reject) => {
-    const child =
-      shell === undefined
-        ? spawn(command[0]!, command.slice(1), { cwd })
-        : spawn('sh', ['-c', `${shell} "$@"`, 'sh', ...command], { cwd })
-    started?.(child)
-    let stdout = ''
-    let stderr = ''
-    child.stdout.on('data', (text) => {
-      stdout += text
-      watch?.(child, stdout)
-    })
-    child.stderr.on('data', (text) => {
-      stderr += text
-    })
-    child.on('error', reject)
-    child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))
-  })
-}
 
 const base = {
   model: { hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2, total_ut_steps: 2 },

@@ -29,8 +29,8 @@ const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enab
 export const maxTemplateBytes = 2 ** 20
 
 /**
- * How many numbers the calls of `range` may produce in one rendering, so that the loops of an untrusted template end within seconds.
- * Jinja's own sandbox allows as many in one call.
+ * How many numbers the calls of `range` may produce in one rendering, so that an untrusted template cannot fill the memory with them, and
+ * loops over ranges inside each other end soon. Jinja's own sandbox allows as many in one call.
  */
 const maxRangeNumbers = 1e5
 const boundedRange = 'looplm_range'

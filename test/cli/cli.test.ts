@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parse, stringify } from 'yaml'
 import { type DeviceStatus, LoopLM, Tokenizer } from '../../src/index.js'
 import { writeOuroFolder } from '../ouro-folder.js'
-import { OneProcess, type Outcome, program, startLooplm } from './program.js'
+import { OneProcess, type Outcome, program, runProgram } from './program.js'
 
 let root: string
 let one: OneProcess
@@ -23,7 +23,7 @@ afterAll(async () => {
 
 const looplm = (args: readonly string[], input?: string) => one.looplm(root, args, input)
 const start = (args: readonly string[], watch?: (process: ChildProcess, stdout: string) => void, input?: string) =>
-  startLooplm(root, args, watch, input)
+  runProgram(args, { cwd: root, watch, input })
 
 const jsonLines = (text: string) =>
   text
@@ -581,7 +581,7 @@ describe('looplm quantize', () => {
     const config = { hidden_size: 64, intermediate_size: 96 }
     await writeOuroFolder(join(root, 'plain'), { config })
     const made = await start(['quantize', 'plain', 'small', '--bits', '4', '--group-size', '32'])
-    expect(made).toEqual({ code: 0, stdout: 'small: 4 bits, groups of 32\n', stderr: '' })
+    expect(made).toEqual({ code: 0, signal: null, stdout: 'small: 4 bits, groups of 32\n', stderr: '' })
     const saved = JSON.parse(await readFile(join(root, 'small', 'config.json'), 'utf8'))
     expect(saved).toMatchObject({ torch_dtype: 'bfloat16', quantization_config: { bits: 4, group_size: 32 } })
     const generate = ['--prompt', 'the', '--max-new-tokens', '12', '--seed', '3', '--dtype', 'bfloat16', '--json']

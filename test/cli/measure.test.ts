@@ -10,8 +10,8 @@ import { readTrainConfig } from '../../src/cli/train-config.js'
 import { architectureOf, parseConfig } from '../../src/model/config.js'
 import { plannedStep } from '../../src/rl/planned-step.js'
 import { type TrainerName, trainerNames, trainers } from '../../src/rl/registry.js'
-import { runProgram } from '../kills.js'
 import { tinyConfig } from '../tiny.js'
+import { runProgram } from './program.js'
 
 const architecture = architectureOf(parseConfig(tinyConfig, 'test', false))
 // one block: q, k, v, o of 16 × 16, gate, up and down of 16 × 24, four norms of 16; one norm behind the loops

@@ -17,7 +17,7 @@ process.on('warning', ({ name, message }) => process.stderr.write(`${name}: ${me
 process.on('message', ({ args, cwd, input }) => {
   process.chdir(cwd)
   process.channel.unref()
-  outcome = { code: 0, stdout: '', stderr: '' }
+  outcome = { code: 0, signal: null, stdout: '', stderr: '' }
   process.exitCode = 0
   process.argv.splice(2, Infinity, ...args)
   const stdin = Readable.from(input === undefined ? [] : [Buffer.from(input)])

@@ -5,24 +5,40 @@ import { join } from 'node:path'
 
 export const program = join(import.meta.dirname, '..', '..', 'dist', 'src', 'cli', 'main.js')
 
+/** How a process ended, or a command in a process of others, and what it said. */
 export interface Outcome {
   code: number | null
+  signal: NodeJS.Signals | null
   stdout: string
   stderr: string
 }
 
 /**
- * Starts `looplm` as a separate process, for what only a process shows: signals, pipes, the start itself. Its input has an end
- * unless somebody watches it.
+ * Runs `looplm` as a separate process, for what only a process shows: signals, pipes, the start itself. `watch` sees it and all of its
+ * standard output whenever there is more. Its input has an end unless somebody watches it. `shell` is what a shell puts in front of it, for
+ * example `ulimit -f 4; exec`.
  */
-export function startLooplm(
-  cwd: string,
+export function runProgram(
   args: readonly string[],
-  watch?: (process: ChildProcess, stdout: string) => void,
-  input?: string,
+  options: {
+    cwd: string
+    watch?: ((child: ChildProcess, stdout: string) => void) | undefined
+    started?: (child: ChildProcess) => void
+    shell?: string
+    /** A launcher with its options, which starts the program as several ranks. */
+    launcher?: readonly string[] | undefined
+    /** Its standard input. */
+    input?: string | undefined
+  },
 ): Promise<Outcome> {
-  return new Promise((resolve) => {
-    const child = spawn(process.execPath, [program, ...args], { cwd })
+  const { cwd, watch, started, shell, launcher = [], input } = options
+  const command = [...launcher, process.execPath, program, ...args]
+  return new Promise((resolve, reject) => {
+    const child =
+      shell === undefined
+        ? spawn(command[0]!, command.slice(1), { cwd })
+        : spawn('sh', ['-c', `${shell} "$@"`, 'sh', ...command], { cwd })
+    started?.(child)
     if (input !== undefined) child.stdin.write(input)
     if (watch === undefined) child.stdin.end()
     let stdout = ''
@@ -34,7 +50,8 @@ export function startLooplm(
     child.stderr.on('data', (text) => {
       stderr += text
     })
-    child.on('close', (code) => resolve({ code, stdout, stderr }))
+    child.on('error', reject)
+    child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }))
   })
 }
 

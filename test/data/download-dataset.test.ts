@@ -5,8 +5,8 @@ import { join } from 'node:path'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { type DatasetOptions, DatasetStream, downloadDataset, loadDataset } from '../../src/index.js'
+import { runProgram } from '../cli/program.js'
 import { commit, type Hub, startHub } from '../hub.js'
-import { runProgram } from '../kills.js'
 import { refusal } from '../refusal.js'
 
 let root: string
