@@ -68,7 +68,7 @@ class Buffer {
   }
 
  private:
-  void fill(const void* host);
+  void fill(std::vector<unsigned char> bytes);
   const Device& device_;
   LoopDType type_;
   size_t bytes_;

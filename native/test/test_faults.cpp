@@ -378,8 +378,8 @@ std::string filter;
 
 // The next allocation to test: first every one, later with growing distances.
 long next(long at, bool device) {
-  if (every || at < (device ? 40 : 24)) return at + 1;
-  return at + at / (device ? 12 : 6);
+  if (every || at < (device ? 20 : 12)) return at + 1;
+  return at + at / (device ? 8 : 4);
 }
 
 // unchanged: returns the state that a failed scenario must leave as it was.
