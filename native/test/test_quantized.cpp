@@ -183,7 +183,7 @@ KERNEL_TEST(gemm_asymmetric, "product with an asymmetric weight") {
 
 KERNEL_TEST(gemm_int8_extremes, "product of int8 activations: the largest codes, zeros and what is not finite") {
   if (!has_int8_activations(t.device)) return;
-  for (const auto [bits, rows] : {std::pair{8, 5}, {4, 5}, {8, 70}, {4, 70}}) {
+  for (const auto& [bits, rows] : {std::pair{8, 5}, {4, 5}, {8, 70}, {4, 70}}) {
     const Quantized q{bits, 64, rows, 20, 128, 1, 0, 8};
     const std::string name = std::to_string(bits) + " bits, " + std::to_string(rows) + " rows";
     Operands o = operands(t, q);
