@@ -43,10 +43,7 @@ int attention(void* ctx, LoopDType dt, const LoopAttention* a) {
         lse[head * a->tokens + i] = sum;
         double* o = out + (int64_t(i) * a->heads + head) * a->head_dim;
         std::fill(o, o + a->head_dim, 0.0);
-        for (size_t j = 0; j < keys.size(); ++j) {
-          const double p = std::exp(scores[j] - sum);
-          for (int32_t e = 0; e < a->head_dim; ++e) o[e] += p * in.v(keys[j], head)[e];
-        }
+        for (size_t j = 0; j < keys.size(); ++j) add_scaled(o, std::exp(scores[j] - sum), in.v(keys[j], head), a->head_dim);
       }
     }
   return 0;
@@ -71,12 +68,10 @@ int attention_backward(void* ctx, LoopDType dt, const LoopAttention* a) {
           mean += p.back() * dp.back();
         }
         for (size_t j = 0; j < keys.size(); ++j) {
-          const double ds = p[j] * (dp[j] - mean);
-          for (int32_t e = 0; e < a->head_dim; ++e) {
-            gradient.q(i, head)[e] += a->scale * ds * in.k(keys[j], head)[e];
-            gradient.k(keys[j], head)[e] += a->scale * ds * in.q(i, head)[e];
-            gradient.v(keys[j], head)[e] += p[j] * dout[e];
-          }
+          const double ds = a->scale * (p[j] * (dp[j] - mean));
+          add_scaled(gradient.q(i, head), ds, in.k(keys[j], head), a->head_dim);
+          add_scaled(gradient.k(keys[j], head), ds, in.q(i, head), a->head_dim);
+          add_scaled(gradient.v(keys[j], head), p[j], dout, a->head_dim);
         }
       }
     }

@@ -205,7 +205,7 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
       const double lse = log_sum_exp(scores);
       std::fill(out, out + a.head_dim, 0.0);
       for (size_t j = 0; j < scores.size(); ++j)
-        for (int32_t e = 0; e < a.head_dim; ++e) out[e] += std::exp(scores[j] - lse) * values[j * size_t(width) + size_t(kv + e)];
+        add_scaled(out, std::exp(scores[j] - lse), &values[j * size_t(width) + size_t(kv)], a.head_dim);
     }
   }
   return 0;

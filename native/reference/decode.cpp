@@ -36,10 +36,8 @@ int decode_attention(void* ctx, LoopDType dt, const LoopDecodeAttention* a) {
       for (int64_t slot : slots) scores.push_back(a->scale * dot(q, keys + slot * width, a->head_dim));
       const double lse = log_sum_exp(scores);
       std::fill(out, out + a->head_dim, 0.0);
-      for (size_t j = 0; j < slots.size(); ++j) {
-        const double p = std::exp(scores[j] - lse);
-        for (int32_t e = 0; e < a->head_dim; ++e) out[e] += p * values[slots[j] * width + e];
-      }
+      for (size_t j = 0; j < slots.size(); ++j)
+        add_scaled(out, std::exp(scores[j] - lse), values + slots[j] * width, a->head_dim);
     }
   }
   return 0;
