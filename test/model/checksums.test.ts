@@ -56,7 +56,7 @@ const loadAdapter: Read = async (folder) => {
 }
 const resume: Read = async (folder) => {
   using model = await LoopLM.create(tinyConfig, { seed: 5, threads: 1 })
-  using trainer = new LoopRPTTrainer(model, { ...options, resume: folder, steps: 3, evalEvery: 3 })
+  using trainer = new LoopRPTTrainer(model, { ...options, resume: folder, steps: 3, evalEvery: 3, evalProblems: 4 })
   const seen: unknown[] = []
   for await (const { type, step, metrics } of trainer.run()) seen.push([type, step, metrics.loss, metrics.num_tokens])
   return [seen, await parametersOf(model), trainer.step]

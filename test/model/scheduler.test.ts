@@ -158,8 +158,8 @@ describe.each([
 
   it('reports the most probable tokens', async () => {
     for (const temperature of [0, 0.7]) {
-      const [{ tokens, logprobs, topLogprobs }] = [await alone(prompts[3]!, { ...open, temperature, logprobs: V })]
-      const every = Array.from({ length: V }, (_, v) => [...prompts[3]!, v])
+      const [{ tokens, logprobs, topLogprobs }] = [await alone(prompts[4]!, { ...open, temperature, logprobs: V })]
+      const every = Array.from({ length: V }, (_, v) => [...prompts[4]!, v])
       const options = { temperature: temperature || 1 }
       const s = await model.score(every, { lastLoop: true, ...options })
       const of = await yardstick(model, config, every, options)

@@ -279,11 +279,13 @@ describe('answersEqual', () => {
     const random = new Random(5)
     const draw = (longest: number) =>
       Array.from({ length: 1 + random.integer(longest) }, () => parts[random.integer(parts.length)]).join('')
+    const asymmetric: string[] = []
     for (let k = 0; k < 20_000; k++) {
       const [a, b] = [draw(10), draw(4)]
-      expect(answersEqual(a, b), `${a} and ${b}`).toBe(answersEqual(b, a))
+      if (answersEqual(a, b) !== answersEqual(b, a)) asymmetric.push(`${a} and ${b}`)
       normalizeAnswer(a)
     }
+    expect(asymmetric).toEqual([])
   })
 
   it('compares integers and decimals of any length exactly', () => {

@@ -398,7 +398,7 @@ describe('phases that need a reference model', () => {
   }
 
   it.each(Object.entries(phases))('run and resume with the same numbers: %s', async (name, objective) => {
-    const options = { objective, steps: 4, saveEvery: 1, keepCheckpoints: 9 }
+    const options = { objective, promptsPerStep: 2, steps: 4, saveEvery: 1, keepCheckpoints: 9 }
     const whole = await train({ ...options, runDir: join(folder, `${name} whole`) })
     expect(whole.steps.every(({ loss }) => Number.isFinite(loss))).toBe(true)
     const numbers = (steps: Metrics[]) => steps.map(({ loss, kl, lazy_loss }) => [loss, kl, lazy_loss])
