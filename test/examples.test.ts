@@ -158,7 +158,7 @@ function docstringExamples(): { name: string; text: string }[] {
         "import * as looplm from 'looplm'",
         `import { ${publicNames.filter(free).join(', ')} } from 'looplm'`,
         ...(inner.length > 0
-          ? [`import { ${inner.join(', ')} } from '${relative(folder, join(root, file)).replace(/\.ts$/, '.js')}'`]
+          ? [`import { ${inner.join(', ')} } from '${relative(folder, join(root, 'dist', file)).replace(/\.ts$/, '.js')}'`]
           : []),
         ...imports,
         context,
@@ -252,7 +252,7 @@ describe('examples', () => {
         noEmit: true,
         noUncheckedIndexedAccess: false, // a docstring indexes what its reader knows to be there
         rootDir: relative(folder, root),
-        paths: { looplm: [`./${relative(folder, join(root, 'src/index.ts'))}`] },
+        paths: { looplm: [`./${relative(folder, join(root, 'dist/src/index.d.ts'))}`] },
       },
       include: ['*.ts', relative(folder, join(root, 'examples/*.ts'))],
     }
