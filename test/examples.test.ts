@@ -273,9 +273,9 @@ describe('examples', () => {
     [
       'context-compressor',
       /^whole prompts: 3\d\.\d tokens, right .*\nvectors and kept tokens: 11\.0 positions, right .*\nkept tokens alone: 9\.0 tokens, right .*\n$/,
-      ['8', '2', '40'],
+      ['3', '1', '20'],
     ],
-    ['chat-modes', /^\| mode \|.*\n\| --- .*\n\| `no-think` \| [\s\S]*\| `auto`, default \| .* %.* \|\n$/, ['0.01']],
+    ['chat-modes', /^\| mode \|.*\n\| --- .*\n\| `no-think` \| [\s\S]*\| `auto`, default \| .* %.* \|\n$/, ['0.002']],
     ['vectors', /^states 4 × 7 × 64; .*: true\nagrees with score\(\): true\n$/],
   ] as [string, RegExp, string[]?][])('examples/%s.ts runs', (name, said, words = []) => {
     const program = join(root, 'dist', 'examples', `${name}.js`)
