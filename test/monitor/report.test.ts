@@ -89,7 +89,7 @@ describe('a run that is read while it is written', () => {
     await writeFile(join(path, 'metrics.jsonl'), `${bad.join('\n')}\n${lines(steps)}`)
     await writeFile(
       join(path, 'completions.jsonl'),
-      lines(steps.map((at) => ({ ...at, prompt: 'x'.repeat(5000), completion: 'y' }))),
+      lines(steps.map((at) => ({ ...at, prompt: 'x'.repeat(at.step === 1 ? 5000 : 50), completion: 'y' }))),
     )
     const { curves, stepsPerPoint, step, completions } = await new RunReader(path).read()
     expect({ stepsPerPoint, step }).toEqual({ stepsPerPoint: 5, step: 9000 })
