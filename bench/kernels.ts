@@ -80,7 +80,7 @@ const gpu: Shape = {
   heads: ouro.num_attention_heads,
   kvHeads: ouro.num_attention_heads,
 }
-/** For the emulator, only to see that the kernels run. */
+/** Only to see that the kernels run. */
 const tiny: Shape = {
   label: 'N 64, D 64, F 96, V 128, S 32',
   rows: 64,
@@ -91,20 +91,24 @@ const tiny: Shape = {
   heads: 2,
   kvHeads: 2,
 }
+const tinier: Shape = { ...tiny, label: 'N 32, D 64, F 96, V 128, S 32', rows: 32 }
 
 export const emulated = (device: string): boolean => device === 'cuda-emulated'
+/** Whether sizes are those of the emulator, on any device if LOOPLM_BENCH_SIZES is tiny: only to see that a benchmark runs. */
+export const tinySizes = (device: string): boolean => emulated(device) || process.env.LOOPLM_BENCH_SIZES === 'tiny'
 export const onGpu = (device: string): boolean => device === 'auto' || device.startsWith('cuda')
-const shapesFor = (device: string): Shape[] => (emulated(device) ? [tiny] : onGpu(device) ? [gpu] : [large, small])
+const shapesFor = (device: string): Shape[] =>
+  onGpu(device) ? [tinySizes(device) ? tiny : gpu] : tinySizes(device) ? [tiny, tinier] : [large, small]
 /** The product whose rate is the roof. It is large enough for the device. */
 const square = (device: string): Shape => {
-  const n = emulated(device) ? 64 : onGpu(device) ? 8192 : 2048
+  const n = tinySizes(device) ? 64 : onGpu(device) ? 8192 : 2048
   return { ...shapesFor(device)[0]!, rows: n, hidden: n, intermediate: n }
 }
 
 /** A product of one row with 256 MiB of weights (bfloat16). */
 const longRow = (device: string): Shape => {
   const shape = shapesFor(device)[0]!
-  return emulated(device) ? shape : { ...shape, hidden: 2048, intermediate: 32768 }
+  return tinySizes(device) ? shape : { ...shape, hidden: 2048, intermediate: 32768 }
 }
 
 async function median(name: string, run: () => Promise<unknown>, milliseconds: number): Promise<number> {
@@ -164,7 +168,7 @@ export async function prepareRoofs(
   const row = await prepare(device, dtype, 'gemm_one_row', longRow(device))
   const bytes = await prepare(device, dtype, 'byte_products', shape)
   return {
-    async measure(milliseconds = 400) {
+    async measure(milliseconds = tinySizes(device) ? 20 : 400) {
       const gflops = gemm.flops / (await gemm.time(milliseconds)) / 1e9
       const gbps = async (made: KernelCase) => made.bytes / (await made.time(milliseconds)) / 1e9
       const [reading, copying, product] = [await gbps(read), await gbps(copy), await gbps(row)]
@@ -203,7 +207,7 @@ export async function* kernelRows(
   dtype: ModelDType,
   roofs: Roofs,
   filter: RegExp,
-  milliseconds = 200,
+  milliseconds = tinySizes(device) ? 20 : 200,
 ): AsyncGenerator<KernelRow> {
   const row = (kernel: string, shape: string, seconds: number, flops: number, bytes: number): KernelRow => ({
     kernel,

@@ -3,11 +3,10 @@ import { execFileSync } from 'node:child_process'
 import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { devices, type LoopLMError } from '../src/index.js'
-import { context } from '../src/native.js'
-import { emulated, type KernelRow, kernelNames, kernelRows, measureRoofs, onGpu, type Roofs } from './kernels.js'
-import { type ConversationRow, conversation, type ServeRow, serveRows } from './serve.js'
-import { large, type StepRow, stepsOn } from './steps.js'
+import type { LoopLMError } from '../src/index.js'
+import type { KernelRow, Roofs } from './kernels.js'
+import type { ConversationRow, ServeRow } from './serve.js'
+import type { StepRow } from './steps.js'
 import { type TorchTimes, torchTimes } from './torch.js'
 
 const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat16] [--filter REGEX] [--kernels | --steps | --serve]
@@ -16,7 +15,8 @@ const usage = `npm run bench -- [--json] [--device cpu] [--dtype float32,bfloat1
   --kernels  only kernels; --steps: only whole steps
   --serve    only the server's latencies under 1, 8 and 32 clients, --seconds N for each (default 20), and a conversation's`
 
-function options() {
+/** The words of the command line, read before the engine is loaded. */
+function words() {
   try {
     const { values } = parseArgs({
       options: {
@@ -38,20 +38,7 @@ function options() {
     const seconds = Number(values.seconds)
     if (!(seconds > 0)) throw new Error(`--seconds takes a number above 0, got ${values.seconds}`)
     const pattern = new RegExp(values.filter, 'i')
-    const both = values.kernels === values.steps && !values.serve
-    const kernels = both || values.kernels ? kernelNames(values.device) : []
-    const steps = both || values.steps ? Object.keys(stepsOn(values.device)) : []
-    const names = [...kernels, ...steps]
-    if (names.length > 0 && !names.some((name) => pattern.test(name)))
-      throw new Error(`no row matches --filter ${values.filter}; the rows are:\n  ${names.join('\n  ')}`)
-    return {
-      ...values,
-      dtypes,
-      seconds,
-      pattern,
-      kernels,
-      steps: steps.filter((name) => pattern.test(name) && (!name.includes(large) || values.filter.includes(large))),
-    }
+    return { ...values, dtypes, seconds, pattern }
   } catch (error) {
     stop(`${(error as Error).message}\n${usage}`)
   }
@@ -69,11 +56,29 @@ function printTable(rows: string[][]): void {
     console.log(row.map((cell, c) => (c < 2 ? cell.padEnd(widths[c]!) : cell.padStart(widths[c]!))).join('  '))
 }
 
-const given = options()
-if (given.help) {
+const read = words()
+if (read.help) {
   console.log(usage)
   process.exit(0)
 }
+const { devices } = await import('../src/index.js')
+const { context } = await import('../src/native.js')
+const { emulated, kernelNames, kernelRows, measureRoofs, onGpu } = await import('./kernels.js')
+const { large, stepsOn } = await import('./steps.js')
+
+/** The rows that are asked for. */
+function rows() {
+  const { device, filter, pattern } = read
+  const both = read.kernels === read.steps && !read.serve
+  const kernels = both || read.kernels ? kernelNames(device) : []
+  const steps = both || read.steps ? Object.keys(stepsOn(device)) : []
+  const names = [...kernels, ...steps]
+  if (names.length > 0 && !names.some((name) => pattern.test(name)))
+    stop(`no row matches --filter ${filter}; the rows are:\n  ${names.join('\n  ')}\n${usage}`)
+  return { kernels, steps: steps.filter((name) => pattern.test(name) && (!name.includes(large) || filter.includes(large))) }
+}
+
+const given = { ...read, ...rows() }
 const say = (text: string) => given.json || console.log(text)
 const report = {
   date: new Date().toISOString(),
@@ -154,6 +159,7 @@ if (given.steps.length > 0) {
   if (!given.json) printTable(table)
 }
 if (given.serve) {
+  const { conversation, serveRows } = await import('./serve.js')
   const table = [['clients', 'requests', 'lost', 'first token', 'p99', 'next token', 'p99', 'tokens/s']]
   const ms = (value: number) => `${value.toFixed(value < 100 ? 1 : 0)} ms`
   for await (const row of serveRows([1, 8, 32], given.seconds)) {

@@ -8,7 +8,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { addition, type DeviceName, LoopLM, LoopRPTTrainer, memory, PretrainTrainer, RLTTTrainer } from '../src/index.js'
 import type { CacheType, ModelDType, Recompute } from '../src/model/types.js'
-import { emulated, measureRoofs, onGpu, prepareRoofs, type Roofs } from './kernels.js'
+import { measureRoofs, onGpu, prepareRoofs, type Roofs, tinySizes } from './kernels.js'
 import { type Config, d96, d128, d512, d768, d1536, ouro } from './models.js'
 
 /** The result of a step. `share` is relative to the named roof. */
@@ -483,7 +483,7 @@ const cpuSteps: Steps = {
     rltt(name, ouro, 2, 128, 'bfloat16', 'layer', 16),
 }
 
-/** On a GPU: Ouro-1.4B. On the emulator: a model of a few thousand parameters, only to see that it runs. */
+/** On a GPU: Ouro-1.4B. With tiny sizes: a model of a few thousand parameters, only to see that it runs. */
 function gpuSteps(tiny: boolean): Steps {
   const small = { ...ouro, vocab_size: 64, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 1, num_attention_heads: 2 }
   const [model, config, rows, length] = tiny ? ['tiny', small, 2, 8] : ['Ouro-1.4B', ouro, 4, 4096]
@@ -504,7 +504,12 @@ function gpuSteps(tiny: boolean): Steps {
 export const large = '1.4 B'
 
 /** Every row of a device by name. */
-export const stepsOn = (device: string): Steps => (onGpu(device) ? gpuSteps(emulated(device)) : cpuSteps)
+export const stepsOn = (device: string): Steps =>
+  tinySizes(device)
+    ? { ...gpuSteps(true), 'sampling 4 prompts × 2, 16 + 24 tokens': (name) => sampling(name, 4, 2) }
+    : onGpu(device)
+      ? gpuSteps(false)
+      : cpuSteps
 
 const wanted = process.argv[2]
 if (process.argv[1]?.endsWith('steps.js') && wanted !== undefined) {

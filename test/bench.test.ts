@@ -3,14 +3,18 @@ import { spawnSync } from 'node:child_process'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 
-function bench(...args: string[]) {
+function bench(args: string[], sizes?: 'tiny') {
   const program = join(import.meta.dirname, '..', 'dist', 'bench', 'main.js')
-  return spawnSync(process.execPath, [program, ...args], { encoding: 'utf8' })
+  const env = { ...process.env, LOOPLM_BENCH_SIZES: sizes ?? '' }
+  return spawnSync(process.execPath, [program, ...args], { encoding: 'utf8', env })
 }
 
 describe('npm run bench', () => {
   it('reports kernels together with the roofs measured in the same run', () => {
-    const { stdout, stderr, status } = bench('--json', '--kernels', '--dtype', 'float32', '--filter', '^gate$|reduction$')
+    const { stdout, stderr, status } = bench(
+      ['--json', '--kernels', '--dtype', 'float32', '--filter', '^gate$|reduction$'],
+      'tiny',
+    )
     expect(stderr).toBe('')
     expect(status).toBe(0)
     const { roofs, kernels, steps } = JSON.parse(stdout)
@@ -25,9 +29,9 @@ describe('npm run bench', () => {
   })
 
   it('measures whole steps', () => {
-    const { stdout, status } = bench('--steps', '--filter', '^sampling 64')
+    const { stdout, status } = bench(['--steps', '--filter', '^sampling'], 'tiny')
     expect(status).toBe(0)
-    expect(stdout).toMatch(/^sampling 64 prompts × 8, 16 \+ 24 tokens +\d+\.\d+ s +\d+ +\d+ *$/m)
+    expect(stdout).toMatch(/^sampling 4 prompts × 2, 16 \+ 24 tokens +\d+\.\d+ s +\d+ +\d+ *$/m)
   })
 
   it.each([
@@ -38,7 +42,7 @@ describe('npm run bench', () => {
     [['--device', 'gpu'], /^bench: unknown device "gpu": there are "cpu", "reference" and "cuda"/],
     [['--step'], /^Unknown option '--step'/],
   ])('rejects %s with a message that names the cause', (args, message) => {
-    const { stderr, status } = bench(...args)
+    const { stderr, status } = bench(args)
     expect(stderr).toMatch(message)
     expect(status).toBe(2)
   })

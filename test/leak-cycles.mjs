@@ -51,7 +51,7 @@ async function cycle(i) {
 const seen = []
 for (let i = 0; i < cycles; i++) {
   await cycle(i)
-  if ((i + 1) % Math.max(10, Math.floor(cycles / 100)) !== 0) continue
+  if ((i + 1) % Math.max(20, Math.floor(cycles / 100)) !== 0) continue
   for (let k = 0; k < 3; k++) {
     globalThis.gc()
     await new Promise((resolve) => setImmediate(resolve))

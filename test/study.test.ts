@@ -169,7 +169,7 @@ describe('report of the study', () => {
 })
 
 describe('a run of the study', () => {
-  const sizes = { checkpointProblems: 8, finalProblems: 16, gateProblems: 16, tokenProblems: 8 }
+  const sizes = { checkpointProblems: 4, finalProblems: 8, gateProblems: 8, tokenProblems: 4 }
   const small = { ...settings.model, hidden_size: 16, intermediate_size: 32 }
 
   for (const name of Object.keys(methods)) {
@@ -177,8 +177,8 @@ describe('a run of the study', () => {
       const { options } = methods[name]!
       const firstDigit = (_: string, completion: string, { answer }: Record<string, unknown>) =>
         Number(completion[0] === String(answer)[0]) // an untrained model earns this sometimes
-      const reward = methods[name]!.part === 'b' ? {} : { reward: firstDigit }
-      const method: Method = { ...methods[name]!, steps: 3, options: { ...options, ...reward } }
+      const fewer = methods[name]!.part === 'b' ? { batchSize: 16 } : { promptsPerStep: 16, reward: firstDigit }
+      const method: Method = { ...methods[name]!, steps: 3, options: { ...options, ...fewer } }
       const run = async () => {
         using model = await LoopLM.create(small, { seed: 3, threads: 1 })
         const id = trainingId(name, 3, 1e-3)

@@ -1,4 +1,16 @@
-import { type Document, isAlias, isCollection, isMap, isScalar, Lexer, type Node, Parser, parseDocument, type Scalar } from 'yaml'
+import {
+  Composer,
+  type CST,
+  type Document,
+  isAlias,
+  isCollection,
+  isMap,
+  isScalar,
+  Lexer,
+  type Node,
+  Parser,
+  type Scalar,
+} from 'yaml'
 import { LoopLMError } from '../errors.js'
 import { prototypeKey } from '../validation/json-value.js'
 
@@ -13,11 +25,13 @@ const maxYamlDepth = 100
  *   `__proto__` or an alias within the value that it stands for
  */
 export function parseYaml(text: string, operation: string): Document {
-  checkDepth(text, operation)
+  const tokens = tokensOf(text, operation)
   // without pretty errors and uniqueKeys, whose cost is quadratic in the number of errors and keys
-  const document = parseDocument(text, { prettyErrors: false, uniqueKeys: false })
+  const composer = new Composer({ prettyErrors: false, uniqueKeys: false })
+  const [document, second] = composer.compose(tokens, true, text.length) as Iterable<Document> as [Document, Document?]
   const [problem] = document.errors
   if (problem !== undefined) throw invalid(text, problem.message, problem.pos[0], operation, problem)
+  if (second !== undefined) throw invalid(text, 'a second document begins', second.range![0], operation)
   checkNode(document.contents as Node | null, new Map(), new Set(), (message, node) =>
     invalid(text, message, node.range?.[0] ?? 0, operation),
   )
@@ -42,15 +56,17 @@ function invalid(text: string, problem: string, at: number, operation: string, c
   return new LoopLMError('INVALID_FILE', `${problem} at ${place}`, { operation, cause })
 }
 
-/** Checks the depth with the parser's own stack, which is not a call stack. */
-function checkDepth(text: string, operation: string): void {
+/** The text's syntax. Its depth is checked with the parser's own stack, which is not a call stack. */
+function tokensOf(text: string, operation: string): CST.Token[] {
   const parser = new Parser()
+  const tokens: CST.Token[] = []
   for (const lexeme of new Lexer().lex(text)) {
-    for (const _ of parser.next(lexeme));
+    for (const token of parser.next(lexeme)) tokens.push(token)
     if (parser.stack.length > 2 * maxYamlDepth) {
       throw new LoopLMError('INVALID_FILE', `is nested more than ${maxYamlDepth} deep`, { operation })
     }
   }
+  return [...tokens, ...parser.end()]
 }
 
 type Refuse = (message: string, node: Node) => LoopLMError

@@ -184,27 +184,7 @@ describe('looplm', () => {
     expectRefusal(await looplm(['eval', adapter, '--task', 'addition']), /holds an adapter/)
   })
 
-  it('saves a checkpoint on Ctrl-C and prints how to continue', async () => {
-    const path = await writeConfig('long.yaml', { options: { ...config.options, steps: 1e6 }, runDir: 'runs/b' })
-    let interrupted = false
-    const stopped = await start(['train', path, '--json'], (child, stdout) => {
-      if (interrupted || stdout.split('\n').length < 3) return
-      interrupted = true
-      child.kill('SIGINT')
-    })
-    expect(stopped.code).toBe(130)
-    const step = jsonLines(stopped.stdout).at(-1).step
-    expect(stopped.stderr).toContain(
-      `stopped after step ${step}; saved runs/b/checkpoints/step-${step}; continue with: looplm train --resume runs/b`,
-    )
-
-    const resumed = await looplm(['train', '--resume', 'runs/b', '--set', `steps=${step + 2}`, '--json'])
-    expect(resumed.code).toBe(0)
-    const steps = jsonLines(resumed.stdout).filter(({ type }) => type === 'step')
-    expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
-  })
-
-  it('resumes a run from its folder with its original flags and --set changes', async () => {
+  it('saves a checkpoint on Ctrl-C, prints how to continue, and resumes from the folder with the original flags and --set changes', async () => {
     const path = await writeConfig("it's long.yaml", { options: { ...config.options, steps: 1e6 } })
     let interrupted = false
     const flags = ['--run-dir', 'runs/with $HOME', '--device', 'cpu', '--dtype', 'bfloat16', '--threads', '1', '--set', 'seed=3']
@@ -213,24 +193,30 @@ describe('looplm', () => {
       interrupted = true
       child.kill('SIGINT')
     })
-    const [, command] = /continue with: looplm (train .*)$/m.exec(stopped.stderr) ?? []
-    expect(command).toBe("train --resume 'runs/with $HOME'")
+    expect(stopped.code).toBe(130)
+    const step = jsonLines(stopped.stdout).at(-1).step
+    const command = "train --resume 'runs/with $HOME'"
+    expect(stopped.stderr).toContain(
+      `stopped after step ${step}; saved runs/with $HOME/checkpoints/step-${step}; continue with: looplm ${command}\n`,
+    )
     const written = parse(await readFile(join(root, 'runs/with $HOME/config.yaml'), 'utf8'))
     expect(written).toMatchObject({ device: 'cpu', dtype: 'bfloat16', threads: 1, options: { seed: 3 } })
-    const step = jsonLines(stopped.stdout).at(-1).step
     const again = spawnSync('sh', ['-c', `'${process.execPath}' '${program}' ${command} --set steps=${step + 1}`], { cwd: root })
     expect(String(again.stderr)).toContain(`step ${step + 1}/${step + 1}`)
     expect(again.status).toBe(0)
     expect(path).toContain("it's")
     const checkpoint = `runs/with $HOME/checkpoints/step-${step}`
-    const { stderr } = await looplm(['train', '--resume', checkpoint, '--set', `steps=${step + 2}`])
-    expect(stderr).toContain(`the later step-${step + 1} of runs/with $HOME were renamed`)
+    const resumed = await looplm(['train', '--resume', checkpoint, '--set', `steps=${step + 2}`, '--json'])
+    expect(resumed.code).toBe(0)
+    const steps = jsonLines(resumed.stdout).filter(({ type }) => type === 'step')
+    expect(steps.map((event) => event.step)).toEqual([step + 1, step + 2])
+    expect(resumed.stderr).toContain(`the later step-${step + 1} of runs/with $HOME were renamed`)
   })
 
   it('says that nothing is left to do when a resumed run is complete', async () => {
-    const path = await writeConfig('finished.yaml')
-    await looplm(['train', path, '--run-dir', 'runs/finished'])
-    const { code, stdout } = await looplm(['train', path, '--run-dir', 'runs/finished', '--resume'])
+    const path = await writeConfig('finished.yaml', { runDir: 'runs/finished' })
+    await looplm(['train', path])
+    const { code, stdout } = await looplm(['train', path, '--resume'])
     expect(stdout).toBe('nothing was left to do: the run has made its 4 steps; continue it with --set steps=…\n')
     expect(code).toBe(0)
   })

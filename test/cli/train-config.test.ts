@@ -83,6 +83,11 @@ describe('a YAML file', () => {
     expect(() => parseYaml(text, 'a.yaml')).toThrow(message)
   })
 
+  it('is rejected for a second document, unless the first is wrong', () => {
+    expect(() => parseYaml('a: 1\n---\nb: 2\n', 'a.yaml')).toThrow(/a second document begins at line 2, column 1/)
+    expect(() => parseYaml('a: ]\n---\nb: 2\n', 'a.yaml')).toThrow(/Unexpected flow-seq-end token.* at line 1, column 4/)
+  })
+
   it('is rejected for a key that is a list or a map', () => {
     expect(() => parseYaml('? [a]\n: 1\n', 'a.yaml')).toThrow(/a key must be a plain value at line 1/)
     expect(() => parseYaml('{ { a: 1 }: 1 }', 'a.yaml')).toThrow(/a key must be a plain value/)

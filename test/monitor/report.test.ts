@@ -89,7 +89,7 @@ describe('a run that is read while it is written', () => {
     await writeFile(join(path, 'metrics.jsonl'), `${bad.join('\n')}\n${lines(steps)}`)
     await writeFile(
       join(path, 'completions.jsonl'),
-      lines(steps.map((at) => ({ ...at, prompt: 'x'.repeat(5000), completion: 'y' }))),
+      lines(steps.map((at) => ({ ...at, prompt: 'x'.repeat(at.step === 1 ? 5000 : 50), completion: 'y' }))),
     )
     const { curves, stepsPerPoint, step, completions } = await new RunReader(path).read()
     expect({ stepsPerPoint, step }).toEqual({ stepsPerPoint: 5, step: 9000 })
@@ -241,6 +241,13 @@ it('curve colours have enough contrast on light and dark panels', () => {
   expect(darkColours).toHaveLength(8)
 })
 
+/** How a page is shown. */
+interface Look {
+  colorScheme?: 'light' | 'dark'
+  width?: number
+  height?: number
+}
+
 describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 120_000 }, () => {
   let browser: Browser
   let single: string
@@ -259,14 +266,24 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     problems.length = 0
   })
 
-  /** A page whose console, errors and requests are watched. */
-  async function show(url: string, options: BrowserContextOptions = {}): Promise<Page> {
-    const page = await browser.newPage(options)
+  /** One page, which loads what each test shows anew: a page of its own would be a process. Its console, errors and requests are watched. */
+  let watched: Promise<Page> | undefined
+  let shown: string
+  async function watchedPage(): Promise<Page> {
+    const page = await browser.newPage()
     page.on('console', (message) => problems.push(`console: ${message.text()}`))
     page.on('pageerror', (error) => problems.push(`error: ${error.message}`))
     page.on('request', (request) => {
-      if (request.url() !== url && !request.url().startsWith('data:')) problems.push(`request: ${request.url()}`)
+      if (request.url() !== shown && !request.url().startsWith('data:')) problems.push(`request: ${request.url()}`)
     })
+    return page
+  }
+  async function show(url: string, { colorScheme = 'light', width = 1280, height = 720 }: Look = {}): Promise<Page> {
+    watched ??= watchedPage()
+    const page = await watched
+    await page.setViewportSize({ width, height })
+    await page.emulateMedia({ colorScheme })
+    shown = url
     await page.goto(url)
     await page.waitForSelector('.chart canvas')
     return page
@@ -294,13 +311,12 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     ['dark', 360],
   ] as const)('is drawn in %s colours at %i pixels without an error or a request', async (colorScheme, width) => {
     for (const file of [single, comparison]) {
-      const page = await show(pathToFileURL(file).href, { colorScheme, viewport: { width, height: 900 } })
+      const page = await show(pathToFileURL(file).href, { colorScheme, width, height: 900 })
       expect(await page.locator('.chart').count()).toBe(6)
       expect(await drawn(page)).toBeGreaterThan(100)
       expect(await page.evaluate('document.documentElement.scrollWidth')).toBe(width) // nothing sticks out
       const paper = await page.evaluate('getComputedStyle(document.body).backgroundColor')
       expect(paper).toBe(colorScheme === 'dark' ? 'rgb(13, 17, 23)' : 'rgb(255, 255, 255)')
-      await page.close()
     }
     expect(problems).toEqual([])
   })
@@ -354,20 +370,20 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     const unnamed = `[...document.querySelectorAll('button, input, [tabindex="0"]')].filter((node) =>
       !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length)).map((node) => node.outerHTML)`
     expect(await page.evaluate(unnamed)).toEqual([])
-    await page.close()
     expect(problems).toEqual([])
   })
 
   it('has no axe violations, light or dark, with every table open', async () => {
+    const context = await browser.newContext({ bypassCSP: true })
+    const page = await context.newPage()
     for (const colorScheme of ['light', 'dark'] as const) {
-      const context = await browser.newContext({ colorScheme, bypassCSP: true })
-      const page = await context.newPage()
+      await page.emulateMedia({ colorScheme })
       await page.goto(pathToFileURL(comparison).href)
       await page.waitForSelector('.chart canvas')
       for (const summary of await page.$$('.chart summary')) await summary.click()
       expect(await violations(page)).toEqual([])
-      await context.close()
     }
+    await context.close()
   })
 
   /** What axe finds wrong with a page. */
@@ -379,7 +395,7 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
   }
 
   it('shows completions side by side with their rewards, never as HTML', async () => {
-    const page = await show(pathToFileURL(single).href, { viewport: { width: 1000, height: 800 } })
+    const page = await show(pathToFileURL(single).href, { width: 1000, height: 800 })
     const cards = page.locator('.completion')
     expect(await cards.allTextContents()).toEqual([
       'reward 1 (exact 1, short 0.5)2',
@@ -393,7 +409,6 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     await slider.focus()
     await page.keyboard.press('Home')
     expect(await page.locator('#completion-step-value').textContent()).toBe('step 1')
-    await page.close()
     expect(problems).toEqual([])
   })
 
@@ -411,7 +426,6 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     expect(await page.locator('#config-text summary').allTextContents()).toEqual(['rltt', 'grpo'])
     expect(await page.locator('#completion-groups h3').allTextContents()).toEqual(['rltt, step 30', 'grpo, step 20'])
     expect(await page.locator('#summary-table tbody tr').first().textContent()).toBe('reward0.96670.975')
-    await page.close()
   })
 
   it('follows a run that continues, and says when the server stops answering', async () => {
@@ -592,7 +606,7 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     const file = join(root, 'whole.html')
     await writeReport([path, join(root, 'rltt')], file)
     for (const width of [360, 1400]) {
-      const page = await show(pathToFileURL(file).href, { viewport: { width, height: 900 } })
+      const page = await show(pathToFileURL(file).href, { width, height: 900 })
       expect(await page.evaluate('document.documentElement.scrollWidth')).toBe(width)
       const box = page.locator('#runs .scroll')
       expect(await box.evaluate((node) => node.scrollHeight - node.clientHeight)).toBe(0) // nothing is cut below
@@ -610,7 +624,6 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
         ],
       ])
       expect(await page.locator('#notes tbody tr').allTextContents()).toEqual(['3wholecareful <b>here</b>', '30wholeresumed'])
-      await page.close()
     }
     expect(problems).toEqual([])
   })
@@ -647,14 +660,12 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     const [head, bar] = [await page.locator('#runs').boundingBox(), await page.locator('.bar').boundingBox()]
     expect(bar!.y - head!.y - head!.height).toBeLessThan(12) // nothing is kept free for a status that never comes
     expect(await page.locator('#sections a').allTextContents()).toEqual(['Reward', 'Others', 'All metrics', 'Configuration'])
-    await page.close()
     const compared = await show(pathToFileURL(both).href)
     expect(await compared.locator('#sections a').allTextContents()).toContain('Sample completions')
     expect(await compared.locator('#completion-groups h3').allTextContents()).toEqual(['other, none', 'rltt, step 30'])
     const rows = (table: string) => compared.locator(`${table} tr`, { hasText: 'constructor' }).allTextContents()
     expect(await rows('#summary-table')).toEqual(['constructor3–'])
     expect(await rows('#runs')).toEqual(['constructor1–'])
-    await compared.close()
     expect(problems).toEqual([])
   })
 
@@ -665,6 +676,5 @@ describe.skipIf(noBrowser !== undefined)('the report in a browser', { timeout: 1
     const page = await show(pathToFileURL(path).href)
     expect(problems.splice(0).join('\n')).toMatch(/Content Security Policy/) // and the script did not run
     expect(await page.title()).toBe('rltt – looplm')
-    await page.close()
   })
 })
