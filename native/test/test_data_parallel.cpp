@@ -7,14 +7,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <limits>
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <unistd.h>
 
 #include "../backends.h"
 #include "../comm/threads.h"
@@ -22,6 +19,7 @@
 #include "../engine/optimizer.h"
 #include "../engine/score.h"
 #include "engine/claims.h"
+#include "engine/files.h"
 #include "small_architecture.h"
 
 namespace looplm {
@@ -354,12 +352,8 @@ void out_of_range(int size) {
   });
 }
 
-// A temporary folder, deleted at the end.
-struct Folder {
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  const std::filesystem::path path = std::filesystem::temp_directory_path() / ("looplm-shares-" + std::to_string(::getpid()));
-  std::string share(int rank) const { return (path / std::to_string(rank)).string(); }
+struct Shares : test::Folder {
+  std::string share(int rank) const { return *this / std::to_string(rank); }
   std::vector<std::string> shares(int size) const {
     std::vector<std::string> all;
     for (int rank = 0; rank < size; rank++) all.push_back(share(rank));
@@ -383,7 +377,7 @@ void write_all(Model& model, const Bytes& from) {
 
 // The shares saved by a world of any size can be loaded by a world of any other size.
 void resumed_from_shares(const Kind& kind, int size, const std::vector<int>& others) {
-  const Folder folder;
+  const Shares folder;
   Bytes saved, expected;
   in_world(kind, size, 60, [&](Rank& rank) {
     for (int step = 1; step <= 2; step++) step_alike(rank, step);
@@ -404,7 +398,7 @@ void resumed_from_shares(const Kind& kind, int size, const std::vector<int>& oth
 }
 
 void refused_shares() {
-  const Folder folder;
+  const Shares folder;
   in_world(kinds[1], 3, 60, [&](Rank& rank) {
     step_alike(rank, 1);
     rank.optimizer->save(folder.share(rank.world->rank()));

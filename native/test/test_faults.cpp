@@ -27,6 +27,7 @@
 #include "../engine/score.h"
 #include "../engine/tensor_ops.h"
 #include "engine/claims.h"
+#include "engine/files.h"
 #include "small_architecture.h"
 
 // ---- Replaces the allocation functions of this program, for host and device memory, so that they can fail
@@ -230,12 +231,8 @@ Numbers generation(Fixture& f, int size, bool shared) {
 }
 
 std::string scratch_file(const std::string& name) {
-  static const std::string folder = [] {
-    char made[] = "/tmp/looplm-faults-XXXXXX";
-    if (!mkdtemp(made)) std::abort();
-    return std::string(made);
-  }();
-  return folder + "/" + name;
+  static const test::Folder folder;
+  return folder / name;
 }
 
 Numbers loading(Fixture& f, int, LoopDType dt) {

@@ -1,8 +1,10 @@
 // Temporary folders and files for tests.
 #pragma once
 #include <dirent.h>
+#include <ftw.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -14,16 +16,17 @@
 
 namespace looplm::test {
 
-// Deleted with its files at the end of the test.
+// Deleted at the end of the test, with everything in it.
 struct Folder {
   Folder() {
     char name[] = "/tmp/looplm-test-XXXXXX";
     if (!mkdtemp(name)) std::abort();
     path = name;
   }
+  Folder(const Folder&) = delete;
   ~Folder() {
-    for (const std::string& name : names()) ::unlink((path + "/" + name).c_str());
-    ::rmdir(path.c_str());
+    const auto remove = [](const char* name, const struct stat*, int, FTW*) { return std::remove(name); };
+    ::nftw(path.c_str(), remove, 8, FTW_DEPTH | FTW_PHYS);
   }
   std::vector<std::string> names() const {
     std::vector<std::string> out;
