@@ -2,8 +2,9 @@
 // nothing half changed, and the same call afterwards must give the bits of a fresh process. The same for aborted calls.
 // Prints one line per claim; the exit status is 1 if one does not hold.
 //
-//   looplm_fault_tests [--every] [filter]     --every: at every allocation and in every dtype. Otherwise at the first
-//                                             ones and some of the later ones, and in one dtype if the others allocate alike
+//   looplm_fault_tests [--every] [filter]     --every: at every allocation, in every dtype, with two threads. Otherwise at the
+//                                             first ones and some of the later ones, in one dtype if the others allocate
+//                                             alike, and with one thread where memory stays exhausted or a call is aborted
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -94,10 +95,14 @@ bool same_bits(const Numbers& a, const Numbers& b) {
 const Architecture config = small_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 const Architecture with_prelude = small_prelude_architecture({50, 32, 64, 2, 4, 2, 8, 3, false, 0.2});
 
+bool every = false;
+std::string filter;
+int threads = 2;  // of a device
+
 // A new device that has not allocated any scratch memory, and a model on it.
 struct Fixture {
   explicit Fixture(LoopDType dt, Quantization quantization = {}, const Architecture& architecture = config) {
-    device = open_device(dt == LOOP_F64 ? "reference" : "cpu", 2);
+    device = open_device(dt == LOOP_F64 ? "reference" : "cpu", threads);
     model = std::make_shared<Model>(device, dt, architecture, quantization);
     model->initialize(7);
   }
@@ -370,9 +375,6 @@ bool strike(Fixture& f, const Scenario& scenario, Fault kind, bool device, long 
   return asked >= at;
 }
 
-bool every = false;
-std::string filter;
-
 // The next allocation to test: first every one, later with growing distances.
 long next(long at, bool device) {
   if (every || at < (device ? 20 : 12)) return at + 1;
@@ -400,6 +402,7 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
     std::string problem;
     long at = 1, struck = 0;
     bool device = true;
+    threads = every || kind == Fault::once ? 2 : 1;  // the bits are the same
     for (; problem.empty(); at = next(at, device)) {
       Fixture f = make();
       bool failed;
@@ -427,6 +430,7 @@ void hold(const std::string& name, const std::function<Fixture()>& make, const S
     claim(name + ": " + name_of(kind) + ", " + std::to_string(struck) + " places", problem.empty() && struck > 0,
           (device ? "at allocation of the device " : "at allocation of the host ") + std::to_string(at) + ": " + problem);
   }
+  threads = 2;
 }
 
 // Both dtypes if `every`; otherwise one, for scenarios that allocate alike in both.
