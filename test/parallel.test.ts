@@ -25,6 +25,7 @@ const fixture = join(import.meta.dirname, 'parallel-rank.mjs')
 
 beforeAll(() => {
   buildTargets('looplm_comm_tests', 'looplm_data_parallel_tests')
+  waited = Object.fromEntries(installed.map((mpi) => [mpi, inTurn(mpi)])) as typeof waited
 })
 
 describe('ranks as threads', () => {
@@ -215,7 +216,6 @@ describe('processes', () => {
   let alone: { trained: Record<string, { values: number[] }> }
   const threeRanks: object[] = [] // what they have trained, once under each MPI
   beforeAll(() => {
-    waited = Object.fromEntries(installed.map((mpi) => [mpi, inTurn(mpi)])) as typeof waited
     const written = folder()
     execFileSync(process.execPath, [fixture, 'train'], { env: { ...process.env, LOOPLM_RANK_FOLDER: written } })
     ;[alone] = ranksOf(written)
