@@ -36,6 +36,7 @@ const void* MovingAverage::average(const Parameter& p) const {
 
 void MovingAverage::update(double decay) {
   check();
+  const Uninterrupted uninterrupted(*teacher_->device);  // a half-made average would be counted twice when it is made again
   for (auto& p : student_->trained())
     teacher_->device->run(&LoopBackend::moving_average, "moving average", teacher_->dt, int64_t(p.count), 1 - decay,
                           student_->parameter_data(p), average(p), average_ ? teacher_->writable_data(p) : nullptr);

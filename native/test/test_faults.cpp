@@ -444,8 +444,9 @@ void hold_in_both(const std::string& name, const Scenario& scenario) {
 }
 
 // A call that is aborted after the first parameter that it has changed, where no allocation is: it goes on to its end.
-void aborted_halfway() {
-  const std::string name = "optimizer step: an abort between two parameters comes too late";
+// prepare: returns the call.
+void aborted_halfway(const std::string& call_name, const std::function<std::function<void()>(Fixture&)>& prepare) {
+  const std::string name = call_name + ": an abort between two parameters comes too late";
   if (name.find(filter) == std::string::npos) return;
   static const LoopBackend& cpu = *looplm_cpu_backend();
   static LoopBackend table = cpu;
@@ -454,27 +455,31 @@ void aborted_halfway() {
     changed++, cancelled = true;
     return cpu.adamw(context, dt, arguments);
   };
-  Numbers stepped[2];
+  table.moving_average = [](void* context, LoopDType dt, int64_t count, double weight, const void* x, void* average, void* of) {
+    changed++, cancelled = true;
+    return cpu.moving_average(context, dt, count, weight, x, average, of);
+  };
+  Numbers after[2];
   for (const bool abort : {false, true}) {
     Fixture f(LOOP_F32);
     f.device = std::make_shared<Device>("cpu", &table, table.open(0, 2), 2);
     f.model = std::make_shared<Model>(f.device, LOOP_F32, config);
     f.model->initialize(7);
+    const std::function<void()> call = prepare(f);
     changed = 0, cancelled = false;
-    gradients(f, 5, Recompute::none);
-    f.optimizer = std::make_shared<AdamW>(f.model);
     if (abort) f.device->cancel = &cancelled;
     std::string said;
     try {
-      f.optimizer->step({});
+      call();
     } catch (const Error& error) {
       said = error.what();
     }
     f.device->cancel = nullptr;
-    stepped[abort] = parameters_of(*f.model);
-    claim(name + (abort ? "" : ", without an abort"), said.empty() && changed > 1 && f.optimizer->steps() == 1, said);
+    after[abort] = parameters_of(*f.model);
+    if (f.teacher) append(after[abort], parameters_of(*f.teacher));
+    claim(name + (abort ? "" : ", without an abort"), said.empty() && changed > 1, said);
   }
-  claim(name + ", with the bits of a step alone", same_bits(stepped[0], stepped[1]));
+  claim(name + ", with the bits of a call alone", same_bits(after[0], after[1]));
 }
 
 // ---- Requests that do not fit at the same time
@@ -763,7 +768,17 @@ void run() {
     hold(
         std::string("optimizer step in ") + loop_dtype_name(dt), [dt] { return Fixture(dt); }, training,
         [](Fixture& f) { return parameters_of(*f.model); });
-  aborted_halfway();
+  aborted_halfway("optimizer step", [](Fixture& f) {
+    gradients(f, 5, Recompute::none);
+    f.optimizer = std::make_shared<AdamW>(f.model);
+    return [&f] { f.optimizer->step({}); };
+  });
+  aborted_halfway("moving average", [](Fixture& f) {
+    f.teacher = f.model->clone();
+    const auto of = std::make_shared<MovingAverage>(f.teacher, f.model);
+    for (const Parameter& p : f.model->trained()) f.model->write(p, Numbers(p.count, 0.5).data());
+    return [of] { of->update(0.9); };
+  });
   hold(
       "optimizer file", [] { return Fixture(LOOP_F32); }, moments, moments_of);
   hold(
