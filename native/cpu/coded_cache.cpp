@@ -342,7 +342,7 @@ template <int B, int L>
 struct CodedRow {
   using real = typename Lane<L>::real;
   using word = typename Lane<L>::word;
-  static constexpr int PLACES = 32 / B;
+  static constexpr int BITS = B, PLACES = 32 / B;
 
   const Format& format;
   int64_t head_dim, context;
@@ -505,10 +505,11 @@ struct CodedRow {
 #endif
   bool scores_bytes([[maybe_unused]] const bf16* q) const {
 #if defined(__AVX2__)
-    if constexpr (B < 8) {
+    // Each width has one number of lanes (with_lanes): the others would compile the same function again.
+    if constexpr (B < 8 && L == (B == 4 ? 8 : 4))
       if (format.words == 2 * B && format.codes.group == 64) return score_bytes<2 * B>(q), true;
+    if constexpr (B < 8 && L == (B == 4 ? 4 : 1))
       if (format.words == B && format.codes.group == 32) return score_bytes<B>(q), true;
-    }
 #endif
     return false;
   }
@@ -611,28 +612,24 @@ void attend(const LoopCodedAttention& in, const Formats& formats, int64_t row, i
     of(formats.records, offsets, a.keys, a.values, false);
     if (with_residuals) of(formats.residuals, residual_offsets, in.residual_keys, in.residual_values, true);
   };
-  with_vectors(head_dim, [&](auto c) {
-    const DecodedRow<E, decltype(c)::value> exact{head_dim,
-                                                  recent,
-                                                  count,
-                                                  int32_t(group),
-                                                  offsets + coded,
-                                                  static_cast<const E*>(in.recent_keys) + first * head_dim,
-                                                  static_cast<const E*>(in.recent_values) + first * head_dim,
-                                                  q,
-                                                  float(a.scale),
-                                                  scores + coded,
-                                                  context,
-                                                  sums};
-    for_records([&](const auto& records) {
-      if (pruned) records.score(q, formats.keys, expanded);
-      else records.score(q);
+  // The same for the rows that are not coded yet: apart, so that the compiler does not write the code for records once per head
+  // size.
+  const auto for_exact = [&](auto f) {
+    with_vectors(head_dim, [&](auto c) {
+      f(DecodedRow<E, decltype(c)::value>{
+          head_dim, recent, count, int32_t(group), offsets + coded, static_cast<const E*>(in.recent_keys) + first * head_dim,
+          static_cast<const E*>(in.recent_values) + first * head_dim, q, float(a.scale), scores + coded, context, sums});
     });
-    exact.score();
-    weigh(heads, context, scores, totals);
-    for_records([](const auto& records) { records.add(); });
-    exact.add();
+  };
+  for_records([&](const auto& records) {
+    if constexpr (std::decay_t<decltype(records)>::BITS == 4)  // pruned keys have codes of 4 bits
+      if (pruned) return records.score(q, formats.keys, expanded);
+    records.score(q);
   });
+  for_exact([](const auto& exact) { exact.score(); });
+  weigh(heads, context, scores, totals);
+  for_records([](const auto& records) { records.add(); });
+  for_exact([](const auto& exact) { exact.add(); });
   divide(heads, head_dim, sums, totals, static_cast<E*>(a.out) + (row * a.heads + begin) * head_dim);
 }
 
