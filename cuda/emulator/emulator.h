@@ -133,7 +133,7 @@ struct Span {
     if (counting_banks) note_access(*self, at, bytes);
   }
   void require(size_t bytes, size_t alignment, bool write) const {
-    if (at < begin || at + bytes > end || (at - self->block->shared) % alignment != 0)
+    if (at < begin || at + bytes > end || (uintptr_t(at - self->block->shared) & (alignment - 1)) != 0)  // a power of two
       bad_shared_access(at, bytes, alignment, begin, end, write);
   }
 };
