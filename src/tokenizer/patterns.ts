@@ -46,10 +46,6 @@ export function regularFinder(expression: RegExp): Finder {
         from = match.index + 1 // V8 finds \B at this position
         continue
       }
-      if (splitsPair(text, match.index)) {
-        from = match.index + 1 // V8 finds \B at this position
-        continue
-      }
       if (end > match.index || end !== last) {
         yield [match.index, end]
         last = end

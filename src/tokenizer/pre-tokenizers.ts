@@ -10,7 +10,7 @@ import { isNumeric, isPunctuation, isWhitespace, wordClass } from './unicode.js'
 export type PreTokenizer = (piece: Piece) => Iterable<Piece>
 
 /** GPT-2's pattern. */
-const words = onigurumaFinder(String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`)
+const words = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 const runs = regularFinder(new RegExp(`[${wordClass}]+|[^${wordClass}\\p{White_Space}]+`, 'gu'))
 const whitespace = characterFinder(isWhitespace)
 const punctuation = characterFinder(isPunctuation)
@@ -18,15 +18,15 @@ const digits = characterFinder(isNumeric)
 
 function byteLevel(fields: Fields): PreTokenizer {
   const spaceFirst = fields.flag('add_prefix_space')
-  const useRegex = fields.flag('use_regex', true)
+  const find = fields.flag('use_regex', true) ? onigurumaFinder(words) : undefined
   const inBytes = (piece: Piece): Piece => ({
     text: byteCharacters(encodeBytes(piece.text)),
     head: piece.head === 0 ? 0 : encodeBytes(piece.text.slice(0, piece.head)).length,
   })
   return function* byteLevelPieces(given) {
     const piece = spaceFirst && !given.text.startsWith(' ') ? prepend(given, ' ') : given
-    if (!useRegex) yield inBytes(piece)
-    else for (const part of split(piece, words, 'Isolated')) yield inBytes(part)
+    if (find === undefined) yield inBytes(piece)
+    else for (const part of split(piece, find, 'Isolated')) yield inBytes(part)
   }
 }
 

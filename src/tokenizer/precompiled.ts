@@ -2,8 +2,6 @@ import { encodeBytes } from './byte-characters.js'
 import type { Fields } from './fields.js'
 import type { Normalizer } from './pieces.js'
 
-const graphemes = new Intl.Segmenter('en', { granularity: 'grapheme' })
-
 /**
  * The character map of a SentencePiece model: the size of a trie in bytes, the trie as a double array of 32-bit units, and the
  * zero-terminated replacements.
@@ -58,6 +56,7 @@ export function readPrecompiled(fields: Fields): Normalizer {
   } catch (cause) {
     throw fields.invalid('precompiled_charsmap', `is not a character map of SentencePiece: ${(cause as Error).message}`, cause)
   }
+  const graphemes = new Intl.Segmenter('en', { granularity: 'grapheme' })
   const replacements = new Map<string, string>() // characters repeat in a text
   const replaced = (part: string): string | undefined => {
     let found = replacements.get(part)
