@@ -459,6 +459,10 @@ void aborted_halfway(const std::string& call_name, const std::function<std::func
     changed++, cancelled = true;
     return cpu.moving_average(context, dt, count, weight, x, average, of);
   };
+  table.copy_in = [](void* context, void* to, const void* from, size_t bytes) {
+    changed++, cancelled = true;
+    return cpu.copy_in(context, to, from, bytes);
+  };
   Numbers after[2];
   for (const bool abort : {false, true}) {
     Fixture f(LOOP_F32);
@@ -477,6 +481,7 @@ void aborted_halfway(const std::string& call_name, const std::function<std::func
     f.device->cancel = nullptr;
     after[abort] = parameters_of(*f.model);
     if (f.teacher) append(after[abort], parameters_of(*f.teacher));
+    if (f.optimizer) append(after[abort], moments_of(f));
     claim(name + (abort ? "" : ", without an abort"), said.empty() && changed > 1, said);
   }
   claim(name + ", with the bits of a call alone", same_bits(after[0], after[1]));
@@ -778,6 +783,19 @@ void run() {
     const auto of = std::make_shared<MovingAverage>(f.teacher, f.model);
     for (const Parameter& p : f.model->trained()) f.model->write(p, Numbers(p.count, 0.5).data());
     return [of] { of->update(0.9); };
+  });
+  aborted_halfway("optimizer file", [](Fixture& f) {
+    f.optimizer = std::make_shared<AdamW>(f.model);
+    return [&f] { f.optimizer->load({scratch_file("optimizer.safetensors")}); };
+  });
+  aborted_halfway("file of a moving average", [](Fixture& f) {
+    f.teacher = f.model->clone();
+    const auto of = std::make_shared<MovingAverage>(f.teacher, f.model);
+    for (const Parameter& p : f.model->trained()) f.model->write(p, Numbers(p.count, 0.5).data());
+    of->update(0.9);
+    of->save(scratch_file("average"));
+    of->update(0.5);
+    return [of] { of->load(scratch_file("average")); };
   });
   hold(
       "optimizer file", [] { return Fixture(LOOP_F32); }, moments, moments_of);
