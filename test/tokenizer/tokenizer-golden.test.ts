@@ -158,7 +158,7 @@ describe('over all of Unicode', () => {
   it.runIf(current).each(Object.keys(golden.forms))('%s changes each character as in Python', (type) => {
     const normalize = readNormalizer(new Fields({ type }, 'normalizer', 'tokenizer.json'))
     for (const [i, sum] of golden.forms[type]!.entries()) {
-      const characters = points(golden.rows[i]!).map((point) => String.fromCodePoint(point))
+      const characters = rows[i]!.map((point) => String.fromCodePoint(point))
       const text = characters.map((c) => `${c} a${c}\u0334\u0301 `).join('')
       expect(crc32(normalize({ text, head: 0 }).text), `row ${golden.rows[i]!.toString(16)}`).toBe(sum)
     }
@@ -170,12 +170,17 @@ function points(start: number): number[] {
   return Array.from({ length: 256 }, (_, i) => start + i).filter((point) => point < 0xd800 || point > 0xdfff)
 }
 
+/** The code points of every row, and a text of them in which a string follows each. */
+const rows = golden.rows.map(points)
+const followedBy = (between: string) => rows.map((row) => row.map((point) => String.fromCodePoint(point) + between).join(''))
+const [letters, bars] = [followedBy('a'), followedBy('|')]
+
 /** Code points between two letters that do not stay in one piece with both. */
 function cutCharacters(part: object): number[] {
   const split = readPreTokenizer(new Fields(part, 'pre_tokenizer', 'tokenizer.json'))
   const found: number[] = []
-  for (const row of golden.rows.map(points)) {
-    const text = `a${row.map((point) => `${String.fromCodePoint(point)}a`).join('')}`
+  for (const [i, row] of rows.entries()) {
+    const text = `a${letters[i]}`
     const joined = new Uint8Array(text.length) // by position: whether it is in one piece with the position before
     let end = 0
     for (const piece of split({ text, head: 0 })) {
@@ -196,11 +201,10 @@ function cutCharacters(part: object): number[] {
 function removedCharacters(part: object): number[] {
   const normalize = readNormalizer(new Fields(part, 'normalizer', 'tokenizer.json'))
   const changed = (text: string) => normalize({ text, head: 0 }).text
-  const [first, ...others] = golden.rows.map(points)
-  const found = first!.filter((point) => changed(String.fromCodePoint(point)) === '')
-  for (const row of others) {
-    const texts = changed(row.map((point) => `${String.fromCodePoint(point)}|`).join('')).split('|')
-    found.push(...row.filter((_, i) => texts[i] === ''))
+  const found = rows[0]!.filter((point) => changed(String.fromCodePoint(point)) === '')
+  for (let i = 1; i < rows.length; i++) {
+    const texts = changed(bars[i]!).split('|')
+    found.push(...rows[i]!.filter((_, at) => texts[at] === ''))
   }
   return found
 }
