@@ -328,12 +328,16 @@ export type CachePolicy =
     }
 
 /**
- * What the cache keeps of keys and values. `model`: numbers in the dtype of the model. `int8`, `int4`: codes of so many bits in groups
- * of up to 64 channels with a scale and a minimum each, 0.53 or 0.28 of the bytes of bfloat16. `residual`: the last loop in 4 bits,
- * and what the earlier loops differ from it in 2 bits, 0.19 of the bytes with four loops; prompts then run a block at a time. `spark`:
- * `int4` where half of the channels of keys are pruned, each token's own, and read as one value, 0.24 of the bytes. In all of them a
- * token sees the earlier tokens of its block of 64 positions exactly, and codes of those before, in prompts too: log-probabilities
- * differ from those of {@link LoopLM.score}. A prompt shares whole blocks with others. `spark` has no CUDA kernels.
+ * How generation stores keys and values. Sizes are relative to bfloat16.
+ *
+ * * `model`: in the dtype of the model.
+ * * `int8`, `int4`: codes of 8 or 4 bits. Up to 64 channels share a scale and a minimum. 0.53 and 0.28 of the size.
+ * * `residual`: the last loop in 4 bits, and each earlier loop's difference from it in 2 bits. 0.19 of the size with four loops.
+ *   Prompts run one block at a time.
+ * * `spark`: of each token's keys, half of the channels in 3 bits and one value for the others; values in 4 bits. 0.24 of the size.
+ *
+ * With all but `model`, a token reads the earlier tokens of its block of 64 positions exactly and older tokens as codes, in prompts
+ * too. So log-probabilities differ from those of {@link LoopLM.score}. Prompts share whole blocks.
  */
 export type CacheType = 'model' | 'int8' | 'int4' | 'residual' | 'spark'
 
@@ -401,7 +405,7 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   exit?: ExitRule
   /** See {@link CachePolicy}. Defaults to per-loop. A scheduler's requests must use the scheduler's. */
   kv?: CachePolicy
-  /** See {@link CacheType}; default `model`. In a scheduler it is the scheduler's. */
+  /** See {@link CacheType}. Defaults to `model`. Requests of a scheduler use its cache type. */
   cacheType?: CacheType
   /**
    * See {@link PromptCache}. Defaults to false: only prompts of the same call share their common beginnings. A scheduler's
@@ -538,7 +542,7 @@ export interface SchedulerOptions {
   loops?: number
   /** As in {@link GenerateOptions.kv}, for all requests. */
   kv?: CachePolicy
-  /** See {@link CacheType}; default `model`. */
+  /** See {@link CacheType}. Defaults to `model`. */
   cacheType?: CacheType
   /** See {@link PromptCache}. Defaults to false. */
   promptCache?: PromptCache

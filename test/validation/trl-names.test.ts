@@ -25,6 +25,7 @@ interface Row {
   /** What is here; none for a dash. */
   here: string[]
   cell: string
+  note: string
 }
 
 /** The rows of a section's table. */
@@ -32,10 +33,11 @@ function rowsOf(section: string): Row[] {
   const part = text.split(/^## /m).find((one) => one.startsWith(`${section}\n`))
   if (part === undefined) throw new Error(`docs/coming-from-trl.md has no section ${section}`)
   const quoted = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)
-  return [...part.matchAll(/^\| (`[^|]+) \| ([^|]+) \| ([^|]*)\|$/gm)].map(([, names, here]) => ({
+  return [...part.matchAll(/^\| (`[^|]+) \| ([^|]+) \| ([^|]*)\|$/gm)].map(([, names, here, note]) => ({
     names: quoted(names!),
     here: here === '–' ? [] : quoted(here!),
     cell: here!,
+    note: note!,
   }))
 }
 
@@ -62,6 +64,19 @@ describe('coming from TRL', () => {
       expect([names, here.length > 0 || cell === '–']).toEqual([names, true])
       expect([names, here.filter((name) => !known.includes(name))]).toEqual([names, []])
     }
+  })
+
+  it('the defaults that it compares with those of TRL are those of the schemas', () => {
+    const defaults: Record<string, unknown> = { ...parseOptions('grpo', grpoOptions, {}) }
+    const rows = rowsOf('Defaults that differ')
+    expect(rows.length).toBeGreaterThan(5)
+    for (const { here, note } of rows) {
+      const stated = /^`([^`]+)`/.exec(note)?.[1]
+      expect([here, String(defaults[here[0]!])]).toEqual([here, stated ?? 'undefined'])
+    }
+    const { learningRate, weightDecay, adamBetas } = parseOptions('pretrain', pretrainOptions, {})
+    expect([learningRate, weightDecay, adamBetas]).toEqual([3e-4, 0.1, [0.9, 0.95]])
+    expect(text.replaceAll('\n', ' ')).toContain('`pretrain` has 3e-4, 0.1 and `[0.9, 0.95]`')
   })
 
   it('errors suggest the option that the table names for a name of TRL', () => {
