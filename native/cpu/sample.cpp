@@ -186,7 +186,7 @@ void sample_row(const LoopSample& s, int64_t row, float* weights, int32_t* candi
   } else {
     total = exp_sums<true, false>(logits, n, largest, inverse_temperature, weights).sum;
     const double number = draw_number(s.seed, s.sequences[row], s.positions[row]);
-    if (filtered) filter(s, logits, largest, weights, candidates);
+    if (filtered && total == total) filter(s, logits, largest, weights, candidates);  // NaN: no weight is the largest
     token = draw(weights, n, filtered ? mass_above(weights, n, 0) : double(total), number);
   }
   s.tokens[row] = token;

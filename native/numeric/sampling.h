@@ -1,4 +1,5 @@
-// Draws one token from a row of logits. Used by all backends that sample on the host.
+// Draws one token from a row of logits, as the reference does. cpu/sample.cpp and cuda/sample.cu follow the same rules with other
+// algorithms.
 //
 // Filters apply in the order of Hugging Face transformers: temperature, top-k, top-p, min-p.
 //   top-k  keeps the k largest logits, and any that tie with the k-th
@@ -152,7 +153,8 @@ SampledToken<Real> sample_row(const Real* logits, int64_t vocabulary, const Samp
   for (Real weight : weights) total += weight;
 
   int32_t token = int32_t(best);
-  if (!greedy) token = draw_kept(logits, options, uniform, scratch);
+  if (!greedy && total == total)  // NaN: nothing can be drawn
+    token = draw_kept(logits, options, uniform, scratch);
   return {token, Real(double((logits[token] - largest) / temperature) - std::log(total))};
 }
 

@@ -158,6 +158,29 @@ KERNEL_TEST(sample_tokens, "sample") {
   }
 }
 
+KERNEL_TEST(sample_not_finite, "sample: logits without a distribution") {
+  const auto with = [](int64_t vocabulary, double fill, size_t place, double value) {
+    Values logits(size_t(vocabulary), fill);
+    logits[place] = value;
+    return logits;
+  };
+  for (const int64_t vocabulary : {int64_t(1), int64_t(31), int64_t(1031)}) {
+    const size_t last = size_t(vocabulary) - 1;
+    const std::vector<std::pair<std::string, Values>> rows = {{"all NaN", with(vocabulary, NAN, 0, NAN)},
+                                                              {"the first NaN", with(vocabulary, 0.5, 0, NAN)},
+                                                              {"the last NaN", with(vocabulary, 0.5, last, NAN)},
+                                                              {"one infinite", with(vocabulary, 0.5, last / 2, INFINITY)},
+                                                              {"none allowed", with(vocabulary, -INFINITY, 0, -INFINITY)}};
+    for (const auto& [row, logits] : rows)
+      for (const Options& o : all_options) {
+        const Sampled got = run(t.device, {vocabulary, logits, {0}, {0}}, o);
+        const bool known = got.tokens[0] >= 0 && got.tokens[0] < vocabulary;
+        t.claim(row + " of " + std::to_string(vocabulary) + ", " + o.name(), known && !std::isfinite(got.logprobs[0]),
+                "token " + std::to_string(got.tokens[0]) + ", logprob " + std::to_string(got.logprobs[0]));
+      }
+  }
+}
+
 KERNEL_TEST(edit_logits, "edit_logits") {
   for (const auto& [rows, vocabulary] :
        {std::pair{size_t(3), int64_t(1031)}, {size_t(9), int64_t(64)}, {size_t(1), int64_t(1)}}) {
