@@ -75,7 +75,7 @@ struct Walk {
 
 int check_rank(Context& c, const char* operation, int32_t rank) {
   if (rank >= 0 && rank <= LOOP_MAX_RANK) return 0;
-  return fail(c, std::string(operation) + ": rank " + std::to_string(rank) + " is outside 0 .. " + std::to_string(LOOP_MAX_RANK));
+  return fail(c, operation + (": rank " + std::to_string(rank)) + " is outside 0 .. " + std::to_string(LOOP_MAX_RANK));
 }
 
 template <class E>
@@ -216,7 +216,7 @@ int softmax(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, c
   });
 }
 
-// The state of a reduction over some of the elements. index n: none yet; on ties the lowest index wins.
+// The state of a reduction over some of the elements. index n: none yet. NaN is the largest, and on ties the lowest index wins.
 struct Partial {
   double sum;
   double largest;
@@ -224,7 +224,8 @@ struct Partial {
 };
 __device__ __forceinline__ void merge(Partial& p, double value, int64_t index, bool empty) {
   if (empty) return;
-  if (value > p.largest || (value == p.largest && index < p.index)) p.largest = value, p.index = index;
+  const bool nan = value != value, found = p.largest != p.largest, tie = value == p.largest || (nan && found);
+  if (value > p.largest || (nan && !found) || (tie && index < p.index)) p.largest = value, p.index = index;
 }
 
 // x [outer, n, inner] → out [outer, inner]. One warp per output if its elements are contiguous (inner 1), else one thread.
@@ -269,10 +270,10 @@ int reduce(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n,
 }  // namespace
 
 void add_tensor(LoopBackend& table) {
-  table.binary = binary;
-  table.copy_strided = copy_strided;
-  table.softmax = softmax;
-  table.reduce = reduce;
+  table.binary = guarded<binary>;
+  table.copy_strided = guarded<copy_strided>;
+  table.softmax = guarded<softmax>;
+  table.reduce = guarded<reduce>;
 }
 
 }  // namespace looplm::cuda

@@ -9,7 +9,9 @@
 //   A function returns 0 on success. On failure it sets last_error and returns non-zero (LOOP_OUT_OF_MEMORY if it could not
 //   get memory that it needs itself).
 //   "+=" outputs accumulate. Sums run in a fixed order: the same inputs give the same bits with any number of threads.
-//   A row of a forward result never depends on the other rows of the call.
+//   A row of a forward result does not depend on the values of the other rows. With cuBLASLt it may depend on their number, from
+//   1024 rows on (cuda/cublaslt.cu).
+//   Indices (ids, slots, positions) must be valid. The engine checks them; a backend may check them too.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -30,7 +32,7 @@ enum { LOOP_GEMM_REAL_OUT = 1, LOOP_GEMM_ACCUMULATE = 2 };  // C is real instead
 // Properties that the engine plans with. It never decides by the name of a device.
 typedef struct LoopDeviceProperties {
   uint32_t model_dtypes;  // bit set: 1 << LoopDType for each dtype that models may have
-  int32_t host_visible;   // device memory is host memory; memory_free and memory_total are then 0, and the host's count
+  int32_t host_visible;   // 1: device memory is host memory. memory_free and memory_total are then 0; the engine asks the host
   size_t memory_free, memory_total;  // bytes: free to allocate, and in total
   int64_t logits_bytes;              // bytes of logits that the head computes at a time
   int64_t micro_batch_bytes;         // bytes of activations of a micro-batch that stay in or near a cache
@@ -83,13 +85,13 @@ typedef struct LoopAttention {
   int32_t heads, kv_heads, head_dim;
   double scale;
   const LoopSegment* segments;
-  int32_t segment_count, group_count;
-  int32_t max_context;  // largest prefix length + own length of a segment
-  const void* qkv;      // act [tokens, (heads + 2 kv_heads) * head_dim]: q heads, k heads, v heads; q and k already rotated
-  void* out;            // act [tokens, heads * head_dim]
-  void* lse;            // real [heads, tokens]: log-sum-exp of the scaled scores; the forward writes it, the backward reads it
-  const void* dout;     // act [tokens, heads * head_dim]   (backward only)
-  void* dqkv;           // act, shape of qkv, fully written  (backward only)
+  int32_t segment_count, group_count;  // no backend here reads group_count: it is for those that plan by groups
+  int32_t max_context;                 // largest prefix length + own length of a segment
+  const void* qkv;   // act [tokens, (heads + 2 kv_heads) * head_dim]: q heads, k heads, v heads; q and k already rotated
+  void* out;         // act [tokens, heads * head_dim]
+  void* lse;         // real [heads, tokens]: log-sum-exp of the scaled scores; the forward writes it, the backward reads it
+  const void* dout;  // act [tokens, heads * head_dim]   (backward only)
+  void* dqkv;        // act, shape of qkv, fully written  (backward only)
 } LoopAttention;
 
 // A run of consecutive slots of a cache plane.
@@ -197,8 +199,8 @@ typedef struct LoopDecodeToken {
   // Otherwise it exits after `loops`. with_gate 0: it always runs `loops` loops, and the gate is not read.
   int32_t loops, min_loops, with_gate;
   double threshold;
-  void* state;    // act [D]: the state after its last loop
-  int32_t* left;  // the loop after which it exited, 1-based
+  void* state;         // act [D]: the state after its last loop
+  int32_t* exit_loop;  // the loop after which it exited, 1-based
 } LoopDecodeToken;
 
 typedef enum LoopSurrogate { LOOP_GIVEN = 0, LOOP_REINFORCE = 1, LOOP_PPO = 2, LOOP_CISPO = 3 } LoopSurrogate;
@@ -245,7 +247,7 @@ typedef struct LoopAdamW {
 
 typedef struct LoopSample {
   int64_t rows, vocabulary;
-  const void* logits;   // real [rows, vocabulary]; may be overwritten
+  const void* logits;   // real [rows, vocabulary]; the kernel may overwrite it, although it is const
   double temperature;   // 0: greedy; the lowest index wins a tie
   int32_t top_k;        // 0: off
   double top_p, min_p;  // off: top_p 1, min_p 0
@@ -425,6 +427,7 @@ typedef struct LoopBackend {
   int (*copy_strided)(void* ctx, LoopDType from, LoopDType to, int32_t rank, const int64_t* host_shape, const void* src,
                       const int64_t* host_src_strides, void* dst, const int64_t* host_dst_strides);
   int (*softmax)(void* ctx, LoopDType type, int64_t rows, int64_t n, int logarithm, const void* x, void* out);
+  // LOOP_MAX and LOOP_ARGMAX take the first NaN as the largest element. On ties the lowest index wins.
   int (*reduce)(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n, int64_t inner, const void* x, void* out);
 
   // For benchmarks: multiplies bytes only in registers, on all threads, to measure the peak rate of products with 8 bits on

@@ -201,6 +201,12 @@ describe('errors', () => {
       /headWeight.*\[13, 8\]/,
     )
 
+    const whole = { dtype: 'int32' } as const
+    const error32 = await refusal(() =>
+      kernels.perLoopLogSoftmax(zeros([1, 2, D], whole) as never, zeros([V, D], whole) as never, targets),
+    )
+    expect(error32.message).toMatch(/hidden must be a floating-point tensor, got int32/)
+
     const logprobs = zeros([2, 3])
     const row = zeros([3])
     const inputs = { weights: logprobs, advantages: row, mask: row }

@@ -253,8 +253,9 @@ void reduce_columns(LoopReduceOp op, int64_t n, int64_t columns, int64_t stride,
     for (int64_t j = 1; j < n; j++)
       for (int64_t c = 0; c < columns; c++) {
         const double element = double(number(x[j * stride + c]));
-        best[c] = element > value[c] ? int32_t(j) : best[c];
-        value[c] = element > value[c] ? element : value[c];
+        const bool larger = (element > value[c]) | ((element != element) & (value[c] == value[c]));
+        best[c] = larger ? int32_t(j) : best[c];
+        value[c] = larger ? element : value[c];
       }
   }
   if (op == LOOP_ARGMAX) memcpy(out, best, size_t(columns) * sizeof(int32_t));

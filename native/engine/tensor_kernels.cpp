@@ -65,6 +65,7 @@ TokenScores per_loop_log_softmax(const Tensor& hidden, const Tensor& head, const
   if (head.shape.size() != 2 || head.shape[1] != hidden.shape[2])
     throw Error("INVALID_SHAPE", operation,
                 "headWeight must be [V, " + std::to_string(hidden.shape[2]) + "], got " + to_string(head.shape));
+  if (hidden.dtype == LOOP_I32) throw Error("INVALID_ARGUMENT", operation, "hidden must be a floating-point tensor, got int32");
   require_like(head, hidden, operation, "headWeight");
   const int64_t T = hidden.shape[0], N = hidden.shape[1], D = hidden.shape[2], V = head.shape[0], rows = T * N;
   require_shape(targets, {N}, operation, "targets");

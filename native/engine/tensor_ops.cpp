@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 
 #include "../numeric/half.h"
@@ -127,8 +128,11 @@ Tensor from_host(const std::shared_ptr<Device>& device, LoopDType dtype, const S
 Tensor filled(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, double value) {
   checked_size(shape, "full");
   if (dtype == LOOP_I32) {
-    if (value != std::trunc(value) || std::abs(value) > 0x1p31 - 1)
-      bad_argument("full", std::to_string(value) + " is not an int32");
+    if (!(value == std::trunc(value) && value >= -0x1p31 && value < 0x1p31)) {
+      char given[32];
+      std::snprintf(given, sizeof given, "%.17g", value);
+      bad_argument("full", std::string(given) + " is not an int32: pass a whole number from -2147483648 to 2147483647");
+    }
     const int32_t element = int32_t(value);
     return broadcast(from_host(device, dtype, {}, &element, false), shape, "full");
   }

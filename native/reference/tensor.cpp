@@ -75,7 +75,7 @@ int reduce(void* ctx, LoopDType type, LoopReduceOp op, int64_t outer, int64_t n,
       int64_t best = 0;
       for (int64_t j = 0; j < n; ++j) {
         sum += element(j);
-        if (element(j) > element(best)) best = j;
+        if (element(j) > element(best) || (std::isnan(element(j)) && !std::isnan(element(best)))) best = j;
       }
       const int64_t at = o * inner + i;
       switch (op) {

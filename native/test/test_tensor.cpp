@@ -232,5 +232,23 @@ KERNEL_TEST(reductions, "reduce") {
       }
 }
 
+KERNEL_TEST(reductions_of_nan, "reduce: the first NaN is the largest") {
+  for (LoopDType type : types(t)) {
+    if (type == LOOP_I32) continue;
+    for (const Reduced& s : {Reduced{1, 1, 1}, Reduced{2, 1031, 1}, Reduced{2, 70, 13}})
+      for (const int64_t first : {int64_t(0), s.n / 2, s.n - 1}) {
+        Values x = numbers(t, type, size_t(s.outer * s.n * s.inner));
+        for (int64_t o = 0; o < s.outer; ++o)
+          for (int64_t i = 0; i < s.inner; ++i)
+            for (int64_t j = first; j < s.n; j += 9) x[size_t((o * s.n + j) * s.inner + i)] = NAN;
+        const Values largest = reduce(t.device, type, LOOP_MAX, s, x), place = reduce(t.device, type, LOOP_ARGMAX, s, x);
+        const bool all_nan = std::all_of(largest.begin(), largest.end(), [](double v) { return std::isnan(v); });
+        const std::string what = std::string(type_name(type)) + " " + s.name() + ", NaN from " + std::to_string(first) + " on";
+        t.claim(what, all_nan && place == Values(place.size(), double(first)),
+                "max " + std::to_string(largest[0]) + ", argmax " + std::to_string(place[0]));
+      }
+  }
+}
+
 }  // namespace
 }  // namespace looplm::test::tensor_tests

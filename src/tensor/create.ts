@@ -161,6 +161,9 @@ function filled<D extends DType>(
   if (typeof value !== 'number') {
     throw new LoopLMError('INVALID_ARGUMENT', `value must be a number, got ${describe(value)}`, { operation })
   }
+  if (dtype === 'int32' && (value | 0) !== value) {
+    throw new LoopLMError('INVALID_ARGUMENT', `value is ${value}, which int32 cannot hold`, { operation })
+  }
   return create(operation, device, dtype, (on) => native().tensorFill(on, dtype, dimensions, value))
 }
 

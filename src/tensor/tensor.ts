@@ -143,14 +143,17 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Largest element along an axis, which is removed, or of all elements.
+   * Largest element along an axis, which is removed, or of all elements. NaN if any of them is NaN.
    * @param axis negative values count from the end
    */
   async max(axis?: number): Promise<Tensor<D>> {
     return this.#result('max', {}, (x) => native().tensorReduce('max', x, checkAxis(axis, 'Tensor.max')))
   }
 
-  /** Index of the largest element along an axis, which is removed, or of all elements. The lowest index wins a tie. */
+  /**
+   * Index of the largest element along an axis, which is removed, or of all elements. The lowest index wins a tie. The first NaN
+   * counts as the largest element.
+   */
   async argmax(axis?: number): Promise<Tensor<'int32'>> {
     const operation = 'Tensor.argmax'
     const handle = this.handle(operation)

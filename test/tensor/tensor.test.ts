@@ -172,6 +172,19 @@ describe.each(targets)('$dtype on $device', ({ device, dtype, bound }) => {
   })
 })
 
+describe('full in int32', () => {
+  it('takes every int32, and refuses other numbers', async () => {
+    for (const value of [-2147483648, 2147483647]) {
+      using x = full([2], value, { dtype: 'int32' })
+      expect(Array.from(await x.toArray())).toEqual([value, value])
+    }
+    for (const value of [2147483648, -2147483649, 0.5, Number.NaN])
+      expect((await refusal(() => full([2], value, { dtype: 'int32' }))).message).toMatch(
+        `full: value is ${value}, which int32 cannot hold`,
+      )
+  })
+})
+
 describe('dtypes', () => {
   it('rounds to bfloat16 to the nearest, ties to even, and takes its bits as they are', async () => {
     using rounded = tensor(new Float32Array([1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -9, -0]), undefined, { dtype: 'bfloat16' })
