@@ -195,8 +195,8 @@ int attention_bf16(Context& c, const Attention<bf16>& a) {
 }
 
 void add_attention(LoopBackend& table) {
-  table.attention = attention;
-  table.attention_backward = attention_backward;
+  table.attention = guarded<attention>;
+  table.attention_backward = guarded<attention_backward>;
 }
 
 }  // namespace looplm::cuda

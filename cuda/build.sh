@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles the CUDA backend with nvcc alone to build/Release/looplm_cuda.so, which the engine opens beside itself: machine code for compute
-# capability 8.0 and 9.0 and PTX of 8.0 for every other chip; a warning is an error. What changed is compiled; what ptxas says of each file
-# lies beside its object in build/cuda. NVCC names the compiler, JOBS how many run at once, TARGETS other chips than those.
+# Compiles the CUDA backend with nvcc to build/Release/looplm_cuda.so. The engine opens that file from the addon's folder.
+# The library has machine code for compute capability 8.0 and 9.0, and PTX of 8.0 for all other chips.
+# Warnings are errors. Only changed files are compiled. The output of ptxas is in build/cuda, one file per source.
+# Variables: NVCC (the compiler), JOBS (parallel compilations), TARGETS (other chips).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -13,13 +14,16 @@ objects=build/cuda
 mkdir -p $objects build/Release
 gencode=()
 for target in ${TARGETS:-arch=compute_80,code=[sm_80,compute_80] arch=compute_90a,code=sm_90a}; do gencode+=(-gencode "$target"); done
+settings="$nvcc ${gencode[*]}"
+[ "$(cat $objects/settings 2>/dev/null)" = "$settings" ] || rm -f $objects/*.o
+echo "$settings" >$objects/settings
 export nvcc objects
 
 compile() {
   local file=$1 object=$objects/$(basename "$1").o
   shift
   local newest
-  newest=$(ls -t "$file" cuda/*.h native/backend.h cuda/build.sh | head -n 1)
+  newest=$(ls -t "$file" cuda/*.h native/*.h native/comm/*.h cuda/build.sh | head -n 1)
   [ "$object" -nt "$newest" ] && return
   local started=$SECONDS
   if "$nvcc" -std=c++20 -O3 --expt-relaxed-constexpr -Werror all-warnings -DLOOPLM_CUDA_NAME='"cuda"' \

@@ -224,9 +224,9 @@ int cache_decode(void* ctx, LoopDType dt, LoopCacheCodes codes, int64_t rows, in
 }  // namespace
 
 void add_coded_cache(LoopBackend& table) {
-  table.cache_encode = cache_encode;
-  table.cache_encode_residuals = cache_encode_residuals;
-  table.cache_decode = cache_decode;
+  table.cache_encode = guarded<cache_encode>;
+  table.cache_encode_residuals = guarded<cache_encode_residuals>;
+  table.cache_decode = guarded<cache_decode>;
 }
 
 }  // namespace looplm::cuda

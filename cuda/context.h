@@ -3,7 +3,9 @@
 // A context belongs to one device and one stream, and is used by one thread at a time. The stream orders everything. Only
 // copies to the host, `synchronize`, and sums that the host reads wait for it.
 #pragma once
+#include <exception>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../native/backend.h"
@@ -50,6 +52,7 @@ struct Context {
 int fail(Context& c, const std::string& message);
 // Returns 0, or fails with the runtime's message about `operation`.
 int check(Context& c, cudaError_t status, const char* operation);
+int refuse_dtype(Context& c, const char* operation, LoopDType dt);
 // Waits for the stream. Fails if a kernel reported a fault.
 int wait(Context& c, const char* operation);
 // Scratch memory, which the next call may overwrite. NULL after fail() if there is none.
@@ -72,9 +75,27 @@ int with_dtype(void* ctx, const char* operation, LoopDType dt, F&& f) {
   int status = 0;
   if (dt == LOOP_F32) status = f(c, float{});
   else if (dt == LOOP_BF16) status = f(c, bf16{});
-  else return fail(c, std::string(operation) + ": device cuda computes in float32 and bfloat16, not in " + loop_dtype_name(dt));
+  else return refuse_dtype(c, operation, dt);
   return status ? status : check(c, cudaGetLastError(), operation);
 }
+
+// A function of the table, from which no exception leaves: the engine may have another C++ runtime. Only host memory can run out.
+template <auto function>
+struct Guarded;
+template <class Result, class... Arguments, Result (*function)(void*, Arguments...)>
+struct Guarded<function> {
+  static Result call(void* ctx, Arguments... arguments) {
+    try {
+      return function(ctx, arguments...);
+    } catch (const std::exception&) {
+      static_cast<Context*>(ctx)->error = "no host memory";  // short enough for a string to hold without an allocation
+    }
+    if constexpr (std::is_same_v<Result, int>) return LOOP_OUT_OF_MEMORY;
+    else return Result();
+  }
+};
+template <auto function>
+constexpr auto guarded = Guarded<function>::call;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

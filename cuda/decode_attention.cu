@@ -119,7 +119,7 @@ template <class Cache>
 int attend(void* ctx, const char* operation, LoopDType dt, const LoopDecodeAttention& d, const void* keys, const void* values,
            const Cache& cache) {
   return with_dtype(ctx, operation, dt, [&]<class T>(Context& c, T) {
-    if (d.head_dim > 512) return fail(c, std::string(operation) + ": head sizes up to 512, not " + std::to_string(d.head_dim));
+    if (d.head_dim > 512) return fail(c, operation + (": head sizes up to 512, not " + std::to_string(d.head_dim)));
     const int width = d.head_dim > 256 ? 16 : 8, ratio = d.heads / d.kv_heads;
     const Decode<T> a{d.heads,
                       d.kv_heads,
@@ -169,8 +169,8 @@ int coded_attention(void* ctx, LoopDType dt, const LoopCodedAttention* c) {
 }  // namespace
 
 void add_decode_attention(LoopBackend& table) {
-  table.decode_attention = decode_attention;
-  table.coded_attention = coded_attention;
+  table.decode_attention = guarded<decode_attention>;
+  table.coded_attention = guarded<coded_attention>;
 }
 
 }  // namespace looplm::cuda

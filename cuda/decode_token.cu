@@ -54,7 +54,7 @@ struct Token {
   Decode<T> decode;              // for every layer and loop; the plane is added later
   T *qkv, *branch, *activation;  // outputs of products, in memory that all blocks see; the output of attention is decode.out
   T* state;
-  int32_t* left;
+  int32_t* exit_loop;
   int32_t x_elements;  // size of a product's input in shared memory, rounded up to whole pieces
 };
 
@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(token_threads, 1) token_kernel(const __grid_co
       from_h(j, v);
       write<W>(a.state + j, v);
     }
-    if (threadIdx.x == 0) *a.left = loop;
+    if (threadIdx.x == 0) *a.exit_loop = loop;
   }
 }
 
@@ -436,7 +436,7 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
     a.norm = static_cast<const T*>(t.norm), a.embedded = static_cast<const T*>(t.embedded);
     a.gate_weight = static_cast<const T*>(t.gate_weight), a.gate_bias = static_cast<const T*>(t.gate_bias);
     a.angle = static_cast<const float*>(t.cos_sin) + int64_t(t.position) * t.head_dim;
-    a.state = static_cast<T*>(t.state), a.left = t.left;
+    a.state = static_cast<T*>(t.state), a.exit_loop = t.exit_loop;
     a.decode.heads = t.heads, a.decode.kv_heads = t.kv_heads, a.decode.head_dim = t.head_dim;
     a.decode.ratio = t.heads / t.kv_heads, a.decode.scale = float(t.scale), a.decode.lanes = lanes_of(t.head_dim, 8);
 
@@ -454,6 +454,6 @@ int decode_token(void* ctx, LoopDType dt, const LoopDecodeToken* given) {
 
 }  // namespace
 
-void add_decode_token(LoopBackend& table) { table.decode_token = decode_token; }
+void add_decode_token(LoopBackend& table) { table.decode_token = guarded<decode_token>; }
 
 }  // namespace looplm::cuda

@@ -146,10 +146,10 @@ int exit_pdf_backward(void* ctx, LoopDType dt, int64_t loops, int64_t n, const v
 }  // namespace
 
 void add_exit(LoopBackend& table) {
-  table.gate = gate;
-  table.gate_backward = gate_backward;
-  table.exit_pdf = exit_pdf;
-  table.exit_pdf_backward = exit_pdf_backward;
+  table.gate = guarded<gate>;
+  table.gate_backward = guarded<gate_backward>;
+  table.exit_pdf = guarded<exit_pdf>;
+  table.exit_pdf_backward = guarded<exit_pdf_backward>;
 }
 
 }  // namespace looplm::cuda

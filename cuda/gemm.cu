@@ -242,6 +242,6 @@ int gemm(void* ctx, LoopDType dt, int transpose_a, int transpose_b, int64_t m, i
 
 }  // namespace
 
-void add_gemm(LoopBackend& table) { table.gemm = gemm; }
+void add_gemm(LoopBackend& table) { table.gemm = guarded<gemm>; }
 
 }  // namespace looplm::cuda

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds, tests and measures the CUDA backend on a machine with a GPU that has nvcc, cmake, g++ and make or ninja, and need have nothing else:
-# the kernel tests against the float64 reference, every kernel beside the roofs of this chip, and PyTorch's time for the same work where
-# python3 has torch. Where there is Node (in PATH, or NODE=path of the program) and this folder holds node_modules and a built addon, or npm
-# to build one: also the numerical tests of the whole engine and `npm run bench`. Writes JSON and a short table to the folder that is given
-# (default build/gpu-results); what could not be done is a line of the table. Fails when a test fails.
-#
-#   LOOPLM_CUDA_LIBRARY=file   this library instead of nvcc's; with the emulated one, SIZE=tiny and FILTER=text (of the names of kernel
-#                              tests) the whole script can be tried without a GPU
+# Builds, tests and measures the CUDA backend on a machine with a GPU. Needs nvcc, cmake, g++, and make or ninja.
+# - Runs the kernel tests against the float64 reference.
+# - Times every kernel beside the peak rates of this chip, and the same work in PyTorch if python3 has torch.
+# - Runs the engine's numerical tests and `npm run bench` if there is Node (in PATH, or NODE=program), node_modules, and a built
+#   addon or npm to build one.
+# Writes JSON and table.txt to the given folder (default build/gpu-results). The table names what was skipped. Exits with 1 if a test
+# fails.
+#   LOOPLM_CUDA_LIBRARY=file   Use this library and do not run nvcc. With the emulated library, SIZE=tiny and FILTER=string (part of
+#                              the names of kernel tests), the script runs without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/gpu-results}
@@ -60,7 +61,7 @@ attempt bench kernels-bf16 --dtype bf16 --milliseconds $milliseconds
 attempt bench kernels-f32 --dtype f32 --milliseconds $milliseconds
 LOOPLM_CUDA_GEMM=own attempt bench kernels-own-gemm --dtype bf16 --milliseconds $milliseconds --filter gemm
 LOOPLM_CUDA_GEMM=own attempt bench kernels-own-head --dtype bf16 --milliseconds $milliseconds --filter head
-# the same bits in other ways: what the graphs and the one kernel for a token are worth
+# Times decoding without the one-token kernel, and without graphs. The results have the same bits.
 for way in graph launches; do
   say "decoding by LOOPLM_CUDA_DECODE=$way"
   LOOPLM_CUDA_DECODE=$way attempt bench decode-$way --dtype bf16 --milliseconds $milliseconds --filter "decode rows"

@@ -262,8 +262,8 @@ int policy_gradient(void* ctx, LoopDType dt, int64_t rows, const void* logprobs,
 }  // namespace
 
 void add_head(LoopBackend& table) {
-  table.head_rows = head_rows;
-  table.policy_gradient = policy_gradient;
+  table.head_rows = guarded<head_rows>;
+  table.policy_gradient = guarded<policy_gradient>;
 }
 
 }  // namespace looplm::cuda

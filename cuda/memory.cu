@@ -23,6 +23,10 @@ int check(Context& c, cudaError_t status, const char* operation) {
   return status == cudaErrorMemoryAllocation ? int(LOOP_OUT_OF_MEMORY) : 1;
 }
 
+int refuse_dtype(Context& c, const char* operation, LoopDType dt) {
+  return fail(c, std::string(operation) + ": device cuda computes in float32 and bfloat16, not in " + loop_dtype_name(dt));
+}
+
 // While calls are recorded, refuses those that would wait or allocate, because CUDA would invalidate the whole recording.
 int refuse_recorded(Context& c, const char* operation) {
   return c.recording ? fail(c, std::string(operation) + " while calls are recorded") : 0;
@@ -34,8 +38,8 @@ int wait(Context& c, const char* operation) {
   if (!c.kernel_fault->raised) return 0;
   const KernelFault found = *c.kernel_fault;
   c.kernel_fault->raised = 0;
-  return fail(c, std::string("a kernel before ") + operation + " met index " + std::to_string(found.value) + " outside 0 .. " +
-                     std::to_string(found.limit - 1) + "; what it wrote is not valid");
+  return fail(c, std::string("a kernel before ") + operation + " got index " + std::to_string(found.value) + ", outside 0 .. " +
+                     std::to_string(found.limit - 1) + ": its results are invalid");
 }
 
 namespace {
@@ -122,11 +126,14 @@ void close(void* ctx) {
   delete c;
 }
 
-void* open(int32_t device, int32_t) {
+void* open_context(int32_t device) {
   const std::string description = describe_device(device);
   if (description.empty()) return nullptr;
   auto* c = new (std::nothrow) Context;
-  if (!c) return nullptr;
+  if (!c) {
+    open_error = "no host memory";
+    return nullptr;
+  }
   c->device = device;
   if (cudaError_t status = acquire(*c)) {
     cudaGetLastError();
@@ -141,6 +148,15 @@ void* open(int32_t device, int32_t) {
   c->description = description;
   open_lt(*c);
   return c;
+}
+
+void* open(int32_t device, int32_t) {
+  try {
+    return open_context(device);
+  } catch (const std::exception&) {
+    open_error = "no host memory";
+    return nullptr;
+  }
 }
 
 const char* inspect(int32_t device) {
@@ -164,7 +180,7 @@ void* take(Context& c, size_t bytes) {
     cudaMemPoolTrimTo(c.pool, 0);
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    fail(c, std::string(cudaGetErrorString(status)) + ": " + gib(bytes) + " were asked, " + gib(free) + " of " + gib(total) +
+    fail(c, std::string(cudaGetErrorString(status)) + ": " + gib(bytes) + " were requested, " + gib(free) + " of " + gib(total) +
                 " are free");
   }
   return nullptr;
@@ -208,7 +224,16 @@ int zero(void* ctx, void* dst, size_t bytes) {
 // Unused memory of the pool counts as free. Another thread may be using the context, so errors are not stored in it.
 int properties(void* ctx, LoopDeviceProperties* out) {
   Context& c = enter(ctx);
-  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 0, 0, 0, int64_t(384) << 20, int64_t(64) << 20, 2048, 1, 0};
+  *out = {.model_dtypes = 1u << LOOP_F32 | 1u << LOOP_BF16,
+          .host_visible = 0,
+          .memory_free = 0,
+          .memory_total = 0,
+          .logits_bytes = int64_t(384) << 20,  // 2048 rows of 49,152 tokens
+          .micro_batch_bytes = int64_t(64) << 20,
+          .micro_batch_tokens = 2048,
+          .quantized_rows = 1,
+          .int8_activations = 0,
+          .asymmetric_weights = 0};
   uint64_t reserved = 0, used = 0;
   cudaError_t status = cudaMemGetInfo(&out->memory_free, &out->memory_total);
   if (status == cudaSuccess) status = cudaMemPoolGetAttribute(c.pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
@@ -277,14 +302,14 @@ void add_memory(LoopBackend& table) {
   table.close = close;
   table.last_error = last_error;
   table.describe = describe;
-  table.properties = properties;
-  table.allocate = allocate;
-  table.release = release;
-  table.copy_in = copy_in;
-  table.copy_out = copy_out;
-  table.copy = copy;
-  table.zero = zero;
-  table.synchronize = synchronize;
+  table.properties = guarded<properties>;
+  table.allocate = guarded<allocate>;
+  table.release = guarded<release>;
+  table.copy_in = guarded<copy_in>;
+  table.copy_out = guarded<copy_out>;
+  table.copy = guarded<copy>;
+  table.zero = guarded<zero>;
+  table.synchronize = guarded<synchronize>;
 }
 
 }  // namespace looplm::cuda

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "../native/comm/version_text.h"
 #include "context.h"
 
 namespace looplm::cuda {
@@ -24,7 +25,6 @@ struct Key {
   char bytes[LOOP_LINK_KEY_BYTES];
 };
 constexpr int bytes_type = 0;  // ncclInt8
-constexpr int oldest = 2700;   // 2.7, the first version with ncclSend and ncclRecv
 
 struct Functions {
   int (*version)(int*);
@@ -47,11 +47,6 @@ struct Library {
   bool usable = false, chosen = false;
 };
 
-std::string version_text(int v) {  // 2708 is 2.7.8; since 2.9, 21805 is 2.18.5
-  const int major = v < 10000 ? v / 1000 : v / 10000, minor = (v < 10000 ? v % 1000 : v % 10000) / 100;
-  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(v % 100);
-}
-
 std::string load(Library& lib) {
   const char* path = std::getenv("LOOPLM_NCCL");  // a file chosen by the user (no other is tried), or "off"
   lib.chosen = path != nullptr;
@@ -63,7 +58,7 @@ std::string load(Library& lib) {
   const std::string name = path;
 #endif
   void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) return std::string(dlerror()) + " (Debian and Ubuntu: libnccl2 of NVIDIA's packages; pip: nvidia-nccl-cu12)";
+  if (!library) return std::string(dlerror()) + nccl_packages;
   std::string missing;
   const auto find = [&](auto& function, const char* symbol, bool needed = true) {
     function = reinterpret_cast<std::decay_t<decltype(function)> >(dlsym(library, symbol));
@@ -84,8 +79,8 @@ std::string load(Library& lib) {
   if (!missing.empty()) return name + " has no function " + missing + ": NCCL 2.7 or later is needed";
   int version = 0;
   if (lib.f.version(&version) != 0) return name + " does not say its version";
-  if (version < oldest) return name + " is NCCL " + version_text(version) + ": 2.7 or later is needed";
-  lib.description = "NCCL " + version_text(version);
+  if (version < oldest_nccl) return name + " is NCCL " + nccl_version_text(version) + ": 2.7 or later is needed";
+  lib.description = "NCCL " + nccl_version_text(version);
   return "";
 }
 
@@ -181,6 +176,12 @@ int exchange(void* ctx, void* p, const void* const* send, const int64_t* send_by
   Link& link = *static_cast<Link*>(p);
   const Functions& f = library().f;
   if (!link.lost.empty()) return fail(c, link.lost);
+  // The event is created first: an exchange that has started must not be forgotten.
+  if (link.spare.empty()) {
+    link.spare.push_back(nullptr);
+    if (int s = check(c, cudaEventCreateWithFlags(&link.spare.back(), cudaEventDisableTiming), "exchange"))
+      return link.spare.pop_back(), s;
+  }
   if (int s = check(c, cudaEventRecord(link.ready, c.stream), "exchange")) return s;
   if (int s = check(c, cudaStreamWaitEvent(link.stream, link.ready, 0), "exchange")) return s;
   int status = f.group_begin();
@@ -194,15 +195,11 @@ int exchange(void* ctx, void* p, const void* const* send, const int64_t* send_by
   const int ended = f.group_end();
   if (!status) status = ended;
   if (status) return fail_link(c, link, who(link, "exchange") + ": " + reason(status, link.comm));
-  cudaEvent_t done = nullptr;
-  if (!link.spare.empty()) {
-    done = link.spare.back();
-    link.spare.pop_back();
-  } else if (int s = check(c, cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "exchange")) {
-    return s;
-  }
-  link.under_way.push_back(done);
-  return check(c, cudaEventRecord(done, link.stream), "exchange");
+  link.under_way.push_back(link.spare.back());
+  link.spare.pop_back();
+  if (const cudaError_t s = cudaEventRecord(link.under_way.back(), link.stream))
+    return fail_link(c, link, who(link, "exchange") + ": " + cudaGetErrorString(s));
+  return 0;
 }
 
 int exchanged(void* ctx, void* p, int wait) {
@@ -236,12 +233,12 @@ int exchanged(void* ctx, void* p, int wait) {
 }  // namespace
 
 void add_link(LoopBackend& table) {
-  table.link_info = describe_link;
-  table.link_key = make_key;
-  table.link_open = open_link;
-  table.link_close = close_link;
-  table.link_exchange = exchange;
-  table.link_exchanged = exchanged;
+  table.link_info = guarded<describe_link>;
+  table.link_key = guarded<make_key>;
+  table.link_open = guarded<open_link>;
+  table.link_close = guarded<close_link>;
+  table.link_exchange = guarded<exchange>;
+  table.link_exchanged = guarded<exchanged>;
 }
 
 }  // namespace looplm::cuda

@@ -34,6 +34,6 @@ int add_noise(void* ctx, LoopDType dt, int64_t n, int64_t d, double sigma, uint6
 
 }  // namespace
 
-void add_noise_kernels(LoopBackend& table) { table.add_noise = add_noise; }
+void add_noise_kernels(LoopBackend& table) { table.add_noise = guarded<add_noise>; }
 
 }  // namespace looplm::cuda

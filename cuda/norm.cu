@@ -165,8 +165,8 @@ int residual_norm_backward(void* ctx, LoopDType dt, int64_t n, int64_t d, double
 }  // namespace
 
 void add_norm(LoopBackend& table) {
-  table.residual_norm = residual_norm;
-  table.residual_norm_backward = residual_norm_backward;
+  table.residual_norm = guarded<residual_norm>;
+  table.residual_norm_backward = guarded<residual_norm_backward>;
 }
 
 }  // namespace looplm::cuda

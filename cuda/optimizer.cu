@@ -151,9 +151,9 @@ int moving_average(void* ctx, LoopDType dt, int64_t count, double weight, const 
 }  // namespace
 
 void add_optimizer(LoopBackend& table) {
-  table.sum_squares = sum_squares;
-  table.adamw = adamw;
-  table.moving_average = moving_average;
+  table.sum_squares = guarded<sum_squares>;
+  table.adamw = guarded<adamw>;
+  table.moving_average = guarded<moving_average>;
 }
 
 }  // namespace looplm::cuda

@@ -377,6 +377,6 @@ int gemm_quantized(void* ctx, LoopDType dt, int64_t m, int64_t n, int64_t k, con
 
 }  // namespace
 
-void add_quantized(LoopBackend& table) { table.gemm_quantized = gemm_quantized; }
+void add_quantized(LoopBackend& table) { table.gemm_quantized = guarded<gemm_quantized>; }
 
 }  // namespace looplm::cuda

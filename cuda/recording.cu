@@ -43,10 +43,10 @@ void forget(void* ctx, void* recording) {
 }  // namespace
 
 void add_recording(LoopBackend& table) {
-  table.record = record;
-  table.recorded = recorded;
-  table.replay = replay;
-  table.forget = forget;
+  table.record = guarded<record>;
+  table.recorded = guarded<recorded>;
+  table.replay = guarded<replay>;
+  table.forget = guarded<forget>;
 }
 
 }  // namespace looplm::cuda

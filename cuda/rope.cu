@@ -50,6 +50,6 @@ int rope(void* ctx, LoopDType dt, LoopRotaryPairs pairs, int64_t n, int32_t head
 
 }  // namespace
 
-void add_rope(LoopBackend& table) { table.rope = rope; }
+void add_rope(LoopBackend& table) { table.rope = guarded<rope>; }
 
 }  // namespace looplm::cuda

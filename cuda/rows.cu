@@ -252,12 +252,12 @@ int compare_rows(void* ctx, LoopDType dt, int64_t n, int64_t d, const void* x, c
 }  // namespace
 
 void add_rows(LoopBackend& table) {
-  table.embed = embed;
-  table.embed_backward = embed_backward;
-  table.gather_rows = gather_rows;
-  table.scatter_add_rows = scatter_add_rows;
-  table.cache_write = cache_write;
-  table.compare_rows = compare_rows;
+  table.embed = guarded<embed>;
+  table.embed_backward = guarded<embed_backward>;
+  table.gather_rows = guarded<gather_rows>;
+  table.scatter_add_rows = guarded<scatter_add_rows>;
+  table.cache_write = guarded<cache_write>;
+  table.compare_rows = guarded<compare_rows>;
 }
 
 }  // namespace looplm::cuda

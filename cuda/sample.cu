@@ -391,8 +391,8 @@ int edit_logits(void* ctx, LoopDType dt, const LoopLogitEdits* e) {
 }  // namespace
 
 void add_sample(LoopBackend& table) {
-  table.sample = sample;
-  table.edit_logits = edit_logits;
+  table.sample = guarded<sample>;
+  table.edit_logits = guarded<edit_logits>;
 }
 
 }  // namespace looplm::cuda

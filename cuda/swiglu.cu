@@ -81,8 +81,8 @@ int swiglu_backward(void* ctx, LoopDType dt, LoopGate gate, int64_t n, int64_t f
 }  // namespace
 
 void add_swiglu(LoopBackend& table) {
-  table.swiglu = swiglu;
-  table.swiglu_backward = swiglu_backward;
+  table.swiglu = guarded<swiglu>;
+  table.swiglu_backward = guarded<swiglu_backward>;
 }
 
 }  // namespace looplm::cuda

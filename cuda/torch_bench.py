@@ -1,5 +1,5 @@
-"""PyTorch's time for the kernels of the bench on a GPU, and for an RLTT update of the same model, at the same shapes: eager, and
-torch.compile. One JSON document on standard output. `--tiny` runs on the CPU, to see that it runs."""
+"""Times the bench's kernels, and an RLTT update of the same model, in PyTorch: eager and torch.compile. Prints one JSON document.
+`--tiny` checks the script on a CPU."""
 import json
 import math
 import statistics

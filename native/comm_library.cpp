@@ -7,19 +7,13 @@
 
 #include "comm/version_text.h"
 #include "engine/error.h"
+#include "library_folder.h"
 
 namespace looplm {
 
 namespace {
 
 namespace fs = std::filesystem;
-
-// The folder of the file that contains this code.
-fs::path addon_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&comm_library), &info) == 0 || !info.dli_fname) return {};
-  return fs::path(info.dli_fname).parent_path();
-}
 
 // An MPI implementation: the names of its library, which identify the ABI, and the first words of its version text.
 struct Implementation {
@@ -50,7 +44,7 @@ struct Opened {
 // Works around a crash. Both MPIs use UCX, which tests its memory hooks when it is loaded: it moves the end of the heap up
 // and down by a page. If V8's code is directly above Node's heap, the first move fails, and the second takes a page away from
 // malloc. Without hooks, UCX registers memory with the network anew for each transfer. A value set by the user is kept.
-void spare_the_heap() { setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0); }
+void disable_ucx_memory_hooks() { setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0); }
 
 // Opens the first library of the implementation that exists.
 Opened open_mpi(const Implementation& mpi, int flags) {
@@ -58,7 +52,7 @@ Opened open_mpi(const Implementation& mpi, int flags) {
   std::vector<std::string> names(mpi.libraries.begin(), mpi.libraries.end());
   if (chosen) names = {chosen};
   std::string tried;
-  spare_the_heap();
+  disable_ucx_memory_hooks();
   for (const std::string& name : names) {
     void* library = dlopen(name.c_str(), flags);
     if (!library) {
@@ -74,19 +68,19 @@ Opened open_mpi(const Implementation& mpi, int flags) {
         if (found.starts_with(begin)) return {library, found + " (" + file_of(reinterpret_cast<const void*>(version)) + ")"};
       tried += (tried.empty() ? "" : "; ") + name + " is " + found;
     } else {
-      tried += (tried.empty() ? "" : "; ") + name + " is no MPI";
+      tried += (tried.empty() ? "" : "; ") + name + " is not an MPI library";
     }
     dlclose(library);
   }
   return {nullptr, tried};
 }
 
-fs::path shim_of(const Implementation& mpi) { return addon_folder() / (std::string("looplm_") + mpi.name + ".so"); }
+fs::path shim_of(const Implementation& mpi) { return library_folder() / (std::string("looplm_") + mpi.name + ".so"); }
 
 const Implementation& mpi_named(const std::string& name) {
   for (const Implementation& mpi : implementations())
     if (name == mpi.name) return mpi;
-  throw Error("INVALID_ARGUMENT", "parallel", "\"" + name + "\" is no MPI that looplm knows: openmpi, mpich");
+  throw Error("INVALID_ARGUMENT", "parallel", "unknown MPI \"" + name + "\": use openmpi or mpich");
 }
 
 const LoopComm* open_mpi_table(const Implementation& mpi) {
@@ -107,22 +101,19 @@ const LoopComm* open_mpi_table(const Implementation& mpi) {
   return table;
 }
 
-// The NCCL that cuda/nccl.cu would open. Version numbers: 2708 is 2.7.8; since 2.9, 21805 is 2.18.5.
+// The NCCL that cuda/nccl.cu would open.
 CommLibrary nccl() {
   const char* chosen = std::getenv("LOOPLM_NCCL");
   if (chosen && std::string(chosen) == "off") return {"nccl", false, "LOOPLM_NCCL=off"};
   void* library = dlopen(chosen ? chosen : "libnccl.so.2", RTLD_LAZY | RTLD_LOCAL);
-  if (!library)
-    return {"nccl", false, std::string(dlerror()) + " (Debian and Ubuntu: libnccl2 of NVIDIA's packages; pip: nvidia-nccl-cu12)"};
+  if (!library) return {"nccl", false, std::string(dlerror()) + nccl_packages};
   const auto version = reinterpret_cast<int (*)(int*)>(dlsym(library, "ncclGetVersion"));
   int v = 0;
   CommLibrary found = {"nccl", false, "no NCCL"};
   if (version && version(&v) == 0) {
-    const int major = v < 10000 ? v / 1000 : v / 10000, rest = v < 10000 ? v % 1000 : v % 10000;
-    found.available = v >= 2700;
-    found.description = "NCCL " + std::to_string(major) + "." + std::to_string(rest / 100) + "." + std::to_string(rest % 100) +
-                        " (" + file_of(reinterpret_cast<const void*>(version)) + ")" +
-                        (v < 2700 ? ": 2.7 or later is needed" : "");
+    found.available = v >= oldest_nccl;
+    found.description = "NCCL " + nccl_version_text(v) + " (" + file_of(reinterpret_cast<const void*>(version)) + ")" +
+                        (found.available ? "" : ": 2.7 or later is needed");
   }
   dlclose(library);
   return found;

@@ -5,21 +5,16 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "library_folder.h"
+
 namespace looplm {
 
 namespace {
-// The folder of the file that contains this code.
-std::filesystem::path own_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&cuda_library), &info) == 0 || !info.dli_fname) return {};
-  return std::filesystem::path(info.dli_fname).parent_path();
-}
-
 // Opens the library's table; on failure `outcome` says why.
 const LoopBackend* open_table(const std::filesystem::path& path, std::string& outcome) {
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) {
-    outcome = "not there";
+    outcome = "file not found";
     return nullptr;
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -45,9 +40,9 @@ const LoopBackend* open_table(const std::filesystem::path& path, std::string& ou
 CudaLibrary find(bool emulated) {
   CudaLibrary found;
   const char* chosen = std::getenv("LOOPLM_CUDA_LIBRARY");  // a file chosen by the user; no other is tried
-  const std::filesystem::path path = emulated ? own_folder() / "looplm_cuda_emulated.so"
+  const std::filesystem::path path = emulated ? library_folder() / "looplm_cuda_emulated.so"
                                      : chosen ? std::filesystem::path(chosen)
-                                              : own_folder() / "looplm_cuda.so";
+                                              : library_folder() / "looplm_cuda.so";
   std::string outcome;
   found.table = open_table(path, outcome);
   found.tried.push_back(path.string() + ": " + outcome);

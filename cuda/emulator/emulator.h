@@ -1,4 +1,4 @@
-// The machine behind simt.h when g++ compiles the kernels. A launch runs its blocks on a few operating-system threads. A
+// Emulates a CUDA device, for kernels that g++ compiles. A launch runs its blocks on a few operating-system threads. A
 // block runs as one fiber per CUDA thread. A fiber switches to another only where it must wait: at a barrier, or in a
 // collective of its warp.
 //

@@ -71,6 +71,7 @@ struct Operation {
   MPI_Comm comm;
   int tag;
   std::vector<MPI_Request> requests = {};
+  std::vector<MPI_Status> statuses = {};  // of the requests, filled in when all are complete
   std::vector<Message> messages = {};
   Clock::time_point began = Clock::now();
 
@@ -79,24 +80,23 @@ struct Operation {
   int start(Message message, Call call) {
     if (world.status) return world.status;
     std::lock_guard lock(world.inside);
-    MPI_Request request = MPI_REQUEST_NULL;
-    const int code = call(&request);
-    if (code != MPI_SUCCESS) return fail(world, LOOP_COMM_FAILED, who(world, name) + ": " + text_of(code));
-    requests.push_back(request);
     messages.push_back(message);
-    return 0;
+    statuses.emplace_back();
+    requests.push_back(MPI_REQUEST_NULL);  // before the call, which must not be forgotten if memory runs out
+    const int code = call(&requests.back());
+    return code == MPI_SUCCESS ? 0 : fail(world, LOOP_COMM_FAILED, who(world, name) + ": " + text_of(code));
   }
   int finish();
   // Returns 0, LOOP_COMM_UNDER_WAY or an error.
   int advance();
 
  private:
-  int poll(bool& done, std::vector<MPI_Status>& statuses);
-  int check(std::vector<MPI_Status>& statuses);
+  int poll(bool& done);
+  int check();
   int late();
 };
 
-int Operation::poll(bool& done, std::vector<MPI_Status>& statuses) {
+int Operation::poll(bool& done) {
   while (!world.inside.try_lock_for(std::chrono::milliseconds(10)))
     if (world.aborting) return fail(world, LOOP_COMM_FAILED, who(world, name) + ": this process is being ended");
   std::lock_guard lock(world.inside, std::adopt_lock);
@@ -112,7 +112,7 @@ int Operation::poll(bool& done, std::vector<MPI_Status>& statuses) {
 }
 
 // Checks received sizes, because MPI accepts a message shorter than expected.
-int Operation::check(std::vector<MPI_Status>& statuses) {
+int Operation::check() {
   for (size_t i = 0; i < messages.size(); i++) {
     int count = 0;
     if (!messages[i].receives || MPI_Get_count(&statuses[i], MPI_BYTE, &count) != MPI_SUCCESS) continue;
@@ -141,10 +141,9 @@ int Operation::late() {
 int Operation::advance() {
   if (world.status) return world.status;
   if (requests.empty()) return 0;
-  std::vector<MPI_Status> statuses(requests.size());
   bool done = false;
-  if (const int status = poll(done, statuses)) return status;
-  if (done) return check(statuses);
+  if (const int status = poll(done)) return status;
+  if (done) return check();
   return std::chrono::duration<double>(Clock::now() - began).count() > world.timeout ? late() : int(LOOP_COMM_UNDER_WAY);
 }
 
@@ -218,7 +217,7 @@ void* exchange(void* ctx, const void* const* data, const int64_t* send_bytes, vo
   delete op;
   return nullptr;
 }
-int exchanged(void*, void* exchange) {
+int exchanged(void* ctx, void* exchange) {
   auto* op = static_cast<Operation*>(exchange);
   const int status = op->advance();
   if (status != LOOP_COMM_UNDER_WAY) delete op;
@@ -296,7 +295,7 @@ int barrier(void* ctx) {
   return status ? status : op.finish();
 }
 
-void* give_up(World* world, const std::string& message) {
+void* fail_open(World* world, const std::string& message) {
   open_error = message;
   delete world;
   return nullptr;
@@ -304,11 +303,11 @@ void* give_up(World* world, const std::string& message) {
 
 void* open(const LoopCommOptions* options) {
   int began = 0, granted = MPI_THREAD_SINGLE;
-  if (MPI_Initialized(&began) != MPI_SUCCESS || began) return give_up(nullptr, "MPI was started before in this process");
+  if (MPI_Initialized(&began) != MPI_SUCCESS || began) return fail_open(nullptr, "MPI was started before in this process");
   int code = MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &granted);
-  if (code != MPI_SUCCESS) return give_up(nullptr, "MPI_Init_thread: " + text_of(code));
+  if (code != MPI_SUCCESS) return fail_open(nullptr, "MPI_Init_thread: " + text_of(code));
   if (granted < MPI_THREAD_SERIALIZED)
-    return give_up(nullptr, "this MPI was built without threads (MPI_THREAD_SERIALIZED): use another build of it");
+    return fail_open(nullptr, "this MPI was built without threads (MPI_THREAD_SERIALIZED): use another build of it");
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   auto* world = new World;
   world->timeout = options->timeout;
@@ -317,12 +316,12 @@ void* open(const LoopCommOptions* options) {
   code = MPI_Comm_dup(MPI_COMM_WORLD, &world->comm);
   if (code == MPI_SUCCESS) code = MPI_Comm_dup(world->comm, &world->exchanging);
   if (code == MPI_SUCCESS) code = MPI_Comm_dup(world->comm, &world->leaving);
-  if (code != MPI_SUCCESS) return give_up(world, "MPI_Comm_dup: " + text_of(code));
+  if (code != MPI_SUCCESS) return fail_open(world, "MPI_Comm_dup: " + text_of(code));
   MPI_Comm_rank(world->comm, &world->rank);
   MPI_Comm_size(world->comm, &world->size);
   MPI_Comm machine = MPI_COMM_NULL;
   code = MPI_Comm_split_type(world->comm, MPI_COMM_TYPE_SHARED, world->rank, MPI_INFO_NULL, &machine);
-  if (code != MPI_SUCCESS) return give_up(world, "MPI_Comm_split_type: " + text_of(code));
+  if (code != MPI_SUCCESS) return fail_open(world, "MPI_Comm_split_type: " + text_of(code));
   MPI_Comm_rank(machine, &world->local_rank);
   MPI_Comm_free(&machine);
   char text[MPI_MAX_LIBRARY_VERSION_STRING];
@@ -370,9 +369,42 @@ int32_t size(void* ctx) { return at(ctx).size; }
 int32_t local_rank(void* ctx) { return at(ctx).local_rank; }
 int64_t bytes_sent(void* ctx) { return at(ctx).sent; }
 
-const LoopComm table = {
-    LOOPLM_COMM_ABI, LOOPLM_MPI_NAME, open,         close,    abort,     last_error,   describe,   rank,      size,
-    local_rank,      bytes_sent,      all_to_all_v, exchange, exchanged, all_gather_v, all_reduce, broadcast, barrier};
+// A function of the table, from which no exception leaves: this library has its own C++ runtime. Only memory can run out.
+template <auto function>
+struct Guarded;
+template <class Result, class... Arguments, Result (*function)(void*, Arguments...)>
+struct Guarded<function> {
+  static Result call(void* ctx, Arguments... arguments) {
+    try {
+      return function(ctx, arguments...);
+    } catch (const std::exception&) {
+      fail(at(ctx), LOOP_COMM_FAILED, "out of memory");
+    }
+    if constexpr (std::is_pointer_v<Result>) return nullptr;
+    else return LOOP_COMM_FAILED;
+  }
+};
+template <auto function>
+constexpr auto guarded = Guarded<function>::call;
+
+const LoopComm table = {LOOPLM_COMM_ABI,
+                        LOOPLM_MPI_NAME,
+                        open,
+                        close,
+                        abort,
+                        last_error,
+                        describe,
+                        rank,
+                        size,
+                        local_rank,
+                        bytes_sent,
+                        guarded<all_to_all_v>,
+                        guarded<exchange>,
+                        guarded<exchanged>,
+                        guarded<all_gather_v>,
+                        guarded<all_reduce>,
+                        guarded<broadcast>,
+                        guarded<barrier>};
 
 }  // namespace
 

@@ -12,17 +12,14 @@ namespace looplm::cpu::LOOPLM_ISA {
 
 namespace bfmmla {
 
-constexpr int FOUR = 4;                    // elements of k per instruction
-constexpr int64_t KC = 512;                // length of a block of k: a strip of A stays in L1, a block of B in L2
-constexpr int64_t NC = 16 * NR;            // columns per task, for which it packs its rows of A only once
-constexpr int64_t MC = 8 * MR;             // rows per task
-constexpr int64_t PACKED_BYTES = 8 << 20;  // how much of B is packed at once
+constexpr int FOUR = 4;          // elements of k per instruction
+constexpr int64_t KC = 512;      // length of a block of k: a strip of A stays in L1, a block of B in L2
+constexpr int64_t NC = 16 * NR;  // columns per task, for which it packs its rows of A only once
+constexpr int64_t MC = 8 * MR;   // rows per task
 typedef uint16_t vw __attribute__((vector_size(16)));
 typedef vw vw_any __attribute__((aligned(2), may_alias));
 typedef uint64_t vpair __attribute__((vector_size(16)));
 
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t padded(int64_t k) { return blocks(k, FOUR) * FOUR; }
 
 inline vw load8(const bf16* p) { return *(const vw_any*)p; }
@@ -188,7 +185,7 @@ struct Product {
     if (!real_out && k <= KC) return f(static_cast<bf16*>(c) + at, ldc, int64_t(0), k, false);
     float* out = real_out ? static_cast<float*>(c) + at : sums;
     const int64_t stride = real_out ? ldc : columns;
-    for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) f(out, stride, k0, min64(KC, k - k0), k0 > 0 || accumulate);
+    for (int64_t k0 = 0; k0 < k || k0 == 0; k0 += KC) f(out, stride, k0, least(KC, k - k0), k0 > 0 || accumulate);
     if (real_out) return;
     for (int64_t i = 0; i < rows; i++)
       for (int64_t j = 0; j < columns; j += W) {
@@ -203,19 +200,19 @@ struct Product {
   void run_packed() const {
     const int64_t pk = padded(k), whole = blocks(PACKED_BYTES, NC * (pk + 1) * 2) * NC;
     for (int64_t first = 0; first < n; first += whole) {
-      const int64_t panels = blocks(min64(whole, n - first), NR), row_blocks = blocks(m, MC);
+      const int64_t panels = blocks(least(whole, n - first), NR), row_blocks = blocks(m, MC);
       auto* packed = static_cast<bf16*>(ctx.pool.scratch(ctx.pool.threads(), size_t(panels * NR * pk) * 2));
       ctx.pool.run(panels, [&](int64_t panel, int) { pack_panel(first + panel * NR, 0, k, packed + panel * NR * pk); });
       ctx.pool.run(row_blocks * blocks(panels * NR, NC), [&](int64_t task, int thread) {
-        const int64_t row = task % row_blocks * MC, column = first + task / row_blocks * NC, rows = min64(MC, m - row),
-                      columns = min64(NC, min64(first + whole, n) - column);
+        const int64_t row = task % row_blocks * MC, column = first + task / row_blocks * NC, rows = least(MC, m - row),
+                      columns = least(NC, least(first + whole, n) - column);
         auto* sums = static_cast<float*>(ctx.pool.scratch(thread, size_t(MC) * (NC * 4 + KC * 2)));
         auto* left = reinterpret_cast<bf16*>(sums + MC * NC);
         over_blocks(row, rows, column, columns, sums, [&](auto* out, int64_t stride, int64_t k0, int64_t kb, bool add) {
           pack_left(row, rows, k0, kb, left);
           for (int64_t i = 0; i < rows; i += MR)
             for (int64_t j = 0; j < columns; j += NR)
-              strip(min64(MR, rows - i), min64(NR, columns - j), padded(kb), left + i * padded(kb),
+              strip(least(MR, rows - i), least(NR, columns - j), padded(kb), left + i * padded(kb),
                     Right{packed + (column - first + j) * pk + k0 * NR}, out + i * stride + j, stride, add);
         });
       });
@@ -227,11 +224,11 @@ struct Product {
   void run_streamed() const {
     const int64_t strips = blocks(m, MR), pk = padded(k);
     auto* left = static_cast<bf16*>(ctx.pool.scratch(ctx.pool.threads(), size_t(strips * MR * pk) * 2));
-    for (int64_t k0 = 0; k0 < k; k0 += KC) pack_left(0, m, k0, min64(KC, k - k0), left + k0 * strips * MR);
+    for (int64_t k0 = 0; k0 < k; k0 += KC) pack_left(0, m, k0, least(KC, k - k0), left + k0 * strips * MR);
     const Shares shares{blocks(n, NR), ctx.pool.threads()};
     ctx.pool.run(shares.count(), [&](int64_t task, int thread) {
       for (int64_t panel = shares.begin(task), end = shares.begin(task + 1); panel < end; panel++) {
-        const int64_t column = panel * NR, columns = min64(NR, n - column);
+        const int64_t column = panel * NR, columns = least(NR, n - column);
         const bool in_place = transpose_b && strips == 1 && columns == NR && k % (2 * FOUR) == 0;
         auto* sums = static_cast<float*>(ctx.pool.scratch(thread, size_t(MC * NR * 4 + KC * NR * 2)));
         auto* packed = reinterpret_cast<bf16*>(sums + MC * NR);
@@ -241,7 +238,7 @@ struct Product {
           const Right right =
               in_place ? Right{nullptr, place, ldb, column + 2 * NR <= n ? place + NR * ldb : place} : Right{packed};
           for (int64_t i = 0; i < m; i += MR)
-            strip(min64(MR, m - i), columns, padded(kb), left + k0 * strips * MR + i * padded(kb), right, out + i * stride,
+            strip(least(MR, m - i), columns, padded(kb), left + k0 * strips * MR + i * padded(kb), right, out + i * stride,
                   stride, add);
         });
       }

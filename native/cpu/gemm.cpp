@@ -19,14 +19,10 @@ namespace {
 constexpr int64_t NC = 8 * NR;              // columns per task
 constexpr int64_t NC_TRANSPOSED = 16 * NR;  // more columns, because each task packs its own A
 constexpr int64_t MC = 8 * MR;              // rows per task
-constexpr int64_t PACKED_BYTES = 8 << 20;   // how much of B is packed at once
 
 // Length of a block of k: a strip of A stays in L1, a block of B in L2.
 template <class E>
 constexpr int64_t KC = sizeof(Packed<E>) == 2 ? 768 : 256;
-
-inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 constexpr int VECTORS = NR / W;
 
@@ -119,10 +115,10 @@ void k_block(int64_t m, int64_t n, int64_t k0, int64_t kb, int64_t packed_k, con
              Out* c, int64_t ldc, bool accumulate) {
   const int64_t strips = blocks(m, MR), strip_size = MR * ((kb + KS<E> - 1) / KS<E> * KS<E>);
   for (int64_t s = 0; s < strips; s++) {
-    int64_t rows = min64(MR, m - s * MR);
+    int64_t rows = least(MR, m - s * MR);
     const Packed<E>* as = PackedA ? a + s * strip_size : a + s * MR * lda;
     for (int64_t j = 0; j < n; j += NR)
-      strip<E, Out, PackedA>(rows, min64(NR, n - j), kb, as, lda, b + j * packed_k + k0 * NR, c + s * MR * ldc + j, ldc,
+      strip<E, Out, PackedA>(rows, least(NR, n - j), kb, as, lda, b + j * packed_k + k0 * NR, c + s * MR * ldc + j, ldc,
                              accumulate || k0 > 0);
   }
 }
@@ -191,7 +187,7 @@ template <class E>
 void pack(bool transposed, int64_t n, [[maybe_unused]] int64_t k, const E* b, int64_t ldb, int64_t column, int64_t k0, int64_t kb,
           Packed<E>* out) {
   constexpr int ks = KS<E>;
-  const int64_t columns = min64(NR, n - column);
+  const int64_t columns = least(NR, n - column);
   if (columns < NR) memset((void*)out, 0, size_t(NR * padded<E>(kb)) * sizeof(Packed<E>));
   if (!transposed) {
     for (int64_t s = 0; s < kb; s += ks)
@@ -251,7 +247,7 @@ void stream(int64_t k, const float* a, const E* b, int64_t ldb, const E* next, O
     vf total[M][S] = {};
     for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
       vf acc[M][S] = {};
-      const int64_t end = min64(k, k0 + KC<E>);
+      const int64_t end = least(k, k0 + KC<E>);
       for (int64_t s = k0; s < end; s += SQUARE<E>) {
         vf squares[S][W];
 #pragma GCC unroll 4
@@ -293,7 +289,7 @@ void stream(int64_t k, const Packed<E>* a, const E* b, int64_t ldb, const E* nex
   vf total[M] = {};
   for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
     vf acc[M] = {};
-    const int64_t end = min64(k, k0 + KC<E>);
+    const int64_t end = least(k, k0 + KC<E>);
     for (int64_t s = k0; s < end; s += STEP) {
       vf units[UNITS];
 #pragma GCC unroll 8
@@ -361,7 +357,7 @@ struct Product {
 
   // panels: B's panels from column `column` on.
   void task(int64_t row, int64_t column, const Packed<E>* panels, int thread) const {
-    const int64_t rows = min64(MC, m - row), columns = min64(task_columns(), n - column);
+    const int64_t rows = least(MC, m - row), columns = least(task_columns(), n - column);
     if (real_out || sizeof(E) == 4) {
       sum_blocks(row, rows, columns, panels, static_cast<float*>(c) + row * ldc + column, ldc, accumulate, thread, 0);
       return;
@@ -407,7 +403,7 @@ struct Product {
                   int thread, size_t used) const {
     const int64_t pk = padded<E>(k);
     for (int64_t k0 = 0; k0 < k; k0 += KC<E>) {
-      const int64_t kb = min64(KC<E>, k - k0);
+      const int64_t kb = least(KC<E>, k - k0);
       if (!transpose_a) {
         const Left left = left_rows(row, rows, k0, kb, thread, used);
         k_block<E, float, false>(rows, columns, k0, kb, pk, left.a, left.stride, panels, out, stride, add);
@@ -426,7 +422,7 @@ struct Product {
     const int64_t pk = padded<E>(k),
                   whole = blocks(PACKED_BYTES, task_columns() * pk * int64_t(sizeof(Packed<E>))) * task_columns();
     for (int64_t first = 0; first < n; first += whole) {
-      const int64_t count = min64(whole, n - first), panels = blocks(count, NR);
+      const int64_t count = least(whole, n - first), panels = blocks(count, NR);
       auto* packed = static_cast<Packed<E>*>(ctx.pool.scratch(ctx.pool.threads(), size_t(panels * NR * pk) * sizeof(Packed<E>)));
       ctx.pool.run(panels, [&](int64_t panel, int) {
         pack<E>(transpose_b, n, k, b, ldb, first + panel * NR, 0, k, packed + panel * NR * pk);
@@ -481,7 +477,7 @@ struct Product {
     });
   }
   void stream_panel(int64_t panel, const Left& left, const Packed<E>* units, int thread) const {
-    const int64_t column = panel * NR, columns = min64(NR, n - column);
+    const int64_t column = panel * NR, columns = least(NR, n - column);
     if (units && columns == NR) {
       if (real_out || sizeof(E) == 4) stream_halves(units, column, static_cast<float*>(c) + column);
       else stream_halves(units, column, static_cast<E*>(c) + column);
@@ -520,10 +516,10 @@ struct Product {
   template <class Out>
   void block_of_panel(const Left& left, int64_t column, int64_t columns, int64_t k0, Packed<E>* packed, Out* out, int64_t stride,
                       bool add) const {
-    const int64_t kb = min64(KC<E>, k - k0);
+    const int64_t kb = least(KC<E>, k - k0);
     pack<E>(transpose_b, n, k, b, ldb, column, k0, kb, packed);
     for (int64_t i = 0; i < m; i += MR)
-      strip<E, Out, false>(min64(MR, m - i), columns, kb, left.a + i * left.stride + k0, left.stride, packed, out + i * stride,
+      strip<E, Out, false>(least(MR, m - i), columns, kb, left.a + i * left.stride + k0, left.stride, packed, out + i * stride,
                            stride, add);
   }
 
@@ -559,6 +555,12 @@ static int gemm_typed(Context& ctx, int ta, int tb, int64_t m, int64_t n, int64_
 int gemm(void* context, LoopDType dt, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* a, int64_t lda, const void* b,
          int64_t ldb, void* c, int64_t ldc, int flags) {
   if (m <= 0 || n <= 0) return 0;
+  if (k <= 0) {
+    const size_t size = dt == LOOP_BF16 && !(flags & (LOOP_GEMM_REAL_OUT | LOOP_GEMM_ACCUMULATE)) ? sizeof(bf16) : sizeof(float);
+    for (int64_t i = 0; i < m && !(flags & LOOP_GEMM_ACCUMULATE); i++)
+      memset(static_cast<char*>(c) + size_t(i * ldc) * size, 0, size_t(n) * size);
+    return 0;
+  }
   auto& ctx = *static_cast<Context*>(context);
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
   if (dt == LOOP_BF16) {

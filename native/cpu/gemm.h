@@ -16,6 +16,10 @@ constexpr int NR = 4 * W;  // 24 of 32 registers are sums
 constexpr int NR = 2 * W;
 #endif
 
+constexpr int64_t PACKED_BYTES = 8 << 20;  // how much of B is packed at once
+
+inline int64_t blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
 // How a product reads an element. bfloat16 stays bfloat16 only if the processor can multiply it. Otherwise both operands are
 // widened to float32 once, when they are packed, because they are read many times afterwards.
 #if defined(__AVX512BF16__)

@@ -444,7 +444,9 @@ void round_group(const E* x, int group, int8_t* codes, int64_t stride, float* sc
   }
   int32_t all = 0;
   for (int i = 0; i < W; i++) all += codes_sum[i];
-  *scale = most / 127 + sum(broken);
+  const float nan = sum(broken);
+  if (nan != nan) all = 0;  // the codes of infinite values are arbitrary
+  *scale = most / 127 + nan;
   *begin = -OFFSET<BITS> * all;
   *x_sum = *scale * float(all);
 }

@@ -107,10 +107,9 @@ class ParameterCheck {
  private:
   void take(const ParameterForm& p) {
     int64_t count = 1;
-    for (int64_t n : p.shape) {
-      require(n >= 1 && n <= (int64_t(1) << 32), p.name + " has an impossible shape");
-      count *= n;
-    }
+    bool possible = !p.shape.empty();
+    for (int64_t n : p.shape) possible &= n >= 1 && !__builtin_mul_overflow(count, n, &count);
+    require(possible, p.name + " has an impossible shape");
     require(!p.deviations.empty() && p.shape[0] % int64_t(p.deviations.size()) == 0,
             p.name + " has " + std::to_string(p.deviations.size()) + " deviations, which do not divide its rows");
     const int64_t columns = a_.columns(p.role);

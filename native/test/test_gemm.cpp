@@ -114,6 +114,21 @@ KERNEL_TEST(gemm_few_rows, "gemm with few rows, padded") {
                 {0, transpose_b, m, 131, 77, flags, 3});
 }
 
+KERNEL_TEST(gemm_empty_sums, "gemm: sums of no products") {
+  for (int64_t m : {3, 200})
+    for (int transpose_a : {0, 1})
+      for (int flags : {0, int(LOOP_GEMM_REAL_OUT), int(LOOP_GEMM_ACCUMULATE)}) {
+        const Gemm g{transpose_a, 1, m, 37, 0, flags, 5};
+        const Operands o = operands(t, g);
+        const Values got = run(t.device, g, o);
+        bool right = true;
+        for (int64_t i = 0; i < g.m; ++i)
+          for (int64_t j = 0; j < g.n; ++j) right &= got[size_t(i * g.ldc() + j)] == o.c[size_t(i * g.ldc() + j)];
+        t.claim(g.shape() + (transpose_a ? " Aᵀ" : "") + " flags " + std::to_string(flags), right,
+                "C is not 0, or not as before");
+      }
+}
+
 // Enough tiles that the kernel for large products is chosen, with a partial tile on every side, but fewer rows than a GPU's
 // library needs.
 KERNEL_TEST(gemm_large, "gemm with many tiles") {
