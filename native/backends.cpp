@@ -10,9 +10,9 @@ namespace looplm {
 
 namespace {
 
-// "cuda" and "cuda:0" are the first device, "cuda:1" the second.
 constexpr const char* emulated_name = "cuda-emulated";
 bool is_cuda(const std::string& name) { return name == "cuda" || name.starts_with("cuda:"); }
+// "cuda" and "cuda:0" are the first device, "cuda:1" the second.
 int device_index(const std::string& name) {
   const size_t colon = name.find(':');
   if (colon == std::string::npos) return 0;

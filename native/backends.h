@@ -8,8 +8,8 @@
 
 namespace looplm {
 
-// name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core. Throws UNSUPPORTED if the
-// device is not available, INVALID_ARGUMENT for an unknown name.
+// name: "cpu", "reference", "cuda", "cuda:1", "cuda-emulated". threads 0: one per available core. Throws UNSUPPORTED for
+// an unknown or unavailable device, and INVALID_ARGUMENT for a malformed number such as "cuda:x".
 std::shared_ptr<Device> open_device(const std::string& name, int threads);
 
 // A device's name, whether it is usable here, and if not why. CUDA devices are described by their properties. With `opened`,

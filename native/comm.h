@@ -4,8 +4,9 @@
 // A world has `size` ranks. All ranks make the same calls in the same order, with matching sizes. Memory is host memory;
 // sizes are in bytes. A call returns when this rank's buffers are complete and may be reused. It returns 0; LOOP_COMM_TIMEOUT
 // if other ranks did not come in time; or LOOP_COMM_FAILED. On failure, last_error names the operation, the rank, the cause
-// and what to do. After a failure the world is unusable: every later call fails with the same error. One thread makes all
-// calls of a context, including `open`. Any thread may call `abort`, `rank`, `size`, `local_rank` and `bytes_sent`.
+// and what to do. After a failure the world is unusable: every later call fails with the same error. Calls of a context never
+// overlap, but may come from different threads. `open` and `close` come from the process's first thread. Any thread may call
+// `abort`, `rank`, `size`, `local_rank` and `bytes_sent` at any time.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

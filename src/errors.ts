@@ -131,7 +131,7 @@ const systemCauses: Readonly<Record<string, string>> = {
   EISDIR: 'it is a folder, not a file; choose another path',
   ENOTEMPTY: 'it is a folder with files in it; choose another path',
   ENAMETOOLONG: 'a name in the path is too long; choose a shorter one',
-  ELOOP: 'the links in the path lead round in a circle; remove one of them',
+  ELOOP: 'the symbolic links in the path form a cycle; remove one of them',
   EMFILE: 'this process has too many open files; close some or raise the limit (ulimit -n)',
   ENFILE: 'the system has too many open files; close some',
   EBUSY: 'another program uses it; try again when that has ended',

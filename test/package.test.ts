@@ -162,10 +162,13 @@ describe('the tarball', () => {
   })
 })
 
-it('a release names its repository and links README absolutely', () => {
+it('a release names its repository, and links to files that are not in the package absolutely', () => {
   const folder = join(root, 'released')
   mkdirSync(folder)
-  for (const name of ['README.md', 'package.json']) cpSync(join(checkout, name), join(folder, name))
+  for (const name of ['README.md', 'package.json', 'docs']) {
+    const inside = (path: string) => !path.includes('node_modules')
+    cpSync(join(checkout, name), join(folder, name), { recursive: true, filter: inside })
+  }
   const tool = join(checkout, 'tools', 'link-repository.mjs')
   const address = 'https://example.com/owner/name'
   succeed(process.execPath, [tool, address, 'v1.2.3', folder])
@@ -185,6 +188,20 @@ it('a release names its repository and links README absolutely', () => {
   expect(after).toContain(`](${address}/raw/v1.2.3/docs/demo.svg)`)
   const code = (text: string) => text.match(/^```[\s\S]*?^```/gm)
   expect(code(after)).toEqual(code(before))
+
+  let elsewhere = 0
+  for (const page of readdirSync(join(installed, 'docs')).filter((name) => name.endsWith('.md'))) {
+    const linked = readFileSync(join(folder, 'docs', page), 'utf8')
+    for (const [, target] of linked.matchAll(/\]\((?![a-z]+:\/\/(?!example\.com)|#)([^)#\s]+)/g)) {
+      const path = /^https:\/\/example.com\/owner\/name\/(?:blob|raw)\/v1.2.3\/(.*)/.exec(target!)?.[1]
+      const packed = existsSync(join(installed, path ?? join('docs', target!)))
+      expect([page, target, packed]).toEqual([page, target, path === undefined])
+      if (path === undefined) continue
+      expect(existsSync(join(checkout, path)), path).toBe(true)
+      elsewhere++
+    }
+  }
+  expect(elsewhere).toBeGreaterThan(10)
   expect(run(process.execPath, [tool, 'owner/name', 'v1.2.3', folder])).toMatchObject({ status: 2 })
 })
 

@@ -140,7 +140,7 @@ describe('a process alone', () => {
       console.log(JSON.stringify(parallelLibraries()))`
     const env = { ...process.env, LOOPLM_MPI_LIBRARY: libc }
     const found = JSON.parse(execFileSync(process.execPath, ['--input-type=module', '-e', code], { env, encoding: 'utf8' }))
-    expect(found[0]).toEqual({ name: 'openmpi', available: false, description: `${libc} is no MPI` })
+    expect(found[0]).toEqual({ name: 'openmpi', available: false, description: `${libc} is not an MPI library` })
   })
 
   it('gets the MPI libraries and the one it would use from looplm info', async () => {

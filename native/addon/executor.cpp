@@ -199,9 +199,8 @@ Napi::Value make_error(Napi::Env env, const std::string& code, const std::string
 }  // namespace
 
 constexpr const char* host_memory_error =
-    "host memory could not be allocated: pass fewer or shorter sequences in one call, or raise the limit of this process (ulimit "
-    "-v, "
-    "container)";
+    "host memory could not be allocated: pass fewer or shorter sequences in one call, or raise the limit of this process "
+    "(ulimit -v, container)";
 
 Napi::Value to_js_error(Napi::Env env, std::exception_ptr error) {
   try {

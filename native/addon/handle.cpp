@@ -46,9 +46,9 @@ Handle::Handle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Handle>(info) 
   if (napi_type_tag_object(info.Env(), info.This(), &HANDLE_TAG) != napi_ok) throw Napi::Error::New(info.Env());
 }
 
-Handle::~Handle() { give_up(); }
+Handle::~Handle() { release_content(); }
 
-void Handle::give_up() {
+void Handle::release_content() {
   if (!content_.object) return;
   if (content_.executor) content_.executor->release(std::move(content_.object));
   else content_.object.reset();
@@ -64,7 +64,7 @@ Content* Handle::content(Napi::Env env, Napi::Value value) {
 Napi::Value Handle::kind(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), kind_name(content_.kind)); }
 Napi::Value Handle::disposed(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), !content_.object); }
 Napi::Value Handle::dispose(const Napi::CallbackInfo& info) {
-  if (content_.kind != Kind::context) give_up();
+  if (content_.kind != Kind::context) release_content();
   report_memory(info.Env());
   return info.Env().Undefined();
 }

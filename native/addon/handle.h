@@ -32,7 +32,7 @@ class Handle : public Napi::ObjectWrap<Handle> {
   Napi::Value kind(const Napi::CallbackInfo& info);
   Napi::Value disposed(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
-  void give_up();
+  void release_content();
   Content content_;
 };
 

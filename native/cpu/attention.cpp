@@ -35,7 +35,7 @@ constexpr int M = W == 16 ? 8 : 4;
 constexpr int WHOLE = W > M ? W : M;  // padding of rows: whole vectors, and whole strips when rows act as columns
 constexpr int VECTORS = 4;
 constexpr int LANES = VECTORS * W;  // queries in a block
-constexpr int KEYS = 64;            // keys in a block: a tile of scores is 16 KiB and stays in L1
+constexpr int KEYS = 64;            // keys in a block: a tile of scores, KEYS x LANES floats, is at most 16 KiB and stays in L1
 constexpr float MASKED = -1e30f;    // its exponential is exactly 0; finite, so that a difference of two is never NaN
 constexpr float LOG2E = 1.44269504088896341f, LN2 = 0.693147180559945309f;
 

@@ -2,8 +2,9 @@
 // records.
 //
 // A vector of words holds, at each place of a word, the codes of as many lanes. The codes are masked but not shifted: the
-// code at place n is code · 2^(bits n) as an integer, and exactly so as a float. The query and the sums take in the power of
-// two. So a code costs one `and`, one conversion and one multiply-add.
+// code at place n is code · 2^(bits n) as an integer, and exactly so as a float. The factor
+// 2^(bits n) is divided out of the query before the scores, and out of the sums after the values. So a code costs one `and`, one
+// conversion and one multiply-add.
 //
 // If the processor multiplies bytes, scores of bfloat16 queries are sums of integers (ByteScores). A code then costs a
 // quarter of that. Records of pruned keys are first expanded, a few at a time, to records with all codes.

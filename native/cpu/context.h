@@ -22,7 +22,7 @@ Context* make_context(int threads);
 // 64-byte aligned memory, as for the table's `allocate`; NULL if there is none. Free it with free().
 void* allocate_aligned(size_t bytes);
 
-// Such memory for the duration of a call; 0 bytes: NULL. Throws OutOfScratch.
+// Owns memory of allocate_aligned, and frees it at the end of the scope. data: NULL for 0 bytes. Throws OutOfScratch.
 struct Aligned {
   explicit Aligned(size_t bytes) : data(bytes > 0 ? allocate_aligned(bytes) : nullptr) {
     if (bytes > 0 && !data) throw OutOfScratch(bytes);

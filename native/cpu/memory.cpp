@@ -46,7 +46,16 @@ void close_context(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error : open_error; }
 const char* describe(void* ctx) { return static_cast<Context*>(ctx)->description; }
 int properties(void*, LoopDeviceProperties* out) {
-  *out = {1u << LOOP_F32 | 1u << LOOP_BF16, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, QUANTIZED_ROWS, 2, 1};
+  *out = {.model_dtypes = 1u << LOOP_F32 | 1u << LOOP_BF16,
+          .host_visible = 1,
+          .memory_free = 0,
+          .memory_total = 0,
+          .logits_bytes = int64_t(24) << 20,  // 128 rows of 49,152 tokens
+          .micro_batch_bytes = int64_t(64) << 20,
+          .micro_batch_tokens = 2048,
+          .quantized_rows = QUANTIZED_ROWS,
+          .int8_activations = 2,
+          .asymmetric_weights = 1};
   return 0;
 }
 void* allocate(void*, size_t bytes) { return allocate_aligned(bytes); }

@@ -58,7 +58,7 @@ struct VectorRuns {
   void add(const InputVectors& vectors, int64_t token, int64_t row, int64_t hidden);
 };
 
-constexpr int32_t NEVER_LEFT = INT32_MAX;  // exit loop of a row that runs all loops, for example of a prompt token
+constexpr int32_t NEVER_EXITS = INT32_MAX;  // exit loop of a row that runs all loops, for example of a prompt token
 
 // Device copies of what a stack reads.
 struct DeviceBatch {

@@ -13,7 +13,7 @@ struct BeliefRewards {
   double attempts = 4;
   // What is subtracted: r_t = φ(b_t) - base. base: 0, φ(b_{t-1}), or the teacher's φ at its reference loop
   BeliefBase base = BeliefBase::previous;
-  double cost = 0;      // price of a loop: r_t is reduced by cost · (t - origin); origin: 1, or the teacher's reference loop
+  double cost = 0;      // cost of a loop: r_t is reduced by cost · (t - origin); origin: 1, or the teacher's reference loop
   bool clip = false;    // r_t <- min(r_t - clip_at, 0)
   double clip_at = 0;   // η
   bool delta = false;   // after clipping, r_t <- r_t - r_{t+1} for t < T-1, r_{T-1} unchanged, r_T <- 0

@@ -521,7 +521,7 @@ std::shared_ptr<Model> load_model(std::shared_ptr<Device> device, std::optional<
     for (size_t i = 0; i < entries[f].size(); i++) {
       const StoredTensor& t = files[f].tensors[i];
       if (!sources.emplace(t.name, Source{&paths[f], &entries[f][i], t.head_rows}).second)
-        refuse_tensor(paths[f], t.name, "is there twice");
+        refuse_tensor(paths[f], t.name, "is stored twice");
     }
   load_tensors(*model, without(all_of(*model, false), added), sources, paths, true);
   for (const std::string& name : added) model->initialize(model->parameter(name), 0);

@@ -76,7 +76,7 @@ void DataParallel::advance() {
 
 void DataParallel::reduce_gradients() {
   model_->next_final = {};  // cleared in case this rank accumulated nothing
-  find_way();
+  choose_link();
   gradients_final_from(0);
   try {
     while (left_ > 0 || !under_way_.empty()) {
@@ -103,7 +103,7 @@ void DataParallel::forget_exchanges() noexcept {
 
 // Chooses the link on the first step: it needs collective calls, which all ranks make in the same order there. Exchanges may
 // start in a different order on each rank.
-void DataParallel::find_way() {
+void DataParallel::choose_link() {
   if (!over_.empty()) return;
   std::string why_not;
   link_ = DeviceLink::open(model_->device, *world_, why_not);

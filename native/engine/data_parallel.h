@@ -86,7 +86,7 @@ class DataParallel {
     std::future<void> done;          // of an exchange over the world; the link keeps track of its own
     Clock::time_point began;
   };
-  void find_way();
+  void choose_link();
   void advance();
   void start_exchange(size_t bucket);
   bool finish_exchange(bool wait);

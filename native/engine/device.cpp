@@ -38,7 +38,7 @@ size_t Device::threads() const {
 LoopDeviceProperties Device::properties() const {
   LoopDeviceProperties p{};
   if (table_->properties(context_, &p) != 0)
-    throw Error("INTERNAL", "properties", "device \"" + name_ + "\" does not say what it has");
+    throw Error("INTERNAL", "properties", "device \"" + name_ + "\": its properties could not be read");
   return p;
 }
 MemoryRoom Device::memory() const {

@@ -14,7 +14,7 @@ ExitReplay::ExitReplay(std::shared_ptr<Device> device, LoopDType dt, const Archi
       width_(2 * architecture.kv_width()),
       act_(loop_dtype_size(dt)) {
   for (int32_t exit : batch.exits)
-    if (exit != NEVER_LEFT) loops_ = std::max(loops_, exit + 2);
+    if (exit != NEVER_EXITS) loops_ = std::max(loops_, exit + 2);
   if (loops_ == 0) return;
   const int64_t N = batch.tokens, blocks = a_.blocks(a_.loop);
   const size_t row_bytes = size_t(width_) * act_;

@@ -10,10 +10,12 @@ namespace looplm {
 struct HardToken {
   int32_t sequence, position;
   int reference_loop;  // t_ref, 0-based
-  double reference_logprob, price;
+  double reference_logprob, loop_cost;
   std::vector<double> teacher, clean;  // log-probability ℓ of the target after every loop
   // R(t) = ℓ_t - ℓ_teacher(t_ref) - λ (t - t_ref)
-  double reward(int loop, double logprob) const { return logprob - reference_logprob - price * double(loop - reference_loop); }
+  double reward(int loop, double logprob) const {
+    return logprob - reference_logprob - loop_cost * double(loop - reference_loop);
+  }
 };
 
 // The number of hard tokens among `predictions`: ceil(rho · predictions).

@@ -1,5 +1,5 @@
-// Initial states of architectures whose program has `state` steps (families.md §8). A state depends on the seed, the tokens
-// up to its position, and the channel, but never on the batch. Scoring, training and generation all draw them here.
+// Initial states of architectures whose program has `state` steps (docs/families.md, "States"). A state depends on the seed, the
+// tokens up to its position, and the channel, but never on the batch. Scoring, training and generation all draw them here.
 #pragma once
 #include <cstdint>
 

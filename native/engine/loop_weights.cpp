@@ -40,7 +40,7 @@ bool names_loops(const LoopWeights& weights, const ReadLoops& loops) {
 }
 
 std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits,
-                                 const std::vector<int32_t>& left) {
+                                 const std::vector<int32_t>& exit_loops) {
   const size_t R = size_t(exits.rows);
   double powers = 0;
   for (int t : loops.read) powers += std::pow(double(t + 1), weights.alpha);
@@ -63,7 +63,7 @@ std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& lo
           w.push_back(weights.given[size_t(k)]);
           break;
         case LoopWeighting::exit_loop:
-          w.push_back(left[r] == k);
+          w.push_back(exit_loops[r] == k);
           break;
       }
   return w;

@@ -19,9 +19,9 @@ struct ReadLoops {
 bool weighs(const LoopWeights& weights, const ReadLoops& loops, int k);
 // Whether the weights fit the loops that are read: `given` has one weight for each, and the loop of `one_hot` is read.
 bool names_loops(const LoopWeights& weights, const ReadLoops& loops);
-// Weights of the scored loops, [scored, R], loop by loop. left: only for exit_loop, [R]: the exit loop of each row, as an
+// Weights of the scored loops, [scored, R], loop by loop. exit_loops: only for exit_loop, [R]: the exit loop of each row, as an
 // index into `read`.
 std::vector<double> loop_weights(const LoopWeights& weights, const ReadLoops& loops, const ExitTable& exits,
-                                 const std::vector<int32_t>& left = {});
+                                 const std::vector<int32_t>& exit_loops = {});
 
 }  // namespace looplm

@@ -44,7 +44,7 @@ void check(const Model& student, const Model& teacher, const LoopRptBatch& batch
 }
 
 // Sampled exits, rewards and advantages of the rollouts, [G, R]: rollout by rollout, one value for each row of a part.
-struct Earnings {
+struct RolloutResults {
   std::vector<int> exits;  // 0-based
   std::vector<double> rewards, advantages;
 };
@@ -198,68 +198,68 @@ class LoopRptPass {
     const int G = o_.rollouts, fitting = int(std::clamp<int64_t>(budget_ / one.tokens(), 1, G)),
               parts = (G + fitting - 1) / fitting;
     const auto part = [&](int i) { return Rollouts(one, G * i / parts, G * (i + 1) / parts); };
-    Earnings earned;
+    RolloutResults results;
     for (int i = 0; i < parts; i++) {
       const Rollouts of = part(i);
       const bool last = i + 1 == parts;  // the states of the last part are still in memory for its backward pass
       with_rollouts(of, last ? keep() : Stack::Keep::nothing, first, [&](MicroBatch& batch) {
-        add_rewards(of, hard, batch, earned);
+        add_rewards(of, hard, batch, results);
         if (!last) return;
-        compare(one.rows.size(), earned);
-        backward(of, hard, batch, earned, d_first);
+        compare(one.rows.size(), results);
+        backward(of, hard, batch, results, d_first);
       });
     }
     for (int i = 0; i + 1 < parts; i++) {
       const Rollouts of = part(i);
-      with_rollouts(of, keep(), first, [&](MicroBatch& batch) { backward(of, hard, batch, earned, d_first); });
+      with_rollouts(of, keep(), first, [&](MicroBatch& batch) { backward(of, hard, batch, results, d_first); });
     }
   }
 
   // Draws the exit of every token in these rollouts, and computes the rewards.
-  void add_rewards(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, Earnings& earned) {
-    const size_t rows = of.packed.rows.size(), from = earned.exits.size();
+  void add_rewards(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, RolloutResults& results) {
+    const size_t rows = of.packed.rows.size(), from = results.exits.size();
     const ExitTable& exits = batch.exits();
-    for (size_t r = 0; r < rows; r++) earned.exits.push_back(draws_.exit(of.packed.rows[r], of.rollout(r), exits, r));
+    for (size_t r = 0; r < rows; r++) results.exits.push_back(draws_.exit(of.packed.rows[r], of.rollout(r), exits, r));
     std::vector<double> logprobs;
     if (!o_.clean_rewards) {
-      const std::vector<int> loops(earned.exits.begin() + ptrdiff_t(from), earned.exits.end());
+      const std::vector<int> loops(results.exits.begin() + ptrdiff_t(from), results.exits.end());
       logprobs = batch.values(batch.rows_at(loops, 1), true, false).logprobs;
     }
     for (size_t r = 0; r < rows; r++) {
       const HardToken& h = hard.of(of.packed.rows[r]);
-      const int exit = earned.exits[from + r];
-      earned.rewards.push_back(h.reward(exit, o_.clean_rewards ? h.clean[size_t(exit)] : logprobs[r]));
+      const int exit = results.exits[from + r];
+      results.rewards.push_back(h.reward(exit, o_.clean_rewards ? h.clean[size_t(exit)] : logprobs[r]));
     }
   }
 
   // Advantages: z-scores over the G rollouts of each of the R tokens.
-  void compare(size_t R, Earnings& earned) {
+  void compare(size_t R, RolloutResults& results) {
     const size_t G = size_t(o_.rollouts);
-    earned.advantages.resize(G * R);
+    results.advantages.resize(G * R);
     for (size_t r = 0; r < R; r++) {
       std::vector<double> of_token;
-      for (size_t g = 0; g < G; g++) of_token.push_back(earned.rewards[g * R + r]);
+      for (size_t g = 0; g < G; g++) of_token.push_back(results.rewards[g * R + r]);
       const Statistics s = statistics(of_token);
       totals_.reward += s.mean / count_;
       totals_.reward_std += s.deviation / count_;
       for (size_t g = 0; g < G; g++) {
-        earned.advantages[g * R + r] = (of_token[g] - s.mean) / (s.deviation + DEVIATION_EPSILON);
-        totals_.exit_loop += double(earned.exits[g * R + r] + 1) / (double(G) * count_);
+        results.advantages[g * R + r] = (of_token[g] - s.mean) / (s.deviation + DEVIATION_EPSILON);
+        totals_.exit_loop += double(results.exits[g * R + r] + 1) / (double(G) * count_);
       }
     }
   }
 
   // The backward pass of the rollouts that have just run.
-  void backward(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, const Earnings& earned, void* d_first) {
+  void backward(const Rollouts& of, const HardTokens& hard, MicroBatch& batch, const RolloutResults& results, void* d_first) {
     const size_t rows = of.packed.rows.size(), from = size_t(of.begin) * of.one.rows.size();
     const double share = 1 / (double(o_.rollouts) * count_);
     const ExitTable& exits = batch.exits();
     if (o_.kl != 0) stay_near_teacher(of, hard, batch, share);
     std::vector<double> d_pdf(exits.pdf.size(), 0.0);
     for (size_t r = 0; r < rows; r++) {
-      const size_t at = size_t(earned.exits[from + r]) * rows + r;
-      totals_.policy_loss -= earned.advantages[from + r] * exits.log_pdf[at] * share;
-      d_pdf[at] = -o_.policy * earned.advantages[from + r] * share / std::max(exits.pdf[at], 1e-30);
+      const size_t at = size_t(results.exits[from + r]) * rows + r;
+      totals_.policy_loss -= results.advantages[from + r] * exits.log_pdf[at] * share;
+      d_pdf[at] = -o_.policy * results.advantages[from + r] * share / std::max(exits.pdf[at], 1e-30);
     }
     batch.backward_exits(d_pdf);
     batch.backward();

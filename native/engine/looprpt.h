@@ -6,17 +6,13 @@
 
 namespace looplm {
 
-enum class KlReduction {
-  mean,
-  weighted,
-  last
-};  // weighting of the loops: equal, the rollout's exit distribution, or only
-    // the last loop
+// How the loops are weighted: equally, by the rollout's exit distribution, or only the last loop.
+enum class KlReduction { mean, weighted, last };
 
 struct LoopRptOptions {
   double rho = 0.2;  // share of each sequence's predictions that are trained on: those of highest teacher entropy
   double tau = 0.5;  // the reference loop is the first at which the teacher's exit CDF reaches tau
-  double lambda_base = 0.02, lambda_scale = 0.5;                     // price of a loop
+  double lambda_base = 0.02, lambda_scale = 0.5;                     // cost of a loop
   double policy = 1, representation = 1, entropy = 0.01, kl = 1e-4;  // weights of the four terms (α, β, γ, δ)
   int rollouts = 8;                                                  // G
   double sigma = 0.1;                                                // standard deviation of the latent noise

@@ -25,9 +25,9 @@ class LossPass {
         final_(std::exchange(model.next_final, {})),
         d_vectors_(in.batch.sequences.vectors.values.size()) {
     const auto token = [](const LossTerm& term) { return term.channel == Channel::token; };
-    const auto apart = [](const LossTerm& term) { return needs_values(term) || term.belief; };
+    const auto needs_two_passes = [](const LossTerm& term) { return needs_values(term) || term.belief; };
     one_pass_ = !o_.lazy && std::count_if(o_.terms.begin(), o_.terms.end(), token) <= 1 &&
-                std::none_of(o_.terms.begin(), o_.terms.end(), apart);
+                std::none_of(o_.terms.begin(), o_.terms.end(), needs_two_passes);
   }
 
   LossMetrics run() {
@@ -53,7 +53,7 @@ class LossPass {
     batch.stack.forward_tokens();
     const bool gate = model_.config.exit_gate;
     const ExitTable last = gate ? ExitTable{} : last_loop_exits(int64_t(packed.rows.size()), in_.loops.count());
-    LossRows rows{packed, gate ? batch.exits() : last, in_.left(packed)};
+    LossRows rows{packed, gate ? batch.exits() : last, in_.exit_loops(packed)};
     std::vector<double> d_pdf(rows.exits.pdf.size(), 0.0);
     if (!in_.loops.scored.empty()) {
       const HeadRows head = batch.rows(in_.hidden_of_scored(), o_.temperature);
@@ -105,7 +105,7 @@ class LossPass {
   }
 
   RowTable weights_of(const LossTerm& term, const LossRows& rows) {
-    RowTable w = loop_weights(term.weights, in_.loops, rows.exits, rows.left);
+    RowTable w = loop_weights(term.weights, in_.loops, rows.exits, rows.exit_loops);
     if (&term == in_.first_token_term()) totals_.add_weights(w, rows.R());
     return w;
   }

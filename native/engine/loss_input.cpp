@@ -143,7 +143,7 @@ std::vector<int> LossInput::hidden_of_scored() const {
   return model.config.exit_gate ? loops.scored : all_loops(int(loops.scored.size()));
 }
 
-std::vector<int32_t> LossInput::left(const PackedBatch& packed) const {
+std::vector<int32_t> LossInput::exit_loops(const PackedBatch& packed) const {
   std::vector<int32_t> out;
   for (const PredictionRow& row : packed.rows)
     if (!batch.exits.empty()) out.push_back(batch.exits[at(row)]);

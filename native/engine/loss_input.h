@@ -35,7 +35,7 @@ class LossInput {
   std::vector<int> hidden_of_scored() const;
 
   size_t at(const PredictionRow& row) const { return size_t(offsets_[size_t(row.sequence)] + row.position); }
-  std::vector<int32_t> left(const PackedBatch& packed) const;
+  std::vector<int32_t> exit_loops(const PackedBatch& packed) const;
   double value(const PredictionValues& of, const PredictionRow& row, int k) const;  // k: index among the loops that are read
   double advantage(const LossTerm& term, const PredictionRow& row, int k) const;
   const LossTerm* first_token_term() const;
@@ -61,7 +61,7 @@ inline bool attached(const LossTerm& term) {
 struct LossRows {
   const PackedBatch& packed;
   const ExitTable& exits;
-  std::vector<int32_t> left{};  // [R]: exit loops given by the batch; empty if it gives none
+  std::vector<int32_t> exit_loops{};  // [R]: exit loops given by the batch; empty if it gives none
   TokenValues values{};
   size_t R() const { return packed.rows.size(); }
   std::vector<int32_t> sequence_of_row() const;  // relative to the micro-batch's first sequence

@@ -8,11 +8,12 @@
 
 namespace looplm {
 
-MicroBatch::MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed, Passage p)
-    : stack(model, weights, device_batch(model, sequences, packed), p.plan, p.keep, nullptr, p.noise, p.first_given),
+MicroBatch::MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed,
+                       BatchPlan plan)
+    : stack(model, weights, device_batch(model, sequences, packed), plan.loops, plan.keep, nullptr, plan.noise, plan.first_given),
       model_(model),
       packed_(packed),
-      reads_(p.plan.reads()),
+      reads_(plan.loops.reads()),
       last_(packed.end == sequences.count()) {}
 
 Buffer& MicroBatch::reserved(Buffer& buffer, size_t elements) const {

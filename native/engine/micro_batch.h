@@ -25,8 +25,8 @@ struct TokenValues {  // one value per row of the head
   std::vector<double> logprobs, entropies;
 };
 
-struct Passage {  // which loops a batch runs, and what is kept for the backward pass
-  LoopPlan plan;
+struct BatchPlan {  // which loops a batch runs, and what is kept for the backward pass
+  LoopPlan loops;
   Stack::Keep keep;
   const LatentNoise* noise = nullptr;
   bool first_given = false;  // the first loop has already run, see Stack::forward_after_first
@@ -37,7 +37,7 @@ class MicroBatch {
   // weights: the model's own, or those of another model of the same architecture, which then uses this model's memory.
   // `packed` must outlive this object; its rows may change between calls. The constructor runs nothing: call a forward
   // function of `stack` first.
-  MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed, Passage passage);
+  MicroBatch(Model& model, const Weights& weights, const Sequences& sequences, const PackedBatch& packed, BatchPlan plan);
   MicroBatch(const MicroBatch&) = delete;
 
   Stack stack;

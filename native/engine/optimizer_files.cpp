@@ -106,7 +106,7 @@ class OptimizerFiles {
         refuse_tensor(*run.path, run.tensor, "its shape is not the parameter's");
       if (whole) run.end = p.count;
       if (run.begin > next) refuse_tensor(*run.path, run_name(name, next, run.begin), "is missing; is a file of another rank?");
-      if (run.begin < next) refuse_tensor(*run.path, run.tensor, "is there twice");
+      if (run.begin < next) refuse_tensor(*run.path, run.tensor, "is stored twice");
       next = run.end;
     }
     if (next < p.count) refuse_tensor(paths_[0], run_name(name, next, p.count), "is missing; is a file of another rank?");

@@ -118,7 +118,7 @@ LoopPlan plan_of(const Model& model, const LoopOptions& o, const char* operation
   for (size_t k = 0; k < o.read.size(); k++) {
     const int32_t before = k > 0 ? o.read[k - 1] : 0;
     require(o.read[k] > before && o.read[k] <= loops,
-            "readLoops must be growing numbers from 1 to the " + std::to_string(loops) + " loops that run");
+            "readLoops must be ascending numbers from 1 to the " + std::to_string(loops) + " loops that run");
     plan.read.push_back(int(o.read[k]) - 1);
   }
   require(o.backward >= 0, "backwardLoops must be at least 1");
@@ -162,7 +162,7 @@ std::vector<int32_t> exits_of(const Sequences& s, const PackedBatch& packed) {
     const size_t sequence = size_t(packed.sources[i]);
     const int64_t position = packed.positions[i], predictions = s.length(sequence) - 1;
     const bool may_leave = position >= s.prompt(sequence) && position < predictions;
-    out.push_back(may_leave ? s.exits[size_t(s.offsets[sequence] - int64_t(sequence) + position)] : NEVER_LEFT);
+    out.push_back(may_leave ? s.exits[size_t(s.offsets[sequence] - int64_t(sequence) + position)] : NEVER_EXITS);
   }
   return out;
 }

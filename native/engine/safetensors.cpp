@@ -232,7 +232,7 @@ std::string explain(int reason) {
     case EISDIR:
       return "it is a folder, not a file; choose another path (EISDIR)";
     case ELOOP:
-      return "the links in the path lead round in a circle; remove one of them (ELOOP)";
+      return "the symbolic links in the path form a cycle; remove one of them (ELOOP)";
     case ENAMETOOLONG:
       return "a name in the path is too long; choose a shorter one (ENAMETOOLONG)";
     default:

@@ -10,9 +10,9 @@ namespace looplm {
 constexpr const char* REMEDY =
     "sequences run a few at a time, so shorter sequences or fewer loops need less memory, fewer sequences do not";
 
-// Where the rows of a micro-batch go in the concatenated results.
 namespace {
 
+// Where the rows of a micro-batch go in the concatenated results.
 struct Rectangle {  // per sequence: start of its loops × (len-1) block and of its loops × len block
   std::vector<int64_t> predictions, tokens;
   int64_t prediction_count = 0, token_count = 0;

@@ -86,7 +86,7 @@ void StackBackward::cast_gradient(const void* from, void* to) {
 }
 
 // Lists the steps in the order in which their gradients are added.
-void StackBackward::begin_way_back() {
+void StackBackward::list_backward_steps() {
   std::vector<const Step*> order;
   const auto back = [&](const Program& program) {
     for (auto run = program.rbegin(); run != program.rend(); ++run) order.push_back(run->step);
@@ -107,7 +107,7 @@ void StackBackward::announce_final() {
 }
 
 void StackBackward::run(void* d_hidden) {
-  if (final_) begin_way_back();
+  if (final_) list_backward_steps();
   block_.begin_backward();
   const size_t R = size_t(a_.registers), bytes = size_t(batch_.tokens * a_.hidden) * real_;
   char* own = static_cast<char*>(s_.memory_.reserve(s_.memory_.d_registers, (s_.reads_.empty() ? 1 : 2) * R * bytes));

@@ -33,7 +33,7 @@ class StackBackward {
   void backward(const Program& program, RegisterGradients& d);
   void backward_block(const Program& program, size_t i, RegisterGradients& d);
   void flush(RegisterGradients& d);
-  void begin_way_back();
+  void list_backward_steps();
   void announce_final();
   void* zeroed(RegisterGradients& d, int32_t to);
   void add_to(RegisterGradients& d, int32_t to, void* from);

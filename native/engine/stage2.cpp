@@ -9,7 +9,7 @@ namespace looplm {
 
 namespace {
 
-constexpr double SLOPE = 50, MARGIN = 0.005;
+constexpr double SLOPE = 50, MARGIN = 0.005;  // Ouro's, of the label σ(SLOPE (gain - MARGIN)); math.md §6
 
 // Binary cross-entropy of 1 - λ (the probability to continue) against the target, and its derivative by the gate's logit.
 struct Stay {

@@ -75,7 +75,7 @@ void add_regularisers(const LossInput& in, const LossRows& rows, RowLoss& loss) 
   const size_t R = rows.R();
   const Objective& o = in.objective;
   if (o.beta != 0) {
-    const RowTable v = loop_weights(in.weights_of(o.beta_loops), in.loops, rows.exits, rows.left);
+    const RowTable v = loop_weights(in.weights_of(o.beta_loops), in.loops, rows.exits, rows.exit_loops);
     for (size_t i = 0; i < v.size(); i++) {
       const PredictionRow& row = rows.packed.rows[i % R];
       const double scale = o.beta * normalizer(in.batch.length_normalizers, row) * v[i];
@@ -84,7 +84,7 @@ void add_regularisers(const LossInput& in, const LossRows& rows, RowLoss& loss) 
     }
   }
   if (o.token_entropy == 0) return;
-  const RowTable v = loop_weights(in.weights_of(LoopSet::weights), in.loops, rows.exits, rows.left);
+  const RowTable v = loop_weights(in.weights_of(LoopSet::weights), in.loops, rows.exits, rows.exit_loops);
   for (size_t i = 0; i < v.size(); i++)
     loss.entropy_scale.push_back(o.token_entropy * normalizer(in.batch.length_normalizers, rows.packed.rows[i % R]) * v[i]);
 }
@@ -179,7 +179,7 @@ double add_lazy_likelihood(const LossInput& in, const LossRows& rows, RowTable& 
   const RowTable rho = log_ratios(in, rows, in.lazy_logprobs.empty() ? in.old_logprobs : in.lazy_logprobs);
   if (rho.empty()) return 0;
   const size_t R = rows.R();
-  const RowTable v = loop_weights(in.weights_of(lazy.loops), in.loops, rows.exits, rows.left);
+  const RowTable v = loop_weights(in.weights_of(lazy.loops), in.loops, rows.exits, rows.exit_loops);
   const std::vector<int32_t> ids = lazy_segments(in, rows);
   const std::vector<double> of_segment = segment_reduce(Reduce::sum, weighted_sum(rows, v, rho), ids, int64_t(R));
   double loss = 0;

@@ -2,11 +2,12 @@
 // 2011). A number depends only on its key and counter. So a draw never depends on the rest of the batch or on the number of
 // threads.
 //
-// The four counter words, which are different for every use:
+// The four counter words of each use:
 //   {position, sequence, stream, 0}              uniform
 //   {index / 2, b, a, 1}                         normal
 //   {k / 4, position, stream, 2 + 4·loop}        latent noise
 //   {index, b, a, 3 + 4·draw}                    truncated normal
+//   {token, key, key >> 32, 1} with seed 0       the hash of a sequence (StateKey in initial_state.h)
 #pragma once
 #include <algorithm>
 #include <array>
@@ -34,7 +35,7 @@ inline double unit_interval(uint32_t high, uint32_t low) {
   return std::max(double(bits) * 0x1p-53, 0x1p-54);
 }
 
-// Values for `stream` of uniform(): one for each use, so that no two uses draw the same numbers.
+// Values for `stream` of uniform(): one for each use, so that no two uses draw the same numbers. 2 is free.
 constexpr uint32_t SAMPLING_STREAM = 0;
 constexpr uint32_t EXIT_SAMPLING_STREAM = 1;   // exits of generated tokens
 constexpr uint32_t REPLAY_EXIT_STREAM = 3;     // exits of LoopRPT's rollouts

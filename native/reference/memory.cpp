@@ -15,7 +15,16 @@ void close(void* ctx) { delete static_cast<Context*>(ctx); }
 const char* last_error(void* ctx) { return ctx ? static_cast<Context*>(ctx)->error.c_str() : "no context"; }
 const char* describe(void*) { return "float64 loops, 1 thread"; }
 int properties(void*, LoopDeviceProperties* out) {
-  *out = {1u << LOOP_F64, 1, 0, 0, int64_t(24) << 20, int64_t(64) << 20, 2048, 1, 1, 1};
+  *out = {.model_dtypes = 1u << LOOP_F64,
+          .host_visible = 1,
+          .memory_free = 0,
+          .memory_total = 0,
+          .logits_bytes = int64_t(24) << 20,  // this and the next two as on the CPU
+          .micro_batch_bytes = int64_t(64) << 20,
+          .micro_batch_tokens = 2048,
+          .quantized_rows = 1,
+          .int8_activations = 1,
+          .asymmetric_weights = 1};
   return 0;
 }
 

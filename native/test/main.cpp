@@ -66,7 +66,8 @@ std::vector<LoopDType> find_dtypes(const LoopBackend* table, const std::string& 
   std::vector<LoopDType> found;
   void* ctx = table->open(0, 0);
   LoopDeviceProperties properties{};
-  if (table->properties(ctx, &properties) != 0) throw Usage{std::string("backend ") + table->name + " does not say what it has"};
+  if (table->properties(ctx, &properties) != 0)
+    throw Usage{std::string("backend ") + table->name + ": its properties could not be read"};
   for (LoopDType dt : {LOOP_F32, LOOP_BF16, LOOP_F64})
     if ((properties.model_dtypes >> dt & 1) && (name.empty() || name == dtype_name(dt))) found.push_back(dt);
   table->close(ctx);

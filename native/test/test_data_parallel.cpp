@@ -415,7 +415,7 @@ void refused_shares() {
     refused({folder.share(0), folder.share(2)}, "is missing; is a file of another rank?", "shares without one of them");
     refused({folder.share(0), folder.share(1)}, "is missing; is a file of another rank?", "shares without the last one");
     refused({folder.share(0), folder.share(3), folder.share(2)}, "they belong to different checkpoints", "shares of two steps");
-    refused({folder.share(0), folder.share(1), folder.share(1), folder.share(2)}, "is there twice",
+    refused({folder.share(0), folder.share(1), folder.share(1), folder.share(2)}, "is stored twice",
             "a share that is there twice");
   });
 }

@@ -105,7 +105,7 @@ KERNEL_TEST(bad_indices, "rows: CUDA reports an index that cannot be one") {
   const auto reports = [&](const char* what, int32_t value, int status) {
     const int waited = d.table.synchronize(d.ctx);
     const std::string message = d.table.last_error(d.ctx);
-    t.claim(what, status == 0 && waited != 0 && message.find("met index " + std::to_string(value) + " ") != std::string::npos,
+    t.claim(what, status == 0 && waited != 0 && message.find("got index " + std::to_string(value) + ",") != std::string::npos,
             message);
     t.claim(std::string(what) + ", once", d.table.synchronize(d.ctx) == 0);
   };

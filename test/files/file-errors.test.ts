@@ -67,7 +67,7 @@ const places: [what: string, path: string, message: RegExp][] = [
   ['below a file', join(root, 'file', 'new'), /: .*is a file, not a folder; choose another path.*\(ENOTDIR\)/],
   ['far below a file', join(root, 'file', 'a', 'b'), /\(ENOTDIR\)/],
   ['with a name too long', join(root, 'x'.repeat(300)), /name in the path is too long; choose a shorter one \(ENAMETOOLONG\)/],
-  ['below a link to itself', join(root, 'circle', 'new'), /links in the path lead round in a circle.*\(ELOOP\)/],
+  ['below a link to itself', join(root, 'circle', 'new'), /symbolic links in the path form a cycle.*\(ELOOP\)/],
 ]
 const folderPlaces: typeof places = [
   ...places,

@@ -76,13 +76,13 @@ void Admission::put_back(Row& row) {
   while (g_.tree.evict() || evict(0)) {
   }
   g_.cache.clear();
-  g_.cache.thrifty = true;
+  g_.cache.exact_growth = true;
 }
 
 bool Admission::relax() {
   if (returned_) return false;
   limit_ = waiting_.empty() || limit_ > g_.options.max_rows ? INT64_MAX : 2 * limit_;
-  g_.cache.thrifty = false;
+  g_.cache.exact_growth = false;
   return true;
 }
 

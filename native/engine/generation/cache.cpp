@@ -56,7 +56,7 @@ bool Cache::grow_for(int64_t slots, int64_t preferred) {
   // Slots that are free at the end count as part of the new room.
   const int64_t before = this->slots(), tail = slots_.free_at_end(), least = before - tail + slots, most = room();
   if (least > most) return false;
-  const int64_t roomy = thrifty ? least : std::min(most, std::max({least, before - tail + preferred, before + before / 2}));
+  const int64_t roomy = exact_growth ? least : std::min(most, std::max({least, before - tail + preferred, before + before / 2}));
   return replace(roomy) || (least < roomy && replace(least));
 }
 

@@ -54,7 +54,7 @@ class Cache {
   size_t slot_bytes() const;
 
   // ---- Records and recent slots. An unquantized cache has none; allocating them returns 0.
-  static constexpr int64_t BLOCK = 64;
+  static constexpr int64_t BLOCK = 64;  // tokens
   bool coded() const { return codes_.bits > 0; }
   bool with_residuals() const { return residual_codes_.bits > 0; }
   // Another sequence can reuse the start of a sequence only up to a multiple of this number of tokens.
@@ -78,7 +78,7 @@ class Cache {
   int64_t slots() const { return slots_.count(); }
   bool shared() const { return shared_; }
 
-  bool thrifty = false;  // grow only by what is requested
+  bool exact_growth = false;  // grow only by what is requested
 
   // For a pass in which each row is in its own loop. `rows` and the contexts hold slots as `slot_at` returns them. before:
   // the slots of the rows' previous tokens, in the same form; read only if an adapter has shifts.

@@ -199,7 +199,7 @@ void Decode::settle(const Stack::Registers& after, const void* before, HeadRow::
     if (Speculation::drafts(*tokens_[i].row)) settle_draft(i, reads, after, next);
     else if (!Wavefront::ahead(*tokens_[i].row)) settle_plain(i, reads, next);
   settle_waves(reads, next);
-  g_.encode_left();
+  g_.encode_exited();
   states_.gather(next.index, after);
   for (const auto& [to, row, ahead] : next.from_drafts)
     for (size_t r = 0; r < g_.registers(); r++)
@@ -216,7 +216,7 @@ void Decode::settle_plain(size_t i, std::vector<HeadRow>& reads, NextPass& next)
   HeadRow& read = reads[i];
   token.exit = read.exit;
   if (!read.exits) return next.stay(token, i);
-  g_.leave_loops(row, token);
+  g_.exit_token(row, token);
   if (accept(row, read, next.done)) next.fresh.push_back(fresh_token(row, 0, row.newest));
 }
 
@@ -243,7 +243,7 @@ void Decode::settle_draft(size_t i, std::vector<HeadRow>& reads, const Stack::Re
     if (token.ahead > 0) return;  // verified together with the first token of the draft
     size_t count = 1;
     while (i + count < tokens_.size() && tokens_[i + count].row == &row) count++;
-    for (size_t k = 0; k < count; k++) g_.leave_loops(row, tokens_[i + k]);
+    for (size_t k = 0; k < count; k++) g_.exit_token(row, tokens_[i + k]);
     if (speculation_.verify(row, &reads[i], count)) next.fresh.push_back(fresh_token(row, 0, row.newest));
     else next.done.push_back(&row);
   } else if (!row.verifying && token.loop == row.request.draft_loops) {

@@ -25,7 +25,7 @@ class GraphCapture {
   void clear();
 
  private:
-  static constexpr size_t most = 64;
+  static constexpr size_t most = 64;  // recordings that are kept; with more, all are forgotten
   std::shared_ptr<Device> device_;
   std::map<std::vector<uint64_t>, void*> recordings_;  // NULL: run once, not recorded yet
 };

@@ -9,7 +9,7 @@ bool Prefill::open() const {
 }
 
 bool Prefill::shrink() {
-  constexpr int64_t FEWEST = 32;
+  constexpr int64_t FEWEST = 32;  // tokens of the smallest piece
   if (tokens_ <= FEWEST) return false;
   tokens_ = std::max(FEWEST, tokens_ / 2);
   return true;

@@ -62,13 +62,13 @@ int64_t Generation::recent_slots(const Prompt& prompt) const {
   return std::max(first, last);  // blocks in between are no larger
 }
 
-void Generation::leave_loops(const Row& row, const ActiveToken& token) {
+void Generation::exit_token(const Row& row, const ActiveToken& token) {
   const int64_t slot = row.slot + token.made() - 1, recent = row.recent_slot(token.position());
   cache.copy_up(slot, recent, token.loop - 1, row.max_loops);
   if (cache.with_residuals()) left_.push_back({int32_t(recent), int32_t(slot), row.max_loops});
 }
 
-void Generation::encode_left() {
+void Generation::encode_exited() {
   cache.encode(left_);
   left_.clear();
 }

@@ -142,10 +142,10 @@ struct Generation {
   const bool reads_with_blocks;
   int64_t recent_slots(const GenerateRequest& request) const;  // of a row
   int64_t recent_slots(const Prompt& prompt) const;
-  // Called when a token exits. Copies its keys and values to the deeper loops. With residuals, encode_left() makes its
+  // Called when a token exits. Copies its keys and values to the deeper loops. With residuals, encode_exited() makes its
   // records later, before the next token runs.
-  void leave_loops(const Row& row, const ActiveToken& token);
-  void encode_left();
+  void exit_token(const Row& row, const ActiveToken& token);
+  void encode_exited();
   // The largest number of tokens after the newest one that may run at the same time. With residuals the tokens of a block can
   // run only when all earlier blocks have their records.
   int64_t most_ahead(const Row& row) const;

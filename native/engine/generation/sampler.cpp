@@ -53,9 +53,9 @@ void Sampler::draw_deferred(std::vector<HeadRow>& rows) {
     index.push_back(rows[i].row->index);
     chunk.push_back(int32_t(i));
   }
-  memory_.again.reserve(model_.device, index.size() * size_t(V) * loop_dtype_size(model_.real()));
-  gather_.into(memory_.again.as<>(), model_.real(), index, V, memory_.deferred.as<>());
-  draw(rows, chunk, memory_.again);
+  memory_.deferred_rows.reserve(model_.device, index.size() * size_t(V) * loop_dtype_size(model_.real()));
+  gather_.into(memory_.deferred_rows.as<>(), model_.real(), index, V, memory_.deferred.as<>());
+  draw(rows, chunk, memory_.deferred_rows);
 }
 
 // Keeps the logits of a row that waits for the host. place: index of the row in `logits`. With Host::logits, the host gets
@@ -69,10 +69,10 @@ void Sampler::defer(HeadRow& row, int64_t place, Buffer& logits) {
   memory_.deferred.extend(model_.device, size_t(g_.row_indices) * bytes);
   copy(memory_.deferred, size_t(row.row->index) * bytes);
   if (row.row->request.logits.host != LogitOptions::Host::logits) return;
-  memory_.asked.reserve(model_.device, bytes);
-  copy(memory_.asked, 0);
-  edit({&row}, memory_.asked.as<>());
-  row.logits = download_reals(memory_.asked, model_.dt, V);
+  memory_.host_logits.reserve(model_.device, bytes);
+  copy(memory_.host_logits, 0);
+  edit({&row}, memory_.host_logits.as<>());
+  row.logits = download_reals(memory_.host_logits, model_.dt, V);
 }
 
 // Applies biases, penalties and masks to logits, real [rows, V], in place.

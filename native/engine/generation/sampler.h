@@ -20,8 +20,8 @@ class Sampler {
     Buffer sequences, positions, tokens;  // int32 [rows]
     Buffer logprobs;                      // real [rows]
     Buffer edits, allowed;
-    Buffer deferred;      // real [row indices, V]: unchanged logits from the head
-    Buffer asked, again;  // real [V], real [rows, V]
+    Buffer deferred;                    // real [row indices, V]: unchanged logits from the head
+    Buffer host_logits, deferred_rows;  // real [V], real [rows, V]
   };
   using Index = std::vector<int32_t>;
   void draw_alike(std::vector<HeadRow>& rows, const Index& chunk, const Index& group, Buffer& logits);

@@ -42,7 +42,7 @@ void WavefrontPace::add(const Readouts& readouts, int loops, int64_t sequences) 
   tokens_ = FADE * tokens_ + 1;
   if (!drafts_ && tried_ < TRIED) return;
   const bool paid = pays(loops_ / tokens_, passes_ / tokens_, sequences);
-  if (paid && !drafts_) drafts_ = true, next_pause_ = 8, tried_ = 0;
+  if (paid && !drafts_) drafts_ = true, next_pause_ = FIRST_PAUSE, tried_ = 0;
   else if (!paid) pause();
 }
 

@@ -51,8 +51,10 @@ class WavefrontPace {
   void add(const Readouts& readouts, int loops, int64_t sequences);
 
  private:
-  static constexpr double FADE = 0.9;            // decay per token of the averages below
-  static constexpr int TRIED = 4, LONGEST = 64;  // tokens of a trial before it is judged; longest pause in tokens
+  static constexpr double FADE = 0.9;  // decay per token of the averages below
+  // In tokens: the length of a trial before it is judged; the first pause after one that did not pay, and the longest. A pause
+  // doubles each time.
+  static constexpr int TRIED = 4, FIRST_PAUSE = 8, LONGEST = 64;
   void pause();
   bool pays(double loops, double passes, int64_t sequences) const;
 
@@ -61,7 +63,7 @@ class WavefrontPace {
   double loops_ = 0, passes_ = 0, tokens_ = 0;  // decaying sums: loops of tokens, loops until their successor was known, and
                                                 // the count
   bool drafts_ = false;
-  int pause_ = 0, next_pause_ = 8, tried_ = 0;  // in tokens
+  int pause_ = 0, next_pause_ = FIRST_PAUSE, tried_ = 0;  // in tokens
 };
 
 struct Wave {

@@ -22,7 +22,7 @@ Wave Wavefront::begin(Generation& g, const GenerateRequest& request, int max_loo
   wave.width = (max_loops + wave.stride - 1) / wave.stride;
   const bool keeps = entry_of(request.exit.rule).needs & (exit_needs::divergence | exit_needs::reverse_divergence);
   while (keeps && int32_t(wave.places.size()) + 1 < wave.width) wave.places.push_back(g.acquire_index());
-  const double reading = g.model.device->host_visible() ? 12 : 64;
+  const double reading = g.model.device->host_visible() ? 12 : 64;  // estimates for a host and for a GPU
   wave.pace = WavefrontPace(TokenCosts(g.architecture(), reading), max_loops, wave.stride, int64_t(g.rows.size()) + 1);
   return wave;
 }
@@ -43,7 +43,7 @@ void Wavefront::settle(const std::vector<size_t>& members, const std::vector<Act
     token.exit = read.exit;
     if (read.draws()) token.readouts.add(read.drawn.token, token.loop);
     if (read.exits) {
-      g_.leave_loops(row, token);
+      g_.exit_token(row, token);
       row.wave.drawn[token.made()] = {std::move(read.drawn), token.readouts};
     } else {
       moved.staying.emplace_back(token, i);

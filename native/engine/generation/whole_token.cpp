@@ -52,7 +52,7 @@ std::optional<int> WholeToken::run(const ActiveToken& token) {
   if (exit.rule == ExitRule::sampled) t.threshold = exit_draw(row, token.made());
   t.with_gate = exit.rule != ExitRule::fixed;
   t.state = state_.as<>();
-  t.left = exit_loop_.as<int32_t>();
+  t.exit_loop = exit_loop_.as<int32_t>();
   if (!model.device->attempt(&LoopBackend::decode_token, "decode token", model.dt, static_cast<const LoopDecodeToken*>(&t)))
     return std::nullopt;
   int32_t loops = row.max_loops;
