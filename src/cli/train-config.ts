@@ -6,6 +6,7 @@ import { formats } from '../data/formats/format.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { loggerNames } from '../monitor/loggers/built-in.js'
+import { sourceReaders, unreadOptions } from '../rl/config-common.js'
 import { trainerNames, trainers } from '../rl/registry.js'
 import { builtInRewards } from '../tasks/rewards.js'
 import { prototypeKey } from '../validation/json-value.js'
@@ -101,7 +102,9 @@ export const trainConfigSchema = z.strictObject({
     .string()
     .min(1)
     .optional()
-    .describe('Folder with a tokenizer.json, or `bytes`. Default: the tokenizer of the model or the task.'),
+    .describe(
+      'Folder with a tokenizer.json, or `bytes`, for a dataset or a corpus. Default: that of the model. A task has its own.',
+    ),
   reward: z
     .union(
       [rewardName, z.array(z.strictObject({ reward: rewardName, weight: z.number().optional() })).min(1)],
@@ -186,6 +189,9 @@ function configProblems(given: Record<string, unknown>): string[] {
   const trainer = trainerNames.find((name) => name === given.trainer)
   const { options = {} } = given
   if (trainer !== undefined && typeof options === 'object') check(trainers[trainer].schema, options, 'options')
+  const fields = trainer === undefined ? {} : trainers[trainer].schema.shape
+  for (const { name, message } of unreadOptions(fields, { ...(options as object), ...given }, sourceReaders(given)))
+    lines.push(`${name in given ? name : `options.${name}`}: ${message}`)
   const sources = [given.task, given.dataset, given.corpus].filter((source) => source !== undefined)
   if (sources.length !== 1) lines.push('needs exactly one of task, dataset and corpus (a corpus only for pretrain and looprpt)')
   return lines

@@ -14,6 +14,16 @@ export function checkLoops(loops: number | undefined, operation: string): number
   return loops === undefined ? 0 : checkNumber(loops, 'loops', { min: 1, max: maxLoops, integer: true }, operation)
 }
 
+/** The loop counts of an evaluation. */
+export function checkLoopCounts(counts: unknown, operation: string): void {
+  if (!Array.isArray(counts) || counts.length === 0) {
+    const message = `loops must be a list of at least one number of loops, such as [1, 2, 4], got ${describe(counts)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  for (const [i, loops] of counts.entries())
+    checkNumber(loops, `loops[${i}]`, { min: 1, max: maxLoops, integer: true }, operation)
+}
+
 /** With a lower temperature, logits / temperature could overflow float32. */
 export const lowestTemperature = 1e-6
 

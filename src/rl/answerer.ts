@@ -1,10 +1,9 @@
 // Answers held-out problems by episodes or by a caller's own function.
-import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import { type EpisodesSettings, playEpisodes } from './episodes.js'
 import type { ProblemSource } from './problems.js'
-import { scoreCompletions } from './rewards.js'
+import { addRewards, type RewardOptions, scoreCompletions } from './rewards.js'
 import { checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
 import { type Constrained, constrained } from './sampling.js'
@@ -53,11 +52,11 @@ export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewar
   }
 }
 
-/** Answers problems with a function that makes rollouts. */
+/** Answers problems with a function that makes rollouts. The reward functions add to their rewards, as in training. */
 export function functionAnswerer(
   model: LoopLM,
   { tokenizer, maxNewTokens, stop, grammar }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'> & Constrained,
-  rollout: RolloutFunction,
+  config: RewardOptions & { rollout: RolloutFunction },
   step: number,
 ): Answerer {
   return async (problems, { loops, temperature, seed, signal = new AbortController().signal }) => {
@@ -66,7 +65,8 @@ export function functionAnswerer(
     const context = { model, tokenizer, step, seed, groupSize: 1, generation, signal }
     const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
     const asked = problems.map(({ problem }) => problem)
-    const made = checkRollouts(await rollout(asked, context), { count: asked.length, vocabulary, maxLength })
+    const made = checkRollouts(await config.rollout(asked, context), { count: asked.length, vocabulary, maxLength })
+    await addRewards(made, config, signal)
     return made.map(({ text, reward, tokens, promptLength, mask, truncated }) => ({
       completion: text,
       reward,
@@ -74,13 +74,4 @@ export function functionAnswerer(
       cut: truncated,
     }))
   }
-}
-
-/**
- * Rejects `tools` without an `environment`.
- * @throws LoopLMError INVALID_ARGUMENT
- */
-export function refuseLoneTools(options: { environment?: unknown; tools?: unknown }, operation: string): void {
-  if (options.environment !== undefined || options.tools === undefined) return
-  throw new LoopLMError('INVALID_ARGUMENT', 'tools: belong to an environment; give one, or omit tools', { operation })
 }

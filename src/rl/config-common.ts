@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import { z } from 'zod'
 import { DatasetStream } from '../data/dataset-stream.js'
 import type { Tokenizer } from '../data/tokenizer.js'
@@ -226,7 +227,9 @@ export const resources = {
     .record(z.string().regex(/^[\w.-]+$/, 'a name has letters, digits, "_", "-" and "." only'), task)
     .optional()
     .describe('More tasks whose held-out problems are answered at each evaluation. The keys name their metrics.'),
-  tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe('Tokenizer of a `dataset`. Default: that of the model.'),
+  tokenizer: object<Tokenizer>('a Tokenizer', 'encode').describe(
+    'Tokenizer of a `dataset` or a `corpus`. Default: that of the model. A `task` has its own.',
+  ),
   callbacks: z
     .custom<TrainerCallbacks>(isObject, 'must be an object with functions such as onStep')
     .superRefine(checkCallbacks)
@@ -276,6 +279,45 @@ export const learningRate = (value: number) => positive.default(value).describe(
 
 export const weightDecay = (value: number) => nonNegative.default(value).describe('Decoupled weight decay of matrices.')
 
+/** Whether something reads some options, and what they need for that. */
+export type Reader = readonly [reads: boolean, options: readonly string[], needs: string]
+
+/** The options that nothing reads, with the error. A default passes, since config.yaml of a run holds all of them. */
+export function unreadOptions(
+  fields: Readonly<Record<string, z.ZodType>>,
+  options: object,
+  readers: readonly Reader[],
+): { name: string; message: string }[] {
+  const given = new Map(Object.entries(options))
+  const isDefault = (name: string) => isDeepStrictEqual(given.get(name), fields[name]?.safeParse(undefined).data)
+  return readers.flatMap(([reads, names, needs]) => {
+    const unread = reads ? [] : names.filter((name) => given.get(name) !== undefined && !isDefault(name))
+    return unread.map((name) => ({ name, message: `needs ${needs}; set it, or omit ${name}` }))
+  })
+}
+
+/** Refuses {@link unreadOptions}. */
+export function refuseUnread(
+  fields: Parameters<typeof unreadOptions>[0],
+  options: object,
+  readers: readonly Reader[],
+  context: z.RefinementCtx,
+): void {
+  for (const { name, message } of unreadOptions(fields, options, readers))
+    context.addIssue({ code: 'custom', path: [name], message })
+}
+
+/** What reads the options that belong to a source of data. Without a source, a trainer serves `update` and `gradients`. */
+export function sourceReaders({ task, dataset, corpus }: { task?: unknown; dataset?: unknown; corpus?: unknown }): Reader[] {
+  if (task === undefined && dataset === undefined && corpus === undefined) return []
+  return [
+    [dataset !== undefined, ['evalDataset', 'chatTemplate', 'assistantOnly'], 'a dataset'],
+    [corpus !== undefined, ['evalCorpus', 'contextLength', 'heldOutShare'], 'a corpus'],
+    [corpus === undefined, ['reward'], 'a task or a dataset'],
+    [task === undefined, ['tokenizer'], 'a dataset or a corpus (a task has its own tokenizer)'],
+  ]
+}
+
 export interface RunOptions {
   steps: number
   epochs?: number | undefined
@@ -285,9 +327,8 @@ export interface RunOptions {
   evalSamples: number
   evalTemperature?: number | undefined
   metricForBestModel?: unknown
-  saveBest?: unknown
-  loadBestModelAtEnd: boolean
   earlyStoppingPatience?: unknown
+  schedule: string
   runDir?: unknown
   loggers?: unknown
   promptsPerStep?: number
@@ -298,15 +339,19 @@ export interface RunOptions {
 /** Checks rules between the options that all trainers share. */
 export function checkTogether(options: RunOptions, context: z.RefinementCtx): void {
   const refuse = (field: keyof RunOptions, message: string) => context.addIssue({ code: 'custom', path: [field], message })
-  const { metricForBestModel: metric, saveBest, loadBestModelAtEnd, earlyStoppingPatience } = options
+  const { metricForBestModel: metric, earlyStoppingPatience } = options
   if (options.warmupSteps !== undefined && options.warmupRatio !== undefined) {
     refuse('warmupRatio', 'give warmupSteps or warmupRatio, not both')
   }
   if (options.epochs !== undefined && options.steps !== defaultSteps) refuse('epochs', 'give steps or epochs, not both')
-  const needed = 'needs metricForBestModel, the metric that says what is best, for example eval/loop_4/reward'
-  if (metric === undefined && saveBest !== undefined) refuse('saveBest', needed)
-  if (metric === undefined && loadBestModelAtEnd) refuse('loadBestModelAtEnd', needed)
-  if (metric === undefined && earlyStoppingPatience !== undefined) refuse('earlyStoppingPatience', needed)
+  const ranked = 'metricForBestModel, the metric that says what is best, for example eval/loop_4/reward'
+  const ranking = ['saveBest', 'loadBestModelAtEnd', 'earlyStoppingPatience', 'greaterIsBetter']
+  const readers: Reader[] = [
+    [metric !== undefined, ranking, ranked],
+    [earlyStoppingPatience !== undefined, ['earlyStoppingThreshold'], 'earlyStoppingPatience'],
+    [options.schedule !== 'constant', ['minLearningRate'], "the schedule 'linear' or 'cosine'"],
+  ]
+  refuseUnread({ ...run, ...optimizer }, options, readers, context)
   if (options.evalSamples > 1 && options.evalTemperature === 0) {
     refuse(
       'evalTemperature',

@@ -24,11 +24,14 @@ import {
   optimizer,
   positive,
   positiveInt,
+  type Reader,
   type RunOptions,
+  refuseUnread,
   resources,
   rewards,
   run,
   share,
+  sourceReaders,
   weightDecay,
 } from './config-common.js'
 import type { Environment } from './environment.js'
@@ -270,10 +273,13 @@ function checkPolicy(
     exitThreshold?: number | undefined
     exit?: unknown
     readLoops?: readonly number[] | undefined
+    environment?: unknown
   },
   context: z.RefinementCtx,
 ): void {
   checkTogether(options, context)
+  const ofEpisodes: Reader = [options.environment !== undefined, ['tools', ...Object.keys(episodes)], 'an environment']
+  refuseUnread(episodes, options, [ofEpisodes], context)
   if (options.exitThreshold !== undefined && options.exit !== undefined) {
     const message = 'exitThreshold already sets an exit rule, gate, whose exits are trained; omit exit or exitThreshold'
     context.addIssue({ code: 'custom', path: ['exit'], message })
@@ -284,43 +290,61 @@ function checkPolicy(
   }
 }
 
-/** Checks that rollouts have only one source. */
+/** Checks that rollouts have only one source, and that something reads what belongs to it. */
 function checkRolloutResources(
-  { rollout, environment, tools }: { rollout?: unknown; environment?: unknown; tools?: unknown },
+  options: Parameters<typeof sourceReaders>[0] & { rollout?: unknown; environment?: unknown },
   context: z.RefinementCtx,
 ): void {
-  const refuse = (field: string, message: string) => context.addIssue({ code: 'custom', path: [field], message })
-  if (rollout !== undefined && environment !== undefined) refuse('rollout', 'give a rollout function or an environment, not both')
-  if (tools !== undefined && environment === undefined) refuse('tools', 'belong to an environment; give one, or omit tools')
+  refuseUnread({}, options, sourceReaders(options), context)
+  if (options.rollout === undefined || options.environment === undefined) return
+  context.addIssue({ code: 'custom', path: ['rollout'], message: 'give a rollout function or an environment, not both' })
+}
+
+const rlttOwn = {
+  weights: loopWeights
+    .default('exit-pdf')
+    .describe(
+      'Weights of the loops in the loss: `exit-pdf` (their exit probabilities), `uniform`, `progressive` (t^alpha for loop t), `last`, or one number per loop that is read.',
+    ),
+  alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
+  detachWeights: z
+    .boolean()
+    .default(true)
+    .describe('Stop the gradient at `exit-pdf` weights. `false` also trains the gate, and needs the surrogate `reinforce`.'),
+  surrogate: z
+    .enum(surrogates)
+    .default('reinforce')
+    .describe('Loss of a token. `reinforce` has no importance ratio: make one optimizer step per rollout with it.'),
 }
 
 /** {@link checkPolicy} for RLTT and GRPO. */
 function checkClassic(
-  options: Parameters<typeof checkPolicy>[0] & { surrogate: string; epsilonHigh?: unknown },
+  options: Parameters<typeof checkPolicy>[0] & {
+    surrogate: string
+    weights: unknown
+    normalizer: string
+    advantage: { source: string; discount: number }
+  },
   context: z.RefinementCtx,
 ): void {
   checkPolicy(options, context)
-  if (options.surrogate !== 'cispo' || options.epsilonHigh === undefined) return
-  const message = "belongs to the surrogate 'ppo'; the option cap is the bound of 'cispo'"
-  context.addIssue({ code: 'custom', path: ['epsilonHigh'], message })
+  const { surrogate, weights, normalizer, advantage } = options
+  const readers: Reader[] = [
+    [surrogate === 'ppo', ['epsilon', 'epsilonHigh', 'dualClip'], "the surrogate 'ppo' (the bound of 'cispo' is cap)"],
+    [surrogate === 'cispo', ['cap'], "the surrogate 'cispo'"],
+    [weights === 'progressive', ['alpha'], "the weights 'progressive'"],
+    [weights === 'exit-pdf', ['detachWeights'], "the weights 'exit-pdf'"],
+    [normalizer === 'constant', ['constantNormalizerLength'], "the normalizer 'constant'"],
+  ]
+  refuseUnread({ ...policy, ...objective, ...rlttOwn }, options, readers, context)
+  if (advantage.source === 'turn' || advantage.discount === 1) return
+  const message = "needs the source 'turn'; set it, or omit discount"
+  context.addIssue({ code: 'custom', path: ['advantage', 'discount'], message })
 }
 
 const rltt = z
   .strictObject({
-    weights: loopWeights
-      .default('exit-pdf')
-      .describe(
-        'Weights of the loops in the loss: `exit-pdf` (their exit probabilities), `uniform`, `progressive` (t^alpha for loop t), `last`, or one number per loop that is read.',
-      ),
-    alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
-    detachWeights: z
-      .boolean()
-      .default(true)
-      .describe('Stop the gradient at `exit-pdf` weights. `false` also trains the gate, and needs the surrogate `reinforce`.'),
-    surrogate: z
-      .enum(surrogates)
-      .default('reinforce')
-      .describe('Loss of a token. `reinforce` has no importance ratio: make one optimizer step per rollout with it.'),
+    ...rlttOwn,
     ...policy,
     ...objective,
   })

@@ -13,10 +13,13 @@ import {
   optimizer,
   positive,
   positiveInt,
+  type Reader,
+  refuseUnread,
   resources,
   rewards,
   run,
   share,
+  sourceReaders,
   weightDecay,
 } from './config-common.js'
 import type { LoopRPTConfig, LoopRPTOptions, PretrainConfig, PretrainOptions } from './options.js'
@@ -51,25 +54,42 @@ const answered = {
   ),
 }
 
+/** The loss of pre-training. */
+const pretraining = {
+  stage: z
+    .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
+    .default(1)
+    .describe(
+      '`1` (Stage I) trains all parameters on the expected cross-entropy over the exits. `2` (Stage II) trains only the exit gate, to continue while another loop helps.',
+    ),
+  weights: loopWeights
+    .optional()
+    .describe(
+      'Stage I: weights of the loops in the loss. `exit-pdf` also trains the gate. Default: `exit-pdf` for models with an exit gate, else `last`.',
+    ),
+  alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
+  entropyCoefficient: nonNegative
+    .default(0.1)
+    .describe(
+      'Weight of the entropy of the exit distribution, which keeps the gate from collapsing. Used only with `exit-pdf` weights.',
+    ),
+}
+
+/** Refuses what the stage and the weights do not read. */
+function checkStage(options: { stage: number; weights?: unknown; entropyCoefficient: number }, context: z.RefinementCtx): void {
+  const { stage, weights = 'exit-pdf', entropyCoefficient } = options
+  const ofStage1 = ['weights', 'alpha', 'entropyCoefficient', 'recompute', ...Object.keys(depth)]
+  const readers: Reader[] = [
+    [stage === 1, ofStage1, 'stage 1 (stage 2 trains only the exit gate, at every loop)'],
+    [stage === 2 || weights === 'progressive', ['alpha'], "the weights 'progressive'"],
+    [stage === 2 || weights === 'exit-pdf' || entropyCoefficient === 0, ['entropyCoefficient'], "the weights 'exit-pdf'"],
+  ]
+  refuseUnread({ ...pretraining, ...optimizer, ...depth }, options, readers, context)
+}
+
 const pretrain = z
   .strictObject({
-    stage: z
-      .union([z.literal(1), z.literal(2)], 'must be 1 or 2')
-      .default(1)
-      .describe(
-        '`1` (Stage I) trains all parameters on the expected cross-entropy over the exits. `2` (Stage II) trains only the exit gate, to continue while another loop helps.',
-      ),
-    weights: loopWeights
-      .optional()
-      .describe(
-        'Stage I: weights of the loops in the loss. `exit-pdf` also trains the gate. Default: `exit-pdf` for models with an exit gate, else `last`.',
-      ),
-    alpha: nonNegative.default(1).describe('Exponent of `progressive`.'),
-    entropyCoefficient: nonNegative
-      .default(0.1)
-      .describe(
-        'Weight of the entropy of the exit distribution, which keeps the gate from collapsing. Used only with `exit-pdf` weights.',
-      ),
+    ...pretraining,
     batchSize: positiveInt.default(32).describe('Sequences per step.'),
     assistantOnly: z
       .boolean()
@@ -86,6 +106,7 @@ const pretrain = z
     ...depth,
   })
   .superRefine(checkTogether)
+  .superRefine(checkStage)
   .refine(({ stage, lora }) => stage === 1 || lora === undefined, {
     path: ['lora'],
     message: 'stage 2 trains the exit gate, but an adapter keeps it frozen: omit lora',
@@ -153,17 +174,21 @@ const looprpt = z
     message: 'antithetic noise comes in pairs: rollouts must be even',
   })
 
-const pretrainWhole = pretrain.safeExtend({ ...resources, ...corpora, ...answered })
+const pretrainWhole = pretrain
+  .safeExtend({ ...resources, ...corpora, ...answered })
+  .superRefine((options, context) => refuseUnread(pretrain.shape, options, sourceReaders(options), context))
 
-const looprptWhole = looprpt.safeExtend({
-  ...resources,
-  ...corpora,
-  ...answered,
-  teacher: z
-    .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
-    .optional()
-    .describe('Teacher, a model of the same configuration. Default: a copy of the model.'),
-})
+const looprptWhole = looprpt
+  .safeExtend({
+    ...resources,
+    ...corpora,
+    ...answered,
+    teacher: z
+      .custom<LoopLM>((value) => value instanceof LoopLM, 'must be a LoopLM')
+      .optional()
+      .describe('Teacher, a model of the same configuration. Default: a copy of the model.'),
+  })
+  .superRefine((options, context) => refuseUnread(looprpt.shape, options, sourceReaders(options), context))
 
 // The options that are plain data, as in configuration files.
 export const pretrainSchema: z.ZodObject = pretrain

@@ -64,7 +64,10 @@ export interface StepResult {
    * tool was called, the episode ends.
    */
   reply?: string | readonly ChatMessage[]
-  /** The reward of this turn. The reward of an episode is the sum over its turns and the reward functions. */
+  /**
+   * The reward of this turn. The reward of an episode is the sum over its turns and the reward functions. Evaluations with a
+   * reward function count that function alone.
+   */
   reward?: number
   /** true ends the episode with this turn. */
   done?: boolean

@@ -1,4 +1,5 @@
 import { largest } from '../extremes.js'
+import { checkLoopCounts } from '../model/checks.js'
 import type { LoopLM } from '../model/model.js'
 import type { CacheType } from '../model/types.js'
 import { checkOptions } from '../validation/arguments.js'
@@ -46,6 +47,7 @@ export async function evaluateSequences(
   } = {},
 ): Promise<SequenceEvaluation[]> {
   checkOptions(options, { loops: true, cacheType: true, signal: true }, 'evaluateSequences')
+  if (options.loops !== undefined) checkLoopCounts(options.loops, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
   const known = sequences.filter((sequence) => learnedTokens(sequence) > 0)

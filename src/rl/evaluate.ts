@@ -3,12 +3,14 @@ import type { ChatSettings } from '../data/chat-format.js'
 import { Random } from '../data/random.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
+import { checkLoopCounts } from '../model/checks.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
 import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js'
-import { type Answerer, episodeAnswerer, refuseLoneTools } from './answerer.js'
+import { type Answerer, episodeAnswerer } from './answerer.js'
+import { type Reader, sourceReaders, unreadOptions } from './config-common.js'
 import type { DatasetSource } from './dataset-rows.js'
 import type { Environment } from './environment.js'
 import { episodesSettings, type SampledTurns } from './episodes-settings.js'
@@ -152,12 +154,14 @@ const promptsPerCall = 1024 // bounds the KV cache
  * ```
  */
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
-  const { task, dataset, tokenizer, chatTemplate } = options
-  const problems = checkNumber(options.problems ?? 256, 'problems', { min: 1, max: 2 ** 20, integer: true }, 'evaluate')
-  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
-  refuseLoneTools(options, 'evaluate')
+  const { task, dataset, tokenizer, chatTemplate, problems = 256 } = options
+  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
+  const ofEpisodes: Reader = [options.environment !== undefined, ['tools', 'maxTurns'], 'an environment']
+  const [unread] = unreadOptions({}, options, [...sourceReaders(options), ofEpisodes])
+  if (unread !== undefined)
+    throw new LoopLMError('INVALID_ARGUMENT', `${unread.name}: ${unread.message}`, { operation: 'evaluate' })
   if (options.grammar !== undefined) checkGrammarTokenizer(model, source.tokenizer, 'evaluate')
   const ranks = Ranks.found('evaluate')
   if (options.environment !== undefined) {
@@ -179,9 +183,12 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
 
 /** @throws LoopLMError INVALID_ARGUMENT */
 export function checkSampling(
-  { samples = 1, temperature, seed }: Pick<EvaluateOptions, 'samples' | 'temperature' | 'seed'>,
+  options: Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'seed'>,
   operation: string,
 ): void {
+  const { problems, loops, samples = 1, temperature, seed } = options
+  if (problems !== undefined) checkNumber(problems, 'problems', { min: 1, max: 2 ** 20, integer: true }, operation)
+  if (loops !== undefined) checkLoopCounts(loops, operation)
   checkNumber(samples, 'samples', { min: 1, max: 2 ** 16, integer: true }, operation)
   if (temperature !== undefined) checkNumber(temperature, 'temperature', { min: 0 }, operation)
   if (seed !== undefined) checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, operation)

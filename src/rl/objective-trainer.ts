@@ -1,5 +1,6 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions, refuseOptions } from '../validation/schema.js'
+import { unreadOptions } from './config-common.js'
 import { objectiveTrainerOptions } from './config-rollouts.js'
 import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
@@ -31,6 +32,7 @@ export class ObjectiveTrainer extends PolicyGradientTrainer<ObjectiveTrainerConf
   constructor(model: LoopLM, options: ObjectiveTrainerOptions = {}) {
     const config = parseOptions('ObjectiveTrainer', objectiveTrainerOptions, options)
     const steps = objectiveSchedule(config.objective)
+    checkRead(config, steps.objectives)
     super('objective', model, withSampledExits(config, steps), steps)
   }
 }
@@ -46,7 +48,24 @@ function withSampledExits(config: ObjectiveTrainerConfig, steps: Schedule): Obje
   throw refuseOptions('ObjectiveTrainer', `${given[0]}: ${problem}`)
 }
 
+/** Refuses options that no objective of the run reads. */
+function checkRead(config: ObjectiveTrainerConfig, objectives: readonly Objective[]): void {
+  const terms = objectives.flatMap((objective) => objective.terms)
+  const [unread] = unreadOptions({}, config, [
+    [objectives.some(({ rewards }) => isLabelFree(rewards)), ['answerOf'], 'the reward majority or novelty in the objective'],
+    [terms.some(({ space }) => space === 'marginal'), ['marginalToken'], "a term in the space 'marginal'"],
+    [
+      terms.some(({ normalizer }) => normalizer === 'constant'),
+      ['constantNormalizerLength'],
+      "a term with the normalizer 'constant'",
+    ],
+  ])
+  if (unread !== undefined) throw refuseOptions('ObjectiveTrainer', `${unread.name}: ${unread.message}`)
+}
+
 interface Schedule extends ObjectiveSchedule {
+  /** The objectives of all phases; none for a function. */
+  objectives: readonly Objective[]
   samplesExits: boolean
 }
 
@@ -55,7 +74,7 @@ interface Schedule extends ObjectiveSchedule {
  * @throws LoopLMError INVALID_CONFIG naming options that contradict each other
  */
 export function objectiveSchedule(option: ObjectiveTrainerConfig['objective']): Schedule {
-  if (typeof option === 'function') return { at: () => option, reference: () => undefined, samplesExits: false }
+  if (typeof option === 'function') return { at: () => option, reference: () => undefined, objectives: [], samplesExits: false }
   const phases = phasesOf(option as Parameters<typeof phasesOf>[0]).flatMap(({ until, objective }) => {
     const inner = typeof objective === 'string' ? phasesOf(objective) : [{ objective } as Phase]
     return inner.map((phase) => ({ until: phase.until ?? until, objective: objectiveSchema.parse(phase.objective) }))
@@ -84,6 +103,7 @@ export function objectiveSchedule(option: ObjectiveTrainerConfig['objective']): 
   return {
     at: (step) => from(step)[0]!.objective,
     reference: (step) => (from(step).some(({ objective }) => needsReference(objective)) ? references[0] : undefined),
+    objectives: phases.map(({ objective }) => objective),
     samplesExits,
   }
 }
@@ -124,6 +144,7 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
         `advantage.source: 'turn' gives every turn an advantage, but ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
       )
     if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: needs the source 'turn'")
+    if (source !== 'turn' && advantage.discount !== 1) throw refuse(i, "advantage.discount: needs the source 'turn'")
     if (source !== 'reward' && source !== 'turn' && unread !== undefined)
       throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
     if (baseline === 'none' && scale !== undefined && scale !== 'none')

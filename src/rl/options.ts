@@ -175,7 +175,7 @@ export interface Resources {
   evalDataset?: DatasetSource | undefined
   /** More tasks whose held-out problems are answered at each evaluation. The keys name their metrics. */
   evalTasks?: Record<string, Task> | undefined
-  /** Tokenizer of a `dataset`. Default: that of the model. */
+  /** Tokenizer of a `dataset` or a `corpus`. Default: that of the model. A `task` has its own. */
   tokenizer?: Tokenizer | undefined
   /** Functions that the run calls: `onRunBegin`, `onRollouts`, `onStep`, `onEvaluate`, `onLog`, `onSave`, `onRunEnd`. */
   callbacks?: TrainerCallbacks | undefined

@@ -170,9 +170,10 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   protected override answerer(source: ProblemSource): Answerer | undefined {
     const { config, model, step } = this
-    if (config.rollout !== undefined) {
+    const { rollout, grammar } = config
+    if (rollout !== undefined) {
       const maxNewTokens = this.maxNewTokens ?? source.maxNewTokens
-      return functionAnswerer(model, { ...source, maxNewTokens, grammar: config.grammar }, config.rollout, step)
+      return functionAnswerer(model, { ...source, maxNewTokens, grammar }, { ...config, rollout }, step)
     }
     if (config.environment === undefined) return undefined
     const settings = episodesSettings(model, source, config, samplingOf(source, config))

@@ -118,8 +118,9 @@ export class PretrainTrainer extends SequenceTrainer<PretrainConfig, PretrainBat
     const { sequences, mask, initialStates, inputVectors } = batch
     const promptLengths = batch.promptLengths!
     if (this.config.stage === 2) {
-      const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
-      if (inputVectors !== undefined) throw refuse('inputVectors: Stage II trains the exit gate alone; omit inputVectors')
+      const unread = Object.entries({ inputVectors, initialStates }).find(([, given]) => given !== undefined)?.[0]
+      const message = `${unread}: Stage II trains the exit gate alone; omit ${unread}`
+      if (unread !== undefined) throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     const lengths = maskedLengths(operation, { sequences, promptLengths, ...(mask === undefined ? {} : { mask }) })
     const kept = [...lengths.keys()].filter((i) => lengths[i]! > 0)

@@ -70,10 +70,7 @@ function openData(operation: string, model: LoopLM, config: Parameters<typeof op
   }
   const tokenizer = checkTokenizer(operation, model, task?.tokenizer ?? config.tokenizer ?? model.tokenizer, 'dataset')
   const maxLength = model.config.max_position_embeddings
-  if (task !== undefined) {
-    if (config.chatTemplate === undefined) return taskProblems(task, tokenizer, seed, maxLength)
-    throw new LoopLMError('INVALID_CONFIG', 'chatTemplate: prompts of a task are no conversations; omit it', { operation })
-  }
+  if (task !== undefined) return taskProblems(task, tokenizer, seed, maxLength)
   const chat = new ChatFormat(tokenizer, config.chatTemplate)
   const rows = openRows(dataset!, 'dataset', seed, operation)
   let held: DatasetRows | undefined

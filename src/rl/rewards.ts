@@ -5,7 +5,8 @@ import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/r
 import { checkOptions, type Keys } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
-import type { Rewards } from './options.js'
+import type { Rewards, RolloutConfig } from './options.js'
+import type { Rollout } from './rollout-record.js'
 
 /** A completion, and what reward functions get about it. */
 export interface Completion {
@@ -53,6 +54,9 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
 
 const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<WeightedReward>
 
+/** A trainer's options of rewards. */
+export type RewardOptions = Pick<RolloutConfig, 'rewardConcurrency' | 'rewardTimeout'> & { reward?: Rewards | undefined }
+
 /** How reward functions are called. */
 export interface RewardCalls {
   /** How many calls of one function may run at the same time. Defaults to all. */
@@ -84,6 +88,24 @@ export async function scoreCompletions(
     return checkScore('(the weighted sum)', sum)
   })
   return { rewards, byName }
+}
+
+/** Adds the reward functions of a trainer's options to the rewards that rollouts already have. */
+export async function addRewards(
+  rollouts: readonly Rollout[],
+  { reward, rewardConcurrency: concurrency, rewardTimeout: timeout }: RewardOptions,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  if (reward === undefined) return
+  const completions = rollouts.map(
+    ({ text, columns, prompt = String(columns.prompt) }): Completion => ({ prompt, completion: text, columns }),
+  )
+  const scored = await scoreCompletions(namedRewards(reward), completions, { concurrency, timeout, signal })
+  for (const [i, rollout] of rollouts.entries()) {
+    const more = scored.rewards[i]!
+    if (more !== null) rollout.reward = (rollout.reward ?? 0) + more
+    rollout.scores = Object.fromEntries(Object.entries(scored.byName).map(([name, values]) => [name, values[i]!]))
+  }
 }
 
 /**

@@ -8,7 +8,7 @@ import { environmentSeeds, playEpisodes } from './episodes.js'
 import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { PolicyConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
-import { type Completion, namedRewards, type ScoredCompletions, scoreCompletions } from './rewards.js'
+import { addRewards } from './rewards.js'
 import { type RolloutSource, roundStreams, roundStride, seedStream, singleTurn } from './rollout.js'
 import { checkRollouts } from './rollout-function.js'
 import type { Problem, Rollout } from './rollout-record.js'
@@ -101,24 +101,5 @@ function functionSource(model: LoopLM, source: ProblemSource, config: PolicyConf
     await addRewards(rollouts, config, signal)
     const tokens = rollouts.reduce((sum, { tokens }) => sum + tokens.length, 0)
     return { rollouts, cost: { completions: rollouts.length, tokens, seconds } }
-  }
-}
-
-/** Adds the reward functions of the options to the rewards that rollouts already have. */
-async function addRewards(rollouts: Rollout[], config: PolicyConfig, signal: AbortSignal | undefined): Promise<void> {
-  if (config.reward === undefined) return
-  const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
-  const completions = rollouts.map(
-    ({ text, columns, prompt = String(columns.prompt) }): Completion => ({ prompt, completion: text, columns }),
-  )
-  const scored: ScoredCompletions = await scoreCompletions(namedRewards(config.reward), completions, {
-    concurrency,
-    timeout,
-    signal,
-  })
-  for (const [i, rollout] of rollouts.entries()) {
-    const more = scored.rewards[i]!
-    if (more !== null) rollout.reward = (rollout.reward ?? 0) + more
-    rollout.scores = Object.fromEntries(Object.entries(scored.byName).map(([name, values]) => [name, values[i]!]))
   }
 }

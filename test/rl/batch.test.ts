@@ -382,7 +382,8 @@ describe('options', () => {
     const { code, message } = await refusal(() => new RLTTTrainer(model, options))
     expect(code).toBe('INVALID_CONFIG')
     expect(message).toMatch(/detachWeights: false.*surrogate 'reinforce'.*omit detachWeights/)
-    new RLTTTrainer(model, { ...options, weights: 'uniform' }).dispose() // there the option is not read
+    const unread = await refusal(() => new RLTTTrainer(model, { ...options, weights: 'uniform' }))
+    expect(unread.message).toMatch(/detachWeights: needs the weights 'exit-pdf'; set it, or omit detachWeights/)
   })
 
   it('a value that has no JSON form is rejected by the name of its option', async () => {

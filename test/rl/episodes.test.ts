@@ -282,7 +282,7 @@ describe('an environment', () => {
       /must return an episode with a prompt/,
     )
     expect((await refusal(() => run({ environment: asking, rollout: async () => [] }, model))).message).toMatch(/not both/)
-    expect((await refusal(() => run({ tools }, model))).message).toMatch(/tools: belong to an environment/)
+    expect((await refusal(() => run({ tools }, model))).message).toMatch(/tools: needs an environment/)
     expect((await refusal(() => run({ environment: asking, maxEpisodeTokens: 4 }, model))).message).toMatch(/maxEpisodeTokens/)
   })
 })
@@ -320,26 +320,29 @@ describe('evaluations', () => {
     expect(same!.completionLength).toBeGreaterThan(4) // of several turns
     const judged = await evaluate(model, { ...options, loops: [2], samples: 4, reward: (_, text) => Number(text.includes('a')) })
     expect(Object.keys(judged[0]!.passAt!)).toEqual(['1', '2', '4'])
-    expect((await refusal(() => evaluate(model, { dataset, tokenizer, tools }))).message).toMatch(
-      /tools: belong to an environment/,
-    )
+    expect((await refusal(() => evaluate(model, { dataset, tokenizer, tools }))).message).toMatch(/tools: needs an environment/)
   })
 
-  it('call the rollout function of the trainer', async () => {
+  it('call the rollout function of the trainer, and add the reward functions to its rewards as training does', async () => {
     using model = await create()
     const asked: number[] = []
-    using trainer = new RLTTTrainer(model, {
-      ...{ ...base, evalDataset: dataset },
+    const options: RLTTOptions = {
+      ...{ ...base, maxTurns: undefined, evalDataset: dataset },
       rollout: async (problems, { groupSize, generation }) => {
         asked.push(generation.temperature!)
         return problems.map((columns) => ({
           ...{ tokens: Int32Array.of(1, 2), promptLength: 1, reward: groupSize, truncated: false, text: 'x', columns },
         }))
       },
-    })
+    }
+    using trainer = new RLTTTrainer(model, options)
     const [first] = await trainer.evaluate({ problems: 2, loops: [1] })
     expect(first!.rewards).toEqual([1, 1])
     expect(asked).toEqual([0])
+    const reward = (_prompt: string, text: string, { prompt }: Record<string, unknown>) =>
+      text === 'x' && prompt !== '' ? 5 : null
+    using rated = new RLTTTrainer(model, { ...options, reward })
+    expect((await rated.evaluate({ problems: 2, loops: [1] }))[0]!.rewards).toEqual([6, 6])
   })
 })
 

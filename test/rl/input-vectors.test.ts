@@ -112,6 +112,8 @@ it('trainers and objectives that do not read input vectors reject them', async (
   expect((await refusal(() => looprpt.gradients(batch as never))).message).toMatch(/inputVectors: unknown field/)
   using gate = new PretrainTrainer(model, { stage: 2 })
   expect((await refusal(() => gate.gradients(batch as never))).message).toMatch(/inputVectors: Stage II trains the exit gate/)
+  const states = { sequences, promptLengths, initialStates: sequences.map(() => [0]) }
+  expect((await refusal(() => gate.gradients(states))).message).toMatch(/initialStates: Stage II trains .*; omit initialStates$/)
   using prerl = new ObjectiveTrainer(model, { objective: 'prerl' })
   expect((await refusal(() => prerl.gradients(batch))).message).toMatch(/inputVectors: terms in the marginal space/)
   using rltt = makers.rltt(model)

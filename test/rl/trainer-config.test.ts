@@ -4,10 +4,19 @@ import { z } from 'zod'
 import { grpoOptions, objectiveTrainerOptions, rlttOptions } from '../../src/rl/config-rollouts.js'
 import { looprptOptions, pretrainOptions } from '../../src/rl/config-tokens.js'
 import { objectiveSchema } from '../../src/rl/objective/schema.js'
+import { plainConfig } from '../../src/rl/plain-config.js'
 import { trainerNames, trainerOptions, trainers } from '../../src/rl/registry.js'
 import { parseOptions } from '../../src/validation/schema.js'
 
-const refusal = (options: unknown, schema: typeof rlttOptions | typeof grpoOptions | typeof pretrainOptions = rlttOptions) => {
+const whole = {
+  rltt: rlttOptions,
+  grpo: grpoOptions,
+  objective: objectiveTrainerOptions,
+  looprpt: looprptOptions,
+  pretrain: pretrainOptions,
+}
+
+const refusal = (options: unknown, schema: z.ZodType = rlttOptions) => {
   try {
     parseOptions('Trainer', schema, options)
   } catch (error) {
@@ -72,6 +81,63 @@ describe('trainer options', () => {
     for (const schema of [rlttOptions, grpoOptions, pretrainOptions]) {
       expect(refusal({ warmupSteps: 1, warmupRatio: 0.1 }, schema)).toMatch(/give warmupSteps or warmupRatio, not both/)
     }
+  })
+
+  const [task, corpus, tokenizer] = [{ sample() {} }, 'text', { encode() {} }]
+  const environment = () => {}
+  it.each([
+    ['rltt', { epsilon: 0.3 }, "epsilon: needs the surrogate 'ppo' (the bound of 'cispo' is cap)"],
+    ['rltt', { epsilonHigh: 0.3, surrogate: 'cispo' }, "epsilonHigh: needs the surrogate 'ppo' (the bound of 'cispo' is cap)"],
+    ['grpo', { dualClip: 2, surrogate: 'cispo' }, "dualClip: needs the surrogate 'ppo' (the bound of 'cispo' is cap)"],
+    ['grpo', { cap: 5 }, "cap: needs the surrogate 'cispo'"],
+    ['rltt', { alpha: 2 }, "alpha: needs the weights 'progressive'"],
+    ['rltt', { weights: [1, 2], detachWeights: false }, "detachWeights: needs the weights 'exit-pdf'"],
+    ['grpo', { constantNormalizerLength: 9 }, "constantNormalizerLength: needs the normalizer 'constant'"],
+    ['grpo', { advantage: { discount: 0.5 } }, "advantage.discount: needs the source 'turn'"],
+    ['objective', { branch: { entropy: 1, width: 2 } }, 'branch: needs an environment'],
+    ['rltt', { maxTurns: 3 }, 'maxTurns: needs an environment'],
+    ['rltt', { tools: [] }, 'tools: needs an environment'],
+    ['grpo', { task, evalDataset: 'rows' }, 'evalDataset: needs a dataset'],
+    ['grpo', { task, tokenizer }, 'tokenizer: needs a dataset or a corpus (a task has its own tokenizer)'],
+    ['grpo', { task, chatTemplate: { system: 'x' } }, 'chatTemplate: needs a dataset'],
+    ['pretrain', { task, evalCorpus: 'text' }, 'evalCorpus: needs a corpus'],
+    ['looprpt', { task, contextLength: 8 }, 'contextLength: needs a corpus'],
+    ['looprpt', { dataset: 'rows', heldOutShare: 0 }, 'heldOutShare: needs a corpus'],
+    ['looprpt', { corpus, reward() {} }, 'reward: needs a task or a dataset'],
+    ['pretrain', { corpus, assistantOnly: true }, 'assistantOnly: needs a dataset'],
+    ['pretrain', { corpus, evalDataset: 'rows' }, 'evalDataset: needs a dataset'],
+    ['pretrain', { weights: 'last', alpha: 2 }, "alpha: needs the weights 'progressive'"],
+    ['pretrain', { weights: 'last', entropyCoefficient: 1 }, "entropyCoefficient: needs the weights 'exit-pdf'"],
+    ['rltt', { greaterIsBetter: true }, /^greaterIsBetter: needs metricForBestModel, the metric that .*reward$/],
+    ['pretrain', { earlyStoppingThreshold: 1 }, 'earlyStoppingThreshold: needs earlyStoppingPatience'],
+    ['looprpt', { minLearningRate: 1e-9 }, "minLearningRate: needs the schedule 'linear' or 'cosine'"],
+    ...['loops', 'readLoops', 'backwardLoops', 'weights', 'alpha', 'entropyCoefficient', 'recompute', 'stateSeed'].map((name) => {
+      const values = { readLoops: [1], weights: 'last', recompute: 'loop' } as Record<string, unknown>
+      const message = `${name}: needs stage 1 (stage 2 trains only the exit gate, at every loop)`
+      return ['pretrain', { stage: 2, [name]: values[name] ?? 2 }, message] as const
+    }),
+    ['pretrain', { stage: 2, initialState: 'zeros' }, /^initialState: needs stage 1 /],
+  ] as const)('that nothing reads are rejected: %s %o', (trainer, options, message) => {
+    const [first, ...more] = refusal(options, whole[trainer])
+      .replace(/^Trainer: /, '')
+      .split('\n')
+    expect(more).toEqual([])
+    const [problem, remedy] = first!.split('; ')
+    if (typeof message === 'string') expect(problem).toBe(message)
+    else expect(problem).toMatch(message)
+    expect(remedy).toBe(`set it, or omit ${/[\w.]+(?=:)/.exec(first!)![0].split('.').at(-1)}`)
+  })
+
+  it('that nothing reads are accepted with their defaults, which config.yaml of a run has', () => {
+    for (const trainer of trainerNames) {
+      const defaults = plainConfig(parseOptions('x', whole[trainer], {}))
+      expect(defaults).not.toEqual({})
+      for (const source of [{}, { task }, { dataset: [] }, ...(trainer in { pretrain: 0, looprpt: 0 } ? [{ corpus }] : [])]) {
+        expect(plainConfig(parseOptions('x', whole[trainer], { ...defaults, ...source }))).toEqual(defaults)
+      }
+    }
+    parseOptions('x', pretrainOptions, { ...plainConfig(parseOptions('x', pretrainOptions, {})), stage: 2 })
+    parseOptions('x', rlttOptions, { environment, maxTurns: 3, branch: { entropy: 1, width: 2 } })
   })
 
   it('are all documented with type and default', () => {

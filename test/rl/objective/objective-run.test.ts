@@ -348,7 +348,7 @@ describe('maxNewTokens', () => {
     expect(await longest({ steps: 1 })).toBe(tinyTask.maxCompletionLength)
     expect(await longest({ steps: 1, maxNewTokens: 1 })).toBe(1)
     expect(await longest({ steps: 1, maxNewTokens: 9 })).toBe(9)
-    expect(await longest({ steps: 1, maxNewTokens: 2, constantNormalizerLength: 9 })).toBe(2)
+    expect(await longest({ steps: 1, maxNewTokens: 2, constantNormalizerLength: 9, normalizer: 'constant' })).toBe(2)
     const rows = {
       task: undefined,
       dataset: [{ prompt: '1+1=' }],
