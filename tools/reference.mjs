@@ -5,8 +5,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { trainConfigSchema } from '../dist/src/cli/train-config.js'
 import { metricGroups } from '../dist/src/monitor/metric-catalogue.js'
-import { resources } from '../dist/src/rl/config-common.js'
-import { rlttOptions } from '../dist/src/rl/config-rollouts.js'
+import { grpoOptions as grpo, objectiveTrainerOptions as objective, rlttOptions as rltt } from '../dist/src/rl/config-rollouts.js'
+import { looprptOptions as looprpt, pretrainOptions as pretrain } from '../dist/src/rl/config-tokens.js'
 import { trainerOptions, trainers } from '../dist/src/rl/registry.js'
 import { schemaOptions } from '../dist/src/validation/schema-docs.js'
 import { commandLine } from './command-line.mjs'
@@ -27,6 +27,14 @@ const byTrainer = Object.fromEntries(Object.keys(trainers).map((name) => [name, 
 const same = (a) => (b) => JSON.stringify(a) === JSON.stringify(b)
 const shared = byTrainer.rltt.filter((option) => Object.values(byTrainer).every((options) => options.some(same(option))))
 const own = (options) => options.filter((option) => !shared.some(same(option)))
+
+/** The options that are not plain data, of any trainer. */
+const inCode = {}
+for (const [name, { shape }] of Object.entries({ rltt, grpo, objective, looprpt, pretrain }))
+  for (const [field, { description }] of Object.entries(shape))
+    if (!(field in trainers[name].schema.shape)) inCode[field] ??= described(field, description)
+const codeItems = (wanted) =>
+  Object.entries(inCode).flatMap(([name, description]) => (wanted(name) ? [item(`${code(name)}: ${description}`)] : []))
 
 const configuration = [
   '# Configuration',
@@ -55,11 +63,15 @@ const configuration = [
     ...own(options).map(optionItem),
   ]),
   '',
+  '## Fields of the file in code',
+  '',
+  'In code, these fields of the file are options beside the others. Tasks, tokenizers and functions are then objects.',
+  '',
+  ...codeItems((name) => name in trainConfigSchema.shape),
+  '',
   '## Only in code',
   '',
-  ...Object.keys({ ...resources, reward: 0 }).map((name) =>
-    item(`${code(name)}: ${described(name, rlttOptions.shape[name]?.description)}`),
-  ),
+  ...codeItems((name) => !(name in trainConfigSchema.shape)),
 ]
 
 const metrics = [

@@ -1,9 +1,10 @@
-import { copyFile, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { copyFile, mkdir, readdir, stat, writeFile } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { Command } from 'commander'
 import { uploadModel } from '../data/upload.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { RunReader } from '../monitor/run-reader.js'
+import { checkpointPath, newestCheckpoint, readTrainerState } from '../rl/checkpoint.js'
 import { modelCard } from './model-card.js'
 import { interruptible, print } from './output.js'
 
@@ -38,11 +39,7 @@ export function addExport(program: Command): void {
 
 async function exportModel(source: string, folder: string): Promise<void> {
   const checkpoint = await findCheckpoint(source)
-  const state = JSON.parse(await readFile(join(checkpoint, 'trainer_state.json'), 'utf8')) as {
-    trainer: string
-    step: number
-    config: object
-  }
+  const state = await readTrainerState(checkpoint, undefined, operation)
   const runDir = dirname(dirname(resolve(checkpoint)))
   const run = await new RunReader(runDir).read().catch(() => undefined)
   const entries = await readdir(folder).catch(() => [])
@@ -71,16 +68,10 @@ async function findCheckpoint(source: string): Promise<string> {
       () => false,
     )
   if (await isFile(join(source, 'trainer_state.json'))) return source
-  const folder = join(source, 'checkpoints')
-  const steps = (await readdir(folder).catch(() => []))
-    .flatMap((name) => /^step-(\d+)$/.exec(name)?.[1] ?? [])
-    .map(Number)
-    .sort((a, b) => b - a)
-  const [newest] = steps
+  const newest = await newestCheckpoint(source)
   if (newest === undefined)
     throw new LoopLMError('NOT_FOUND', `${source} is neither a run with a checkpoint nor a checkpoint folder`, { operation })
-  const path = join(folder, `step-${newest}`)
-  const state = JSON.parse(await readFile(join(path, 'trainer_state.json'), 'utf8')) as { best?: { step: number }[] }
-  const best = state.best?.[0]?.step
-  return best === undefined || !steps.includes(best) ? path : join(folder, `step-${best}`)
+  const [best] = (await readTrainerState(newest, undefined, operation)).best
+  const path = best && checkpointPath(source, best.step)
+  return path !== undefined && (await isFile(join(path, 'trainer_state.json'))) ? path : newest
 }

@@ -22,7 +22,7 @@ export function modelCard(
   }
   const { facts } = run ?? {}
   const about = [
-    ['base model', base ?? 'none: trained from its first parameters'],
+    ['base model', base ?? originOf(run)],
     ['trainer', state.trainer],
     ['steps', String(state.step)],
     ['data', facts?.data],
@@ -34,7 +34,7 @@ export function modelCard(
           : `${formatNumber(facts.parameters)}, ${formatNumber(facts.trained)} trained`),
     ],
     ['trained in', facts && `${facts.dtype} on ${facts.device}${run?.seconds == null ? '' : `, ${formatDuration(run.seconds)}`}`],
-  ].filter((row): row is [string, string] => row[1] !== undefined)
+  ].filter((row): row is [string, string] => row[1] != null)
   const evaluations = run === undefined ? [] : evaluationRows(run, state.step)
   const options = Object.entries(state.config).map(([name, value]) => [`\`${name}\``, `\`${JSON.stringify(value)}\``])
   return [
@@ -56,6 +56,13 @@ export function modelCard(
     '## Use\n',
     `\`\`\`sh\nnpx looplm generate ${adapter ? 'BASE --adapter FOLDER' : 'FOLDER'} --prompt …\n\`\`\`\n`,
   ].join('\n')
+}
+
+/** Where a run without a base model has its parameters from. */
+function originOf(run: RunData | undefined): string {
+  // `looplm train` writes the fields of a config.json for a new model, code nothing about its model
+  if (Object.keys(run?.options ?? {}).some((name) => name.startsWith('model.'))) return 'none: trained from its first parameters'
+  return run?.trainer == null ? 'unknown' : 'unknown: the run was started in code'
 }
 
 /** The evaluation at a step, one line per metric. */

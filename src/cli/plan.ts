@@ -1,17 +1,20 @@
 import type { Command } from 'commander'
 import { adaptableModules, adapterParameterCount } from '../model/adapter.js'
+import { checkDType } from '../model/checks.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { estimateMemory, microBatchTokens } from '../model/estimate.js'
 import { formatDuration } from '../monitor/progress.js'
 import { type PlannedStep, plannedStep } from '../rl/planned-step.js'
 import { trainers } from '../rl/registry.js'
 import { deviceMemory } from '../tensor/devices.js'
+import type { DeviceName } from '../tensor/types.js'
 import { parseOptions } from '../validation/schema.js'
 import { collect, type DeviceFlags, deviceFlags, positiveInteger } from './arguments.js'
 import { fits, printRow, readConfig, trainingBytes } from './estimate.js'
 import { measureRates, type Rates, stepSeconds } from './measure.js'
 import { readModelFiles, storedDType } from './model-files.js'
 import { print, printJson } from './output.js'
+import { newModel, openTask, openTokenizer } from './train.js'
 import { readTrainConfig, type TrainConfig } from './train-config.js'
 
 const operation = 'looplm plan'
@@ -51,8 +54,8 @@ export function addPlan(program: Command): void {
 
 async function showPlan(path: string, { set = [], promptTokens, answerTokens, time, json }: PlanFlags): Promise<void> {
   const given = await readTrainConfig(path, set)
-  const { config: model, dtype } = await modelOf(given.model)
-  const config = { ...given, dtype: given.dtype ?? dtype }
+  const { config: model, dtype } = await modelOf(given)
+  const config = { ...given, dtype: checkDType(given.dtype, given.device as DeviceName, dtype, operation) }
   const { step, ...plan } = makePlan(config, model, { promptTokens, newTokens: answerTokens })
   const measured = time === false || plan.train > plan.free ? undefined : await measureStep(config, model, step)
   if (json) {
@@ -92,7 +95,7 @@ function copyNote({ trainer }: TrainConfig): string {
 async function measureStep(config: TrainConfig, model: LoopLMConfig, step: PlannedStep) {
   const options = planned(config)
   const architecture = architectureOf(model)
-  const place = { ...deviceFlags(config as DeviceFlags), dtype: dtypeOf(config) }
+  const place = deviceFlags(config as DeviceFlags)
   const rows = step.rollouts?.completions ?? Math.ceil(step.passes[0]!.tokens / step.rowTokens)
   const rates: Rates = await measureRates(architecture, place, { rows, tokens: step.rowTokens })
   const how = { adapter: options.lora !== undefined, recompute: options.recompute !== 'none' }
@@ -101,10 +104,6 @@ async function measureStep(config: TrainConfig, model: LoopLMConfig, step: Plann
 
 function planned(config: TrainConfig): PlannedOptions {
   return parseOptions('options', trainers[config.trainer].schema, config.options) as unknown as PlannedOptions
-}
-
-function dtypeOf({ dtype }: TrainConfig): 'float32' | 'bfloat16' {
-  return dtype === 'bfloat16' ? 'bfloat16' : 'float32'
 }
 
 /**
@@ -119,7 +118,7 @@ export function makePlan(
 ) {
   const options = planned(config)
   const { recompute, tokensPerMicroBatch: given, lora, loops, readLoops } = options
-  const dtype = dtypeOf(config)
+  const { dtype = 'float32' } = config
   const architecture = architectureOf(model)
   const trained =
     lora && adapterParameterCount(architecture, { ...lora, modules: lora.targetModules ?? adaptableModules(architecture) })
@@ -183,13 +182,14 @@ function remedyFor({ recompute, lora }: PlannedOptions, dtype: string): string {
   return `What helps: ${ideas.filter((idea) => idea !== false).join(', ')}`
 }
 
-/** The configuration of a model, and the dtype in which it is loaded by default. */
-async function modelOf(model: TrainConfig['model']): Promise<{ config: LoopLMConfig; dtype: 'float32' | 'bfloat16' }> {
+/** The configuration of the model that `looplm train` would open, and the dtype in which it is loaded by default. */
+async function modelOf(run: TrainConfig): Promise<{ config: LoopLMConfig; dtype: 'float32' | 'bfloat16' }> {
+  const { model } = run
   if (typeof model === 'string') {
     if (model.endsWith('.json')) return { config: await readConfig(model, operation), dtype: 'float32' }
     const read = await readModelFiles(model, operation)
     return { config: read.config, dtype: await storedDType(read, operation) }
   }
-  const config = parseConfig({ vocab_size: 256, ...model }, 'model', false) // the run's tokenizer may have more tokens
-  return { config, dtype: 'float32' }
+  const form = newModel(model, (await openTokenizer(run)) ?? (run.task === undefined ? undefined : openTask(run.task).tokenizer))
+  return { config: parseConfig(form, 'model', false), dtype: 'float32' }
 }

@@ -134,9 +134,19 @@ function parallelOf(given: TrainConfig['parallel'], { parallel }: ParallelFlags)
 async function openModel(config: TrainConfig, tokenizer: Tokenizer | undefined): Promise<LoopLM> {
   const place = deviceFlags(config as DeviceFlags)
   if (typeof config.model === 'string') return LoopLM.fromPretrained(config.model, { ...place, dequantize: true })
-  const vocabulary = tokenizer === undefined ? {} : { vocab_size: tokenizer.vocabSize }
   const seed = typeof config.options.seed === 'number' ? config.options.seed : 0
-  return LoopLM.create({ ...vocabulary, ...config.model } as LoopLMConfigInput, { ...place, seed })
+  return LoopLM.create(newModel(config.model, tokenizer), { ...place, seed })
+}
+
+/** The fields of a new model. Its vocabulary defaults to that of the tokenizer. */
+export function newModel(fields: object, tokenizer: Tokenizer | undefined): LoopLMConfigInput {
+  return { ...(tokenizer === undefined ? {} : { vocab_size: tokenizer.vocabSize }), ...fields } as LoopLMConfigInput
+}
+
+/** The tokenizer that the configuration names. */
+export async function openTokenizer({ tokenizer }: TrainConfig): Promise<Tokenizer | undefined> {
+  if (tokenizer === undefined) return undefined
+  return tokenizer === 'bytes' ? Tokenizer.bytes() : Tokenizer.fromPretrained(tokenizer)
 }
 
 async function openResources(config: TrainConfig) {
@@ -163,15 +173,15 @@ async function openResources(config: TrainConfig) {
     await openRows(source, name, 0, 'looplm train').head(1) // fails before a large model is loaded
     resources[name] = source
   }
-  if (config.tokenizer !== undefined) {
-    resources.tokenizer = config.tokenizer === 'bytes' ? Tokenizer.bytes() : await Tokenizer.fromPretrained(config.tokenizer)
-  }
+  const tokenizer = await openTokenizer(config)
+  if (tokenizer !== undefined) resources.tokenizer = tokenizer
   if (config.reward !== undefined) resources.reward = await openRewards(config.reward)
   if (config.loggers !== undefined) resources.loggers = await Promise.all(config.loggers.map(openLogger))
   return resources
 }
 
-function openTask(task: NonNullable<TrainConfig['task']>): Task {
+/** A task of the configuration. */
+export function openTask(task: NonNullable<TrainConfig['task']>): Task {
   return createTask((typeof task === 'string' ? { name: task } : task) as TaskConfig)
 }
 

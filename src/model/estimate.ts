@@ -4,12 +4,12 @@ import type { DeviceName } from '../tensor/types.js'
 import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
 import { cachePerToken, cacheTypes } from './cache-type.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
-import type { CacheType } from './types.js'
+import type { CacheType, ModelDType } from './types.js'
 
 /** Options of {@link estimateMemory}. */
 export interface EstimateOptions {
   /** The dtype of weights, activations and the cache. Defaults to `float32`. */
-  dtype?: 'float32' | 'bfloat16' | undefined
+  dtype?: ModelDType | undefined
   /** Number of loops to run. Defaults to the model's. */
   loops?: number | undefined
   /** What the backward pass recomputes instead of storing. Defaults to `none`. */
@@ -26,9 +26,9 @@ export interface MemoryEstimate {
   parameters: number
   /** The weights, in the model's dtype or quantized. */
   weights: number
-  /** The gradients of a trainer, in float32. */
+  /** The gradients of a trainer, in float32, or in float64 for that dtype. */
   gradients: number
-  /** The optimizer state: AdamW's moments in float32, and float32 master weights of bfloat16 weights. */
+  /** The optimizer state: AdamW's moments in the type of the gradients, and float32 master weights of bfloat16 weights. */
   optimizer: number
   /**
    * Keys and values of one token in all loops. With a quantized `cacheType`, the newest tokens of each sequence (up to 64) also
@@ -55,7 +55,8 @@ const estimateOptions = {
   cacheType: true,
 } satisfies Keys<EstimateOptions>
 const operation = 'estimateMemory'
-const real = 4 // bytes of a float32
+const bytesOf = { bfloat16: 2, float32: 4, float64: 8 }
+const realBytes = (act: number) => Math.max(4, act) // of what is at least a float32: norms, gradients, logits
 
 /**
  * Estimates the memory of a model from its configuration alone. Nothing is loaded. A test compares the result with what the
@@ -73,12 +74,13 @@ const real = 4 // bytes of a float32
 export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = {}): MemoryEstimate {
   checkOptions(options, estimateOptions, operation)
   const { dtype = 'float32', recompute = 'none' } = options
-  checkWord(dtype, 'dtype', ['float32', 'bfloat16'], operation)
+  checkWord(dtype, 'dtype', ['float32', 'bfloat16', 'float64'], operation)
   checkWord(recompute, 'recompute', ['none', 'loop', 'layer'], operation)
   const cacheType = checkWord(options.cacheType ?? 'model', 'cacheType', cacheTypes, operation)
   const architecture = architectureOf(config)
   const loops = checkNumber(options.loops ?? architecture.loops, 'loops', { min: 1, integer: true }, operation)
-  const act = dtype === 'float32' ? 4 : 2
+  const act = bytesOf[dtype]
+  const real = realBytes(act)
   const parameters = parameterCount(architecture)
   const trained = checkNumber(options.trained ?? parameters, 'trained', { min: 1, integer: true }, operation)
   const { vocabulary, hidden } = architecture
@@ -86,7 +88,7 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
     parameters,
     weights: parameters * act,
     gradients: trained * real,
-    optimizer: trained * real * (dtype === 'float32' ? 2 : 3),
+    optimizer: trained * real * (dtype === 'bfloat16' ? 3 : 2),
     cachePerToken: cachePerToken(architecture, loops, dtype, cacheType),
     activationsPerToken: activations(architecture, loops, recompute, act),
     headPerToken: loops * (vocabulary * real + hidden * (act + real)),
@@ -107,6 +109,7 @@ export function microBatchTokens(
 /** Bytes per token of the stack's backward pass, as native/engine/stack.cpp allocates it. */
 function activations(a: Architecture, loops: number, recompute: NonNullable<EstimateOptions['recompute']>, act: number): number {
   const { hidden: D, intermediate: F, heads, kvHeads, headDim, registers, begin, loop, read } = a
+  const real = realBytes(act)
   const attention = heads * headDim
   const qkv = (heads + 2 * kvHeads) * headDim
   const state = D * act
@@ -133,7 +136,7 @@ function blockBytes(a: Architecture, act: number): number {
   if (a.residual === 'normed') numbers += 2 * D
   if (a.queryKeyNorm !== undefined && a.queryKeyNorm !== 'none') numbers += attention + kvHeads * headDim
   if (a.attentionGate === true) numbers += 2 * attention
-  return numbers * act + heads * real
+  return numbers * act + heads * realBytes(act)
 }
 
 /** Number of steps whose result a later step of the same program overwrites. */

@@ -167,6 +167,10 @@ export class Scheduler {
         'promptCache: all requests of a scheduler share its cache of prompts. Give it to the scheduler, not to a request'
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
+    if (options.sequenceNumbers !== undefined) {
+      const message = 'sequenceNumbers: a request has one number. Pass it as sequence, and omit sequenceNumbers'
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
     const { planes } = readCachePolicy(options.kv ?? this.#kv, operation)
     if (planes !== this.#kv) {
       const message = `kv is '${planes}', but all requests of this scheduler share a cache that is '${this.#kv}'`

@@ -37,7 +37,7 @@ export const metricGroups: readonly MetricGroup[] = [
           metric(
             'eval/loop_<t>/reward',
             '',
-            'Mean reward of greedy answers to the held-out problems when every token runs t loops: the accuracy, when rewards are 0 and 1.',
+            'Mean reward of the answers to the held-out problems when every token runs t loops: the accuracy, when rewards are 0 and 1.',
           ),
           metric('eval/<name>/loop_<t>/reward', '', 'The same for one of `evalTasks`.'),
         ],
@@ -124,23 +124,29 @@ export const metricGroups: readonly MetricGroup[] = [
       },
       {
         title: 'Completions cut off',
-        metrics: [metric('completions/clipped_ratio', 'share', 'Share of the completions that ended at `maxNewTokens`.')],
+        metrics: [
+          metric(
+            'completions/clipped_ratio',
+            'share',
+            'Share of the completions that ended at `maxNewTokens` or, for episodes, at `maxEpisodeTokens` or `maxTurns`.',
+          ),
+        ],
       },
       {
-        title: 'Greedy answers cut off',
+        title: 'Answers cut off',
         metrics: [
           metric(
             'eval/loop_<t>/clipped_ratio',
             'share',
-            'Share of the greedy answers with t loops that ended at `maxNewTokens`.',
+            'Share of the answers with t loops that ended at `maxNewTokens` or, for episodes, at `maxEpisodeTokens` or `maxTurns`.',
           ),
           metric('eval/<name>/loop_<t>/clipped_ratio', 'share', 'The same for one of `evalTasks`.'),
         ],
       },
       {
-        title: 'Length of greedy answers',
+        title: 'Length of answers',
         metrics: [
-          metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per greedy answer with t loops.'),
+          metric('eval/loop_<t>/mean_length', 'tokens', 'Mean tokens per answer with t loops.'),
           metric('eval/<name>/loop_<t>/mean_length', 'tokens', 'The same for one of `evalTasks`.'),
         ],
       },

@@ -174,12 +174,12 @@ export async function setAside(runDir: string, step: number): Promise<number[]> 
 /**
  * Reads trainer_state.json of a checkpoint, and checks that the other files belong to it.
  *
- * @param trainer the trainer that wants to resume
+ * @param trainer the trainer that wants to resume; undefined for any
+ * @param operation for errors
  * @throws LoopLMError NOT_FOUND, INVALID_FILE naming the field, also if the folder's name has another step or a file another
  *   checksum, INVALID_CONFIG if another trainer wrote it
  */
-export async function readTrainerState(checkpoint: string, trainer: string): Promise<TrainerState> {
-  const operation = 'resume'
+export async function readTrainerState(checkpoint: string, trainer?: string, operation = 'resume'): Promise<TrainerState> {
   const path = join(checkpoint, 'trainer_state.json')
   const value = await readJson(path, maxFileBytes.config, operation).catch((cause: LoopLMError) => {
     if (cause.code !== 'NOT_FOUND') throw cause
@@ -187,7 +187,7 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
     throw new LoopLMError('NOT_FOUND', message, { operation, cause })
   })
   const { files, checksum, format, ...state } = checkSchema(path, stateSchema, value, { code: 'INVALID_FILE' })
-  if (state.trainer !== trainer) {
+  if (trainer !== undefined && state.trainer !== trainer) {
     const message = `${path}: trainer: ${checkpoint} was written by the trainer ${state.trainer}, not ${trainer}`
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
@@ -196,7 +196,7 @@ export async function readTrainerState(checkpoint: string, trainer: string): Pro
   if (named !== undefined && Number(named) !== state.step) {
     throw invalid(`${path}: step: is ${state.step} in the folder of step ${named}; the file belongs to another checkpoint`)
   }
-  const remedy = 'Restore it from a copy, or resume from another checkpoint'
+  const remedy = 'Restore it from a copy, or use another checkpoint'
   if (format > 1 && checksum !== stateChecksum(value as object)) {
     throw invalid(`${path}: checksum: is not that of the other fields; the file is damaged or was edited. ${remedy}`)
   }

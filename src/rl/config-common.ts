@@ -314,7 +314,7 @@ export function sourceReaders({ task, dataset, corpus }: { task?: unknown; datas
     [dataset !== undefined, ['evalDataset', 'chatTemplate', 'assistantOnly'], 'a dataset'],
     [corpus !== undefined, ['evalCorpus', 'contextLength', 'heldOutShare'], 'a corpus'],
     [corpus === undefined, ['reward'], 'a task or a dataset'],
-    [task === undefined, ['tokenizer'], 'a dataset or a corpus (a task has its own tokenizer)'],
+    [dataset !== undefined || corpus !== undefined, ['tokenizer'], 'a dataset or a corpus (a task has its own tokenizer)'],
   ]
 }
 

@@ -157,11 +157,11 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
   const { task, dataset, tokenizer, chatTemplate, problems = 256 } = options
-  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   const ofEpisodes: Reader = [options.environment !== undefined, ['tools', 'maxTurns'], 'an environment']
   const [unread] = unreadOptions({}, options, [...sourceReaders(options), ofEpisodes])
   if (unread !== undefined)
     throw new LoopLMError('INVALID_ARGUMENT', `${unread.name}: ${unread.message}`, { operation: 'evaluate' })
+  const source = openProblems('evaluate', model, { task, dataset, evalDataset: dataset, tokenizer, chatTemplate, seed: 0 })
   if (options.grammar !== undefined) checkGrammarTokenizer(model, source.tokenizer, 'evaluate')
   const ranks = Ranks.found('evaluate')
   if (options.environment !== undefined) {

@@ -1,10 +1,10 @@
 import type { LoopLM } from '../model/model.js'
 import { parseOptions, refuseOptions } from '../validation/schema.js'
-import { unreadOptions } from './config-common.js'
+import { type Reader, unreadOptions } from './config-common.js'
 import { objectiveTrainerOptions } from './config-rollouts.js'
 import { needsReference, surrogateOf } from './objective/compile.js'
 import { type Phase, phasesOf } from './objective/recipes.js'
-import { type Objective, objectiveSchema } from './objective/schema.js'
+import { beliefReward, type Objective, objectiveSchema } from './objective/schema.js'
 import { isLabelFree } from './objective/shape-rewards.js'
 import type { ObjectiveTrainerConfig, ObjectiveTrainerOptions } from './options.js'
 import { type ObjectiveSchedule, PolicyGradientTrainer } from './policy-gradient.js'
@@ -144,7 +144,8 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
         `advantage.source: 'turn' gives every turn an advantage, but ${space === 'marginal' ? 'the marginal space' : kind} has one per sequence`,
       )
     if (source !== 'turn' && gain !== undefined) throw refuse(i, "advantage.gain: needs the source 'turn'")
-    if (source !== 'turn' && advantage.discount !== 1) throw refuse(i, "advantage.discount: needs the source 'turn'")
+    if (source !== 'turn' && advantage.discount !== 1)
+      throw refuse(i, "advantage.discount: needs the source 'turn'; set it, or omit discount")
     if (source !== 'reward' && source !== 'turn' && unread !== undefined)
       throw refuse(i, `advantage.${unread[0]} is for advantages from rewards, and the source is ${source}; omit one of them`)
     if (baseline === 'none' && scale !== undefined && scale !== 'none')
@@ -169,6 +170,14 @@ function checkCombinations({ terms, lazy, kl, entropy, filter, rewards }: Object
         i,
         "advantage.loops: the belief 'token' has no group, because the tokens of responses differ; choose another base or normalize",
       )
+    if (loops !== undefined) {
+      const readers: Reader[] = [
+        [loops.value === 'best-of', ['attempts'], "the value 'best-of'"],
+        [loops.base === 'teacher', ['costScale', 'threshold'], "the base 'teacher'"],
+      ]
+      const [unreadField] = unreadOptions(beliefReward.shape, loops, readers)
+      if (unreadField !== undefined) throw refuse(i, `advantage.loops.${unreadField.name}: ${unreadField.message}`)
+    }
     if (advantage.loops !== undefined && advantage.loops.belief !== 'token' && advantage.loops.base === 'teacher')
       throw refuse(i, "advantage.loops: the base 'teacher' needs the belief 'token'")
   }

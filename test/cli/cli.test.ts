@@ -647,6 +647,11 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
     [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],
     [{ task: undefined }, [], /needs exactly one of task, dataset and corpus/],
+    [
+      { evalDataset: 'rows', tokenizer: 'bytes', options: { contextLength: 8, assistantOnly: false } },
+      [],
+      /wrong\.yaml: 3 things are wrong\n {2}evalDataset: needs a dataset; .*\n {2}options\.contextLength: needs a corpus; .*\n {2}tokenizer: needs a dataset or a corpus \(a task has its own tokenizer\); set it, or omit tokenizer/,
+    ],
     [{ model: { hidden_size: 16 } }, [], /intermediate_size/],
     [{}, ['--device', 'tpu'], /device must be one of 'cpu', 'reference', 'cuda'/],
     [{}, ['--resume'], /--resume needs a run folder/],

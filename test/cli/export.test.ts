@@ -1,6 +1,6 @@
 // `looplm export` and the upload to a hub, which is a server of this machine.
 import { createHash } from 'node:crypto'
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { parse } from 'yaml'
 import { addExport } from '../../src/cli/export.js'
 import { uploadModel } from '../../src/data/upload.js'
-import { LoopLM, LoopRPTTrainer, RLTTTrainer } from '../../src/index.js'
+import { LoopLM, LoopRPTTrainer, PretrainTrainer, RLTTTrainer } from '../../src/index.js'
 import { refusal } from '../refusal.js'
 import { parametersOf, tinyModel, tinyTask, variedReward } from '../tiny.js'
 
@@ -70,6 +70,40 @@ describe('looplm export', () => {
     expect((await refusal(() => exportRun(root, join(root, 'x')))).message).toMatch(
       /is neither a run with a checkpoint nor a checkpoint folder/,
     )
+  })
+
+  it('names a base model only if the run says so', async () => {
+    const bases = [
+      [{ model: 'org/base' }, 'org/base'],
+      [{ model: { hidden_size: 16 } }, 'none: trained from its first parameters'],
+      [undefined, 'unknown: the run was started in code'],
+    ] as const
+    for (const [i, [config, base]] of bases.entries()) {
+      const runDir = join(root, `based-${i}`)
+      using model = await tinyModel('cpu')
+      using trainer = new PretrainTrainer(model, { ...quiet, steps: 1, batchSize: 2, learningRate: 1e-3, runDir })
+      for await (const _ of trainer.run({ config }));
+      await exportRun(runDir, join(root, `card-${i}`))
+      expect(await readFile(join(root, `card-${i}`, 'README.md'), 'utf8')).toContain(`| base model | ${base} |`)
+    }
+    await cp(join(root, 'based-0', 'checkpoints', 'step-1'), join(root, 'alone', 'checkpoints', 'step-1'), { recursive: true })
+    await exportRun(join(root, 'alone'), join(root, 'card-alone'))
+    expect(await readFile(join(root, 'card-alone', 'README.md'), 'utf8')).toContain('| base model | unknown |')
+  })
+
+  it.each([
+    ['{', /^looplm export: .*trainer_state\.json is not JSON/],
+    ['[]', /trainer_state\.json: options: Invalid input|trainer_state\.json: .*expected object/],
+    ['{ "format": 1, "trainer": "rltt" }', /trainer_state\.json: step: /],
+  ])('rejects a damaged trainer_state.json by name: %s', async (content, message) => {
+    const runDir = await mkdtemp(join(root, 'damaged-'))
+    const checkpoint = join(runDir, 'checkpoints', 'step-1')
+    await mkdir(checkpoint, { recursive: true })
+    await writeFile(join(checkpoint, 'trainer_state.json'), content)
+    for (const source of [runDir, checkpoint]) {
+      const error = await refusal(() => exportRun(source, join(root, 'never')))
+      expect([error.code, error.message]).toEqual(['INVALID_FILE', expect.stringMatching(message)])
+    }
   })
 
   it('omits the teacher and the optimizer of a checkpoint', async () => {

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { stringify } from 'yaml'
 import { ouro } from '../../bench/models.js'
 import { readModelFiles, storedDType } from '../../src/cli/model-files.js'
-import { estimateMemory, LoopLM, memory, PretrainTrainer } from '../../src/index.js'
+import { addition, estimateMemory, LoopLM, memory, PretrainTrainer, Tokenizer } from '../../src/index.js'
 import { OneProcess } from '../cli/program.js'
 import { type Entry, ggufMetadata, ggufName, randomData, writeGguf, writeGgufParts } from '../gguf-file.js'
 import { refusal } from '../refusal.js'
@@ -42,12 +42,12 @@ const tokens = (model: LoopLM, count: number, length: number) =>
 
 describe('an estimate of memory', () => {
   it.each(
-    (['float32', 'bfloat16'] as const).flatMap((dtype) =>
+    (['float32', 'bfloat16', 'float64'] as const).flatMap((dtype) =>
       (['none', 'loop', 'layer'] as const).map((recompute) => [dtype, recompute] as const),
     ),
   )('is within 5 % of the allocated memory: %s, recompute %s', async (dtype, recompute) => {
     const before = memory().bytes
-    using model = await LoopLM.create(sizes, { dtype })
+    using model = await LoopLM.create(sizes, { dtype, device: dtype === 'float64' ? 'reference' : 'cpu' })
     const estimate = estimateMemory(model.config, { dtype, recompute })
     within(estimate.weights, memory().bytes - before)
     const trainer = new PretrainTrainer(model, { recompute, tokensPerMicroBatch: 1024 })
@@ -132,6 +132,29 @@ describe('on the command line', () => {
     expect(text.stdout).toMatch(/to generate .* does not fit in the free memory/)
     expect(text.stdout).toMatch(/to train .* fits in the free memory/)
     expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
+  })
+
+  it('a plan of a new model has the vocabulary and the dtype that training gives it', async () => {
+    const { vocab_size: _, ...form } = sizes
+    await writeFile(join(root, 'rows.jsonl'), '{"prompt":"a","answer":"b"}\n')
+    await Tokenizer.characters('ab').save(join(root, 'letters'))
+    const cases = [
+      [{ task: { name: 'addition', digits: 2 } }, {}, addition({ digits: 2 }).tokenizer.vocabSize],
+      [{ dataset: 'rows.jsonl', tokenizer: 'letters' }, {}, Tokenizer.characters('ab').vocabSize],
+      [{ dataset: 'rows.jsonl', tokenizer: 'bytes' }, {}, Tokenizer.bytes().vocabSize],
+      [{ task: 'addition' }, { vocab_size: 77 }, 77],
+    ] as const
+    for (const [data, sized, vocab_size] of cases) {
+      await writeFile(join(root, 'new.yaml'), stringify({ trainer: 'pretrain', model: { ...form, ...sized }, ...data }))
+      using model = await LoopLM.create({ ...form, vocab_size })
+      const plan = JSON.parse((await looplm('plan', 'new.yaml', '--no-time', '--json')).stdout)
+      expect([plan.parameters, plan.weights]).toEqual([model.parameterCount, 4 * model.parameterCount])
+      const exact = JSON.parse((await looplm('plan', 'new.yaml', '--set', 'device=reference', '--json')).stdout)
+      expect([exact.dtype, exact.weights]).toEqual(['float64', 8 * model.parameterCount])
+      expect(exact.time.update).toBeGreaterThan(0)
+    }
+    await writeFile(join(root, 'new.yaml'), stringify({ trainer: 'pretrain', model: form, dataset: 'rows.jsonl' }))
+    expect((await looplm('plan', 'new.yaml')).stderr).toMatch(/vocab_size/) // as training
   })
 
   it('looplm estimate and plan bound the activations of large models', async () => {

@@ -14,6 +14,7 @@ import {
   wilsonInterval,
 } from '../../src/index.js'
 import { refusal } from '../refusal.js'
+import { tinyTask } from '../tiny.js'
 
 const tokenizer = Tokenizer.characters('ab:', { special: { eos: '<eos>' } })
 const dataset: Dataset = Array.from({ length: 12 }, (_, i) => ({ prompt: `${'ab'[i % 2]}:`, answer: 'a' }))
@@ -102,6 +103,16 @@ describe('an evaluation', () => {
       const error = await refusal(call)
       expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
     }
+  })
+
+  it.each([
+    [{ maxTurns: 3 }, /^evaluate: maxTurns: needs an environment; set it, or omit maxTurns$/],
+    [{ task: tinyTask, dataset: undefined }, /^evaluate: tokenizer: needs a dataset or a corpus .*; set it, or omit tokenizer$/],
+    [{ task: tinyTask, dataset: undefined, tokenizer: undefined, chatTemplate: {} }, /^evaluate: chatTemplate: needs a dataset;/],
+    [{ task: tinyTask, tokenizr: 1 }, /^evaluate: tokenizr: unknown option; did you mean tokenizer\?$/],
+  ])('rejects options that nothing reads: %o', async (wrong, message) => {
+    const error = await refusal(() => evaluate(model, { ...options, ...wrong }))
+    expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
   })
 })
 

@@ -225,8 +225,8 @@ export interface LoopRewardsInput {
   /** Base `teacher`: the reference loop is the first one where the cumulative exit probability reaches this. Default `0.5`. */
   threshold?: number | undefined
   /**
-   * How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: max(G_t, 0). `group`: z-score over the
-   * group at each loop (not with belief `token`). Default `"none"`.
+   * How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: the same, with negative values set to 0.
+   * `group`: z-score over the group at each loop (not with belief `token`). Default `"none"`.
    */
   normalize?: 'none' | 'loops' | 'gain' | 'group' | undefined
   /** Factor α: the advantage of loop t grows by α times the normalized G_t. Default `1`. */

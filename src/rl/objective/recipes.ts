@@ -8,7 +8,7 @@ export interface Phase {
   objective: ObjectiveInput
 }
 
-/** Published methods by name. */
+/** Recipes by name: published methods, methods carried over to loops, and our own. */
 export interface Recipes {
   /** The last loop, with clipped ratios and advantages within the group (arXiv 2402.03300). */
   readonly grpo: ObjectiveInput
@@ -68,7 +68,7 @@ export interface Recipes {
   readonly 'evol-rl': ObjectiveInput
 }
 
-/** A published method by name. */
+/** A recipe's name. */
 export type RecipeName = keyof Recipes
 
 const group = { baseline: 'group', scale: 'group' } as const
@@ -93,7 +93,7 @@ const prerl: ObjectiveInput = {
 }
 const gainOverTeacher = { belief: 'token', value: 'log', base: 'teacher', cost: 0.02, costScale: 0.5 } as const
 
-/** Published methods as values of the algebra. Their papers and settings: docs/objectives.md. */
+/** Recipes as values of the algebra. Their papers and settings: docs/objectives.md. */
 export const recipes: Recipes = {
   grpo,
   'dr-grpo': { terms: [{ weights: 'last', surrogate: 'ppo', advantage: meanOnly, normalizer: 'constant' }] },

@@ -100,7 +100,7 @@ export const beliefReward = z.strictObject({
     .enum(['none', 'loops', 'gain', 'group'])
     .default('none')
     .describe(
-      'How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: max(G_t, 0). `group`: z-score over the group at each loop (not with belief `token`).',
+      'How G_t is normalized. `none`: not at all. `loops`: z-score over the loops. `gain`: the same, with negative values set to 0. `group`: z-score over the group at each loop (not with belief `token`).',
     ),
   scale: z.number().default(1).describe('Factor α: the advantage of loop t grows by α times the normalized G_t.'),
 })

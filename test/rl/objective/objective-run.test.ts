@@ -12,6 +12,7 @@ import type { ObjectiveContext } from '../../../src/rl/objective/custom-objectiv
 import { type Phase, recipes } from '../../../src/rl/objective/recipes.js'
 import type { ObjectiveInput } from '../../../src/rl/objective/schema.js'
 import { ObjectiveTrainer } from '../../../src/rl/objective-trainer.js'
+import type { ObjectiveTrainerOptions } from '../../../src/rl/options.js'
 import { PretrainTrainer } from '../../../src/rl/pretrain.js'
 import { RLTTTrainer } from '../../../src/rl/rltt.js'
 import { refusal } from '../../refusal.js'
@@ -519,6 +520,10 @@ describe('mistakes in objectives and batches', () => {
     [{ terms: [{ channel: 'exit', weights: 'last' }] }, /terms\.0: weights/],
     [{ terms: [{ channel: 'exit', advantage: { loops: { belief: 'token', normalize: 'gain' } } }] }, /loops\.normalize/],
     [{ terms: [{ draws: 4 }] }, /terms\.0: draws/],
+    [{ terms: [{ advantage: { discount: 0.5 } }] }, /terms\.0: advantage\.discount: needs the source 'turn'/],
+    [{ terms: [{ advantage: { loops: { belief: 'token', attempts: 3 } } }] }, /loops\.attempts: needs the value 'best-of'/],
+    [{ terms: [{ advantage: { loops: { belief: 'token', costScale: 1 } } }] }, /loops\.costScale: needs the base 'teacher'/],
+    [{ terms: [{ advantage: { loops: { belief: 'token', threshold: 1 } } }] }, /loops\.threshold: needs the base 'teacher'/],
     [{ terms: [{ space: 'marginal' }], kl: { beta: 0.1 } }, /objective\.kl: needs a term in the conditional space/],
     [{ terms: [{ space: 'marginal' }], entropy: { token: 0.1 } }, /objective\.entropy\.token: needs/],
     [{ terms: [{ space: 'marginal' }], entropy: { exit: 0.1 } }, /objective\.entropy\.exit: needs/],
@@ -526,6 +531,28 @@ describe('mistakes in objectives and batches', () => {
   it.each(cases)('reject an objective field that would not be read: %j', async (objective, message) => {
     using model = await tinyModel()
     const error = await refusal(() => new ObjectiveTrainer(model, { objective }))
+    expect(error.code).toBe('INVALID_CONFIG')
+    expect(error.message).toMatch(message)
+  })
+
+  const answerOf = (text: string) => text
+  const inLoop: ObjectiveTrainerOptions['objective'] = () => ({ loss: 0, coefficients: [] })
+  it.each<[ObjectiveTrainerOptions, RegExp | undefined]>([
+    [
+      { objective: 'rltt', answerOf },
+      /answerOf: needs the reward majority or novelty in the objective; set it, or omit answerOf$/,
+    ],
+    [{ objective: 'grpo', marginalToken: 1 }, /marginalToken: needs a term in the space 'marginal'; set it, or omit/],
+    [{ objective: 'grpo', constantNormalizerLength: 9 }, /constantNormalizerLength: needs a term with the normalizer 'constant'/],
+    [{ objective: inLoop, constantNormalizerLength: 9 }, /constantNormalizerLength: needs a term with the normalizer/],
+    [{ objective: 'ttrl', answerOf }, undefined],
+    [{ objective: 'dsrl', marginalToken: 1 }, undefined], // its first phase reads it
+    [{ objective: [{ until: 1, objective: 'rltt' }, { objective: 'dr-grpo' }], constantNormalizerLength: 9 }, undefined],
+  ])('reject an option that no objective of the run reads: %o', async (options, message) => {
+    using model = await tinyModel()
+    const create = () => new ObjectiveTrainer(model, options).dispose()
+    if (message === undefined) return create()
+    const error = await refusal(create)
     expect(error.code).toBe('INVALID_CONFIG')
     expect(error.message).toMatch(message)
   })
