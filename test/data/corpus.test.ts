@@ -256,7 +256,8 @@ const config = {
   initializer_range: 0.1,
 }
 const model = (seed = 1) => LoopLM.create(config, { seed, threads: 1 })
-const base = { tokenizer, contextLength: 32, batchSize: 8, learningRate: 1e-2, seed: 4, onWarning() {} }
+const ofRows = { tokenizer, batchSize: 8, learningRate: 1e-2, seed: 4, onWarning() {} }
+const base = { ...ofRows, contextLength: 32 }
 
 describe('training on a corpus', () => {
   it('learns, and measures loss and accuracy of held-out text after every loop', async () => {
@@ -329,10 +330,10 @@ describe('training on a corpus', () => {
     const dataset = [{ prompt: 'a', answer: 'b' }]
     const runDir = join(root, 'changed-rows')
     using student = await model()
-    await finish(new PretrainTrainer(student, { ...base, dataset, steps: 1, runDir }).run())
+    await finish(new PretrainTrainer(student, { ...ofRows, dataset, steps: 1, runDir }).run())
     const onWarning = vi.fn()
     const other = [{ prompt: 'a', answer: 'c' }]
-    await finish(new PretrainTrainer(student, { ...base, dataset: other, steps: 1, runDir, resume: true, onWarning }).run())
+    await finish(new PretrainTrainer(student, { ...ofRows, dataset: other, steps: 1, runDir, resume: true, onWarning }).run())
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(
       expect.stringMatching(/it was a dataset of 1 rows, and is now a dataset of 1 rows/),
     )
@@ -419,7 +420,7 @@ describe('supervised fine-tuning', () => {
   it('measures the accuracy of completions in evalDataset', async () => {
     using student = await model()
     const dataset = Array.from({ length: 16 }, (_, i) => ({ prompt: `${i}:`, completion: 'yes' }))
-    const options = { ...base, dataset, evalDataset: dataset.slice(0, 4), steps: 60, evalEvery: 60 }
+    const options = { ...ofRows, dataset, evalDataset: dataset.slice(0, 4), steps: 60, evalEvery: 60 }
     const { metrics } = (await finish(new PretrainTrainer(student, options).run())).findLast(({ type }) => type === 'eval')!
     expect(metrics['eval/loop_3/accuracy']).toBeGreaterThan(0.9)
   })
