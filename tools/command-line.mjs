@@ -22,6 +22,9 @@ function listItem(name, { description, defaultValue, argChoices }) {
   return wrapText(`* \`${name}\`: ${text}${notes.length > 0 ? ` (${notes.join('; ')})` : ''}`, { indent: '  ' })
 }
 
+/** What `--help` says of a command behind its options, and another page explains. */
+const further = { chat: 'Commands inside a chat: [chat.md](chat.md#in-the-terminal).' }
+
 /** The lines of the page. */
 export async function commandLine(folder) {
   const { commands } = await program(folder)
@@ -53,6 +56,7 @@ export async function commandLine(folder) {
       ...command.registeredArguments.map((argument) => listItem(argument.name(), argument)),
       ...(command.options.length > 0 ? [''] : []),
       ...command.options.map((option) => listItem(option.flags, option)),
+      ...(Object.hasOwn(further, command.name()) ? ['', further[command.name()]] : []),
     ]),
   ]
 }
