@@ -133,9 +133,10 @@ export class ChatSession {
   #begin(input: string | readonly ChatMessage[], options: ChatTurnOptions, operation: string): ChatTurn {
     this.#checkIdle(operation)
     checkOptions(options, turnOptions, operation)
-    checkMode(options, operation)
+    const settings = { ...this.#options, ...options }
+    checkMode(settings, operation)
     const asked = typeof input === 'string' ? [{ role: 'user', content: input }] : readMessages(input, 'input', operation)
-    const turn = new ChatTurn((push, stopped) => this.#answer(asked, { ...this.#options, ...options }, push, stopped))
+    const turn = new ChatTurn((push, stopped) => this.#answer(asked, settings, push, stopped))
     this.#turn = turn
     return turn
   }

@@ -52,6 +52,11 @@ export function addChat(program: Command): void {
 
 /** Chats until the input ends, and returns the exit code. */
 async function chat(folder: string, flags: ChatFlags): Promise<number> {
+  const generation = generationOptions(flags)
+  if (generation.grammar !== undefined && (flags.mode === 'think' || flags.mode === 'auto')) {
+    const message = `--mode ${flags.mode} cannot be combined with --json-schema, --regex or --grammar-file; pass --mode no-think`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
   const messages = flags.load === undefined ? undefined : await load(flags.load)
   using model = await openModel(folder, flags)
   if (!model.tokenizer?.hasChatTemplate && flags.chatTemplate?.template === undefined) {
@@ -60,7 +65,7 @@ async function chat(folder: string, flags: ChatFlags): Promise<number> {
   }
   const { system, chatTemplate } = flags
   const given = { ...(system && { system }), ...(chatTemplate && { chatTemplate }), ...(messages && { messages }) }
-  using session = new ChatSession(model, { ...generationOptions(flags), ...given })
+  using session = new ChatSession(model, { ...generation, ...given })
   const { stdin, stdout } = process
   const terminal = stdin.isTTY === true && stdout.isTTY === true
   const paint = painter(flags.color && stdout.isTTY === true && pc.isColorSupported)
