@@ -38,7 +38,7 @@ interface EvalFlags extends ModelFlags, ChatFlags, ParallelFlags {
   config?: string
   columns?: ReadyColumns
   text?: string[]
-  contextLength: number
+  contextLength?: number
   cacheType?: CacheType
   reward?: string[]
   problems: number
@@ -77,7 +77,7 @@ export function addEval(program: Command): void {
         'decode --text token by token through such a cache, as generation does (default: no cache, whole blocks)',
       ).choices(cacheTypes),
     )
-    .option('--context-length <count>', 'tokens per block of text', positiveInteger, 512)
+    .option('--context-length <count>', 'tokens per block of text (default: 512)', positiveInteger)
     .option(
       '--reward <reward>',
       `${Object.keys(builtInRewards).join(', ')} or a module; may be repeated (default: that of the task, else exactMatch)`,
@@ -85,7 +85,7 @@ export function addEval(program: Command): void {
     )
     .option(
       '--problems <count>',
-      'problems to answer, of a dataset the first ones; or blocks of --text to read, spread over the text',
+      "problems to answer (a dataset's first rows), or blocks of --text to read (spread over the text)",
       problemCount,
       256,
     )
@@ -101,14 +101,31 @@ export function addEval(program: Command): void {
   modelOptions(command).action(evaluateModel)
 }
 
+/** Flags that only some of the sources read. */
+const read = [
+  { sources: ['text'], names: ['cacheType', 'contextLength'] },
+  { sources: ['dataset'], names: ['split', 'config', 'columns', 'chat', 'system', 'chatTemplate'] },
+  { sources: ['task', 'dataset'], names: ['reward', 'maxNewTokens', 'samples', 'temperature', 'seed', 'save'] },
+] as const
+
+/** @throws LoopLMError INVALID_ARGUMENT without a source or with several, or naming a flag that nothing would read */
+function checkFlags(flags: EvalFlags): void {
+  const refuse = (problem: string) => new LoopLMError('INVALID_ARGUMENT', `looplm eval: ${problem}`)
+  const given = (['task', 'dataset', 'text'] as const).filter((source) => flags[source] !== undefined)
+  if (given.length !== 1) throw refuse('pass one of --task, --dataset and --text')
+  for (const { sources, names } of read) {
+    const unread = names.find((name) => flags[name] !== undefined && !sources.some((source) => source === given[0]))
+    if (unread === undefined) continue
+    const flag = unread.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+    throw refuse(`--${flag} goes with ${sources.map((source) => `--${source}`).join(' or ')}; omit it`)
+  }
+}
+
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
   await joinProcesses({ backend: flags.parallel })
+  checkFlags(flags)
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
-  if (flags.cacheType !== undefined)
-    throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: --cache-type goes with --text alone; omit it')
   const { dataset: path, split, config, columns } = flags
-  if ((flags.task === undefined) === (path === undefined))
-    throw new LoopLMError('INVALID_ARGUMENT', 'looplm eval: pass one of --task, --dataset and --text')
   const dataset = path === undefined ? undefined : { path, split, config, columns }
   // fails before a large model is loaded
   if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1)
@@ -174,12 +191,6 @@ async function saveAnswers(path: string, results: readonly Evaluation[]): Promis
 }
 
 async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {
-  if (flags.task !== undefined || flags.dataset !== undefined || flags.reward !== undefined) {
-    throw new LoopLMError(
-      'INVALID_ARGUMENT',
-      'looplm eval: --text cannot be combined with --task, --dataset or --reward; omit them',
-    )
-  }
   using model = await openModel(folder, flags)
   if (model.tokenizer === undefined) {
     throw new LoopLMError('UNSUPPORTED', `looplm eval: ${folder} has no tokenizer.json, which --text needs`)
@@ -198,7 +209,7 @@ async function evaluateText(folder: string, paths: readonly string[], flags: Eva
 }
 
 async function predictText(model: LoopLM, paths: readonly string[], flags: EvalFlags, signal: AbortSignal) {
-  const { contextLength, problems, loops, cacheType } = flags
+  const { contextLength = 512, problems, loops, cacheType } = flags
   const tokenizer = model.tokenizer!
   const [endToken = null] = stopTokens(model, tokenizer)
   const corpus = await Corpus.open(paths, tokenizer, { contextLength, heldOutShare: 1, endToken, signal })

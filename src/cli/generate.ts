@@ -77,7 +77,7 @@ export function addGenerate(program: Command): void {
 export function samplingOptions(command: Command, longest: number, stop: string): Command {
   command
     .option('--max-new-tokens <count>', 'longest continuation', positiveInteger, longest)
-    .option('--temperature <number>', '0 is greedy', nonNegative, 1)
+    .option('--temperature <number>', 'sampling temperature; 0 is greedy', nonNegative, 1)
     .option('--top-k <count>', 'sample from the k most likely tokens', natural)
     .option('--top-p <share>', 'sample from the smallest set of most likely tokens with this probability', nonNegative)
     .option('--min-p <share>', 'sample from tokens with at least this share of the largest probability', nonNegative)

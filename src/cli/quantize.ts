@@ -21,7 +21,7 @@ export function addQuantize(program: Command): void {
     .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model')
     .argument('<folder>', 'folder of the copy')
     .addOption(new Option('--bits <count>', 'bits per weight').choices(['4', '8']).makeOptionMandatory())
-    .option('--asymmetric', 'with 4 bits: also store a middle value with each scale: less error in the same memory')
+    .option('--asymmetric', 'with 4 bits, store a midpoint beside each scale; less error in the same memory')
     .option('--group-size <count>', 'weights that share a scale, a multiple of 32 (default: 64)', positiveInteger)
     .option('--threads <count>', 'threads of the device', positiveInteger)
     .action(quantize)

@@ -110,7 +110,7 @@ describe('looplm', () => {
     expect(Math.abs(losses[0]! - losses[1]!)).toBeGreaterThan(1e-3) // else the loops could be mixed up
     expectRefusal(
       await looplm(['eval', 'bytes', '--text', 'some.txt', '--task', 'addition']),
-      /--text cannot be combined with --task.*omit them/,
+      /pass one of --task, --dataset and --text/,
     )
   })
 
@@ -616,8 +616,14 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
     [['generate', 'ouro', '--prompt', 'a', '--regex', '('], /the regular expression "\(" has/],
     [['generate', 'ouro', '--prompt', 'a', '--json-schema', '{'], /--json-schema <schema>.*must be JSON such as/],
     [['generate', 'ouro', '--prompt', 'a', '--json-schema', '5'], /--json-schema <schema>.*object or true/],
+    [['chat', 'nowhere', '--mode', 'auto', '--regex', 'a'], /--mode auto cannot be combined with .*--regex.*--mode no-think/],
     [['chat', 'ouro', '--grammar-file', 'nowhere.ebnf'], /--grammar-file <file>.*cannot be read \(ENOENT/],
     [['eval', 'nowhere'], /looplm eval: pass one of --task, --dataset and --text/],
+    [['eval', 'nowhere', '--text', 't', '--save', 'out.jsonl'], /looplm eval: --save goes with --task or --dataset; omit it/],
+    [['eval', 'nowhere', '--text', 't', '--max-new-tokens', '3'], /--max-new-tokens goes with --task or --dataset; omit it/],
+    [['eval', 'nowhere', '--text', 't', '--chat'], /looplm eval: --chat goes with --dataset; omit it/],
+    [['eval', 'nowhere', '--task', 'addition', '--split', 'test'], /looplm eval: --split goes with --dataset; omit it/],
+    [['eval', 'nowhere', '--task', 'addition', '--context-length', '8'], /--context-length goes with --text; omit it/],
     [['eval', 'nowhere', '--task', 'adition'], /no task "adition"; the tasks are addition/],
     [
       ['generate', 'ouro', '--prompt', 'a', '--exit', 'never'],
