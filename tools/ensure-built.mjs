@@ -28,9 +28,9 @@ function ensure(what, output, sources, program) {
   utimesSync(join(root, output), new Date(), new Date()) // a build that had nothing to do leaves its output as it was
 }
 
-const native = ['addon', 'comm', 'cpu', 'engine', 'reference', 'backend.h', 'comm.h', 'comm_library.cpp', 'comm_library.h'].map(
-  (part) => join('native', part),
-)
+const native = readdirSync(join(root, 'native'))
+  .filter((name) => name !== 'test')
+  .map((name) => join('native', name))
 ensure(
   'native engine',
   'build/Release/looplm.node',
