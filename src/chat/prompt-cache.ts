@@ -73,7 +73,13 @@ export class PromptCache {
     // For an exact cache, a sequence with one new token keeps the prompt, which runs once for both.
     const alone = { ...probe, ...(options.loops === undefined ? {} : { loops: options.loops }), keep: true }
     const held = this.#keeps && this.#exact ? this.#begin(prompt, alone) : undefined
-    const request = this.#begin(prompt, { ...options, keep: this.#keeps && held === undefined })
+    let request: GenerateRequest
+    try {
+      request = this.#begin(prompt, { ...options, keep: this.#keeps && held === undefined })
+    } catch (error) {
+      held?.release()
+      throw error
+    }
     const unwatch = whenAborted(signal, () => request.stop())
     const tokens = [...prompt]
     const keeper = held ?? request

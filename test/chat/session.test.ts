@@ -221,6 +221,19 @@ describe('a session', () => {
     expect(number).toMatchObject({ text: expect.stringMatching(/^\d{3}$/), mode: 'no-think' })
   })
 
+  it('keeps no cache of a turn whose options are refused', async () => {
+    using model = await create()
+    using scheduler = model.scheduler()
+    using chat = new ChatSession(model, { ...base, exact: true, scheduler })
+    expect((await refusal(() => chat.send('x', { temperature: -1 }))).message).toMatch(/temperature/)
+    await chat.send('x')
+    await expect.poll(() => scheduler.stats().kept).toBe(1)
+    expect((await refusal(() => chat.send('y', { temperature: -1 }))).message).toMatch(/temperature/)
+    await expect.poll(() => scheduler.stats().kept).toBe(1)
+    chat.dispose()
+    await expect.poll(() => scheduler.stats()).toMatchObject({ kept: 0, cachedTokens: 0 })
+  })
+
   it('rejects invalid calls with a remedy', async () => {
     using model = await create()
     using chat = new ChatSession(model, { ...base })
