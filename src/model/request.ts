@@ -251,7 +251,7 @@ function readStop(
 ): { stopTokens: number[]; stopTexts: string[] } {
   if (stop === undefined) return { stopTokens: [...model.endTokens], stopTexts: [] }
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
-  if (!Array.isArray(stop)) throw refuse(`stop must be an array of token ids and texts, got ${describe(stop)}`)
+  if (!Array.isArray(stop)) throw refuse(`stop must be an array of token ids and strings, got ${describe(stop)}`)
   const { tokenizer } = model
   const stopTokens: number[] = []
   const stopTexts: string[] = []

@@ -482,6 +482,7 @@ describe('ending a request', () => {
     expect(await add({ speculate: { loops: 2 } })).toMatch(/a draft needs at least 1 loop, fewer than the 2/)
     expect(await add({ speculate: { loops: 1 }, exit: { rule: 'argmax-stable' } })).toMatch(/needs exit rule fixed/)
     expect(await add({ sequenceNumbers: [5] })).toMatch(/sequenceNumbers: a request has one number\. Pass it as sequence/)
+    expect(await add({ stop: 'x' as never })).toMatch(/stop must be an array of token ids and strings, got 'x'/)
     expect(await add({ logprobs: 21 })).toMatch(/logprobs.*at most 20/)
     expect((await refusal(async () => model.scheduler({ maxRows: 0 }))).message).toMatch(/maxRows.*at least 1/)
     expect(await add(null as never)).toMatch(/Scheduler\.add: options must be an object.*got null/)
