@@ -369,6 +369,7 @@ describe('run', () => {
     [{}, /pass either a task or a dataset/],
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
+    [{ task: tinyTask, tokenizer: tinyTask.tokenizer }, /tokenizer: the task has its own; omit tokenizer/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
     [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got 'good'/],
     [
@@ -386,6 +387,12 @@ describe('run', () => {
     using model = await tinyModel()
     using trainer = new RLTTTrainer(model, { ...base, ...options } as RLTTOptions)
     await expect(collect(trainer.run())).rejects.toThrow(message)
+  })
+
+  it('rejects unknown options of run()', async () => {
+    using model = await tinyModel()
+    using trainer = new RLTTTrainer(model, { ...base, task: tinyTask })
+    expect(() => trainer.run({ sginal: undefined } as object)).toThrow(/run: sginal: unknown option; did you mean signal\?/)
   })
 })
 
