@@ -156,7 +156,7 @@ export function changesSince(
 
 /**
  * Renames the checkpoints after a step when a run resumes from that step, because they belong to an abandoned continuation.
- * They keep their content as given-up-step-<n>.
+ * They keep their content as superseded-step-<n>.
  *
  * @returns the steps of these checkpoints
  */
@@ -164,7 +164,7 @@ export async function setAside(runDir: string, step: number): Promise<number[]> 
   const folder = join(runDir, 'checkpoints')
   const later = (await checkpointSteps(folder)).filter((other) => other > step)
   for (const other of later) {
-    const aside = join(folder, `given-up-step-${other}`)
+    const aside = join(folder, `superseded-step-${other}`)
     await onDisk('remove', aside, rm(aside, { recursive: true, force: true }))
     await onDisk('write', aside, rename(checkpointPath(runDir, other), aside))
   }

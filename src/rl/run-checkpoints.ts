@@ -148,7 +148,7 @@ export class RunCheckpoints {
     const aside = await setAside(runDir, position.step)
     if (aside.length > 0) {
       const names = aside.map((step) => `step-${step}`).join(', ')
-      warn(`the run continues from step ${position.step}; the later ${names} of ${runDir} were renamed to given-up-step-…`)
+      warn(`the run continues from step ${position.step}; the later ${names} of ${runDir} were renamed to superseded-step-…`)
     }
     return folder
   }

@@ -109,7 +109,7 @@ describe('a folder left by a process that died while writing', () => {
     for (const step of [2, 4, 6]) await mkdir(join(runDir, 'checkpoints', `step-${step}`), { recursive: true })
     expect(await setAside(runDir, 2)).toEqual([4, 6])
     expect(await newestCheckpoint(runDir)).toBe(join(runDir, 'checkpoints', 'step-2'))
-    expect((await readdir(join(runDir, 'checkpoints'))).sort()).toEqual(['given-up-step-4', 'given-up-step-6', 'step-2'])
+    expect((await readdir(join(runDir, 'checkpoints'))).sort()).toEqual(['step-2', 'superseded-step-4', 'superseded-step-6'])
   })
 })
 
