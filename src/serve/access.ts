@@ -26,7 +26,7 @@ export function authorize(
     })
   }
   // If a web page's host name was pointed at this machine (DNS rebinding), the request carries that name.
-  const named = (authority ?? host).replace(/:\d+$/, '')
+  const named = authority?.replace(/:\d+$/, '') ?? host
   if (isLoopback(named)) return
   throw new HttpError(403, `host ${named.slice(0, 200)} is not this machine; set an API key to serve under other names`)
 }

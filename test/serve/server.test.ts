@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import OpenAI, { APIError, APIUserAbortError } from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { createServer, LoopLM, type LoopLMServer, type ServeOptions, Tokenizer } from '../../src/index.js'
+import { authorize } from '../../src/serve/access.js'
 import { completionFormat } from '../../src/serve/responses.js'
 import { writeOuroFolder } from '../ouro-folder.js'
 import { refusal } from '../refusal.js'
@@ -452,6 +453,14 @@ describe('server options', () => {
     createServer(model, { host: '0.0.0.0', apiKey: 'k' })
     using bare = await LoopLM.create(model.config)
     expect((await refusal(() => createServer(bare))).message).toMatch(/no tokenizer/)
+  })
+
+  it('let requests without a Host header pass on every address of this machine, and no others', () => {
+    const ask = (authority: string | undefined, host: string) => () =>
+      authorize({ headers: {} } as IncomingMessage, authority, host, undefined)
+    for (const host of ['::1', '127.0.0.1', 'localhost']) expect(ask(undefined, host)).not.toThrow()
+    for (const authority of ['[::1]:8080', '127.0.0.1:8080', 'localhost']) expect(ask(authority, '::1')).not.toThrow()
+    expect(ask('example.com:8080', '::1')).toThrow(/host example\.com is not this machine/)
   })
 
   it('with a port in use fail with the reason', async () => {
