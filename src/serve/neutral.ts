@@ -19,7 +19,8 @@ export const ignored = z.unknown().optional()
 const penalties = 'there are frequency_penalty, presence_penalty and repetition_penalty'
 const beams = 'beam search is not supported'
 const samplers = 'this way of sampling is not supported; there are temperature, top_k, top_p and min_p'
-const constraints = 'constrained answers are not supported'
+const schemas = 'use response_format with a json_schema'
+const constraints = 'only response_format constrains answers'
 const ids = 'token ids are not part of an answer'
 
 /** Generation fields of OpenAI, vLLM, SGLang, llama.cpp and TGI. */
@@ -34,7 +35,7 @@ export const neutralFields = {
   use_beam_search: neutral([false], beams),
   length_penalty: neutral([1], beams),
   early_stopping: neutral([false], beams),
-  min_tokens: neutral([0], 'a least length is not supported'),
+  min_tokens: neutral([0], 'a minimum length is not supported'),
   typical_p: neutral([1], samplers),
   tfs_z: neutral([1], samplers),
   top_a: neutral([0], samplers),
@@ -42,18 +43,18 @@ export const neutralFields = {
   dynatemp_range: neutral([0], samplers),
   xtc_probability: neutral([0], samplers),
   do_sample: neutral([true], 'temperature 0 chooses the most probable token'),
-  guided_json: neutral([], constraints),
+  guided_json: neutral([], schemas),
   guided_regex: neutral([], constraints),
   guided_choice: neutral([], constraints),
   guided_grammar: neutral([], constraints),
-  structured_outputs: neutral([], constraints),
-  json_schema: neutral([], constraints),
+  structured_outputs: neutral([], schemas),
+  json_schema: neutral([], schemas),
   grammar: neutral([''], constraints),
   regex: neutral([], constraints),
   skip_special_tokens: neutral([true], 'special tokens are never part of a text'),
   spaces_between_special_tokens: ignored,
   include_stop_str_in_output: neutral([false], 'a text ends before its stop string'),
-  detokenize: neutral([true], 'answers are texts'),
+  detokenize: neutral([true], 'answers are strings'),
   truncate_prompt_tokens: neutral([], 'prompts are not cut'),
   prompt_logprobs: neutral([], 'use echo and logprobs of /v1/completions'),
   return_token_ids: neutral([false], ids),
@@ -77,12 +78,12 @@ export const neutralFields = {
 export const neutralChatFields = {
   functions: neutral([], 'use tools'),
   function_call: neutral([], 'use tool_choice'),
-  verbosity: neutral(['medium'], 'the model does not know it'),
+  verbosity: neutral(['medium'], 'the model has no such setting'),
   prediction: neutral([], 'predicted outputs are not supported'),
-  audio: neutral([], 'answers are texts'),
-  modalities: neutral([['text']], 'answers are texts'),
+  audio: neutral([], 'answers are text only'),
+  modalities: neutral([['text']], 'answers are text only'),
   web_search_options: neutral([], 'there is no search'),
-  moderation: neutral([], 'there is none'),
+  moderation: neutral([], 'answers are not moderated'),
   documents: neutral([[]], 'documents are not shown to the template'),
   chat_template: neutral([], "the checkpoint's own template is used"),
   add_generation_prompt: neutral([true], 'an answer begins a turn'),

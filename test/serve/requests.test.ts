@@ -326,11 +326,12 @@ describe('a field of a request', () => {
   it.each([
     ['repeat_penalty', 1.1, /frequency_penalty, presence_penalty and repetition_penalty/],
     ['allowed_token_ids', [5], /logit_bias/],
-    ['min_tokens', 5, /least length is not supported/],
+    ['min_tokens', 5, /a minimum length is not supported/],
     ['use_beam_search', true, /beam search is not supported/],
     ['typical_p', 0.5, /way of sampling is not supported/],
-    ['guided_json', {}, /constrained answers are not supported/],
-    ['structured_outputs', { json: {} }, /constrained answers are not supported/],
+    ['guided_json', {}, /use response_format with a json_schema/],
+    ['guided_regex', 'a', /only response_format constrains answers/],
+    ['structured_outputs', { json: {} }, /use response_format with a json_schema/],
     ['skip_special_tokens', false, /special tokens are never part of a text/],
     ['include_stop_str_in_output', true, /before its stop string/],
     ['best_of', 3, /ask for n/],
@@ -378,7 +379,7 @@ describe('a field of a request', () => {
     [{ tool_choice: 'required' }, 'tool_choice', /a call is required, and there are no tools/],
     [{ reasoning_effort: 'high' }, 'reasoning_effort', /no other effort/],
     [{ continue_final_message: true }, 'continue_final_message', /begins a turn/],
-    [{ modalities: ['text', 'audio'] }, 'modalities', /answers are texts/],
+    [{ modalities: ['text', 'audio'] }, 'modalities', /answers are text only/],
   ])('of a chat is rejected for a value that is not supported: %j', async (change, param, message) => {
     const { post } = await serve()
     const { status, body } = await post('/v1/chat/completions', { ...chat, ...change })
