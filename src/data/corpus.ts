@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { fileError, LoopLMError } from '../errors.js'
 import { maxFileBytes, readJson } from '../files/read.js'
 import { onDisk, replaceFile } from '../files/write.js'
+import { checkNumber, checkOptions, checkText, type Keys } from '../validation/arguments.js'
 import { listFiles } from './list-files.js'
 import { DatasetSampler } from './sampler.js'
 import { isText, readText, textExtensions } from './text-formats.js'
@@ -34,6 +35,15 @@ export interface CorpusOptions {
   /** Aborts the preparation with code ABORTED. */
   signal?: AbortSignal | undefined
 }
+
+const corpusOptions = {
+  contextLength: true,
+  heldOutShare: true,
+  seed: true,
+  cache: true,
+  endToken: true,
+  signal: true,
+} satisfies Keys<CorpusOptions>
 
 const bufferedTokens = 2 ** 16
 
@@ -99,16 +109,18 @@ export class Corpus {
    * @param paths files and folders; folders are searched recursively, in the order of the names; symbolic links to files are
    *   followed
    * @param tokenizer encodes the text; its end token ends each document, unless `endToken` is set
-   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming file and line of text that the
-   *   tokenizer rejects, ABORTED
+   * @throws LoopLMError NOT_FOUND, INVALID_FILE naming file and line, INVALID_ARGUMENT naming the option, or file and line of
+   *   text that the tokenizer rejects, ABORTED
    */
   static async open(paths: string | readonly string[], tokenizer: Tokenizer, options: CorpusOptions): Promise<Corpus> {
-    const { cache, contextLength, signal, endToken = tokenizer.eosTokenId ?? null } = options
-    if (!Number.isInteger(contextLength) || contextLength < 2) {
-      throw new LoopLMError('INVALID_ARGUMENT', `contextLength must be an integer of at least 2, got ${contextLength}`, {
-        operation,
-      })
-    }
+    const given = { ...options }
+    checkOptions({ ...given, endToken: undefined }, corpusOptions, operation) // whose null means none
+    const { cache, signal, endToken = tokenizer.eosTokenId ?? null } = given
+    checkNumber(given.contextLength, 'contextLength', { min: 2, integer: true }, operation)
+    checkNumber(given.heldOutShare ?? 0, 'heldOutShare', { min: 0, max: 1 }, operation)
+    checkNumber(given.seed ?? 0, 'seed', { min: 0, below: 2 ** 53, integer: true }, operation)
+    checkNumber(endToken ?? 0, 'endToken', { min: 0, max: 2 ** 31 - 1, integer: true }, operation)
+    if (cache !== undefined) checkText(cache, 'cache', 'the path of a folder', operation)
     const files = await findFiles([paths].flat())
     const fingerprint = await fingerprintOf(files, tokenizer, endToken, signal)
     const cached = cache === undefined ? undefined : await openCached(cache, fingerprint, signal)
@@ -118,7 +130,7 @@ export class Corpus {
       const message = `${[paths].flat().join(', ')}: ${stored.tokens} tokens of text; at least 2 are needed`
       throw new LoopLMError('INVALID_FILE', message, { operation })
     }
-    return new Corpus(file, stored, files, options)
+    return new Corpus(file, stored, files, given)
   }
 
   /** Number of training blocks per pass, without the held-out ones. */

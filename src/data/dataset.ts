@@ -156,7 +156,8 @@ export async function openFiles(source: string, options: DatasetOptions): Promis
   checkDatasetOptions(options)
   if (source.startsWith(hubPrefix)) {
     const name = source.slice(hubPrefix.length)
-    if (options.download === true) await downloadDataset(name, options)
+    const { format, split, config, revision, cacheDir } = options
+    if (options.download === true) await downloadDataset(name, { format, split, config, revision, cacheDir })
     return findDownloadedDataset(name, options, operation)
   }
   return findDataFiles(source, options, operation)

@@ -2,8 +2,9 @@ import { basename, join, relative, sep } from 'node:path'
 import { LoopLMError } from '../errors.js'
 import { maxFileBytes, readText } from '../files/read.js'
 import { exists } from '../files/write.js'
+import { checkOptions } from '../validation/arguments.js'
 import { chooseFiles, type DataFiles, type FileChoice } from './dataset-files.js'
-import type { DownloadOptions } from './download-options.js'
+import { type DownloadOptions, downloadOptions } from './download-options.js'
 import { formatOf } from './formats/format.js'
 import {
   checkRevision,
@@ -39,6 +40,7 @@ const operation = 'downloadDataset'
  * ```
  */
 export async function downloadDataset(name: string, options: DatasetDownloadOptions = {}): Promise<string> {
+  checkOptions(options, { ...downloadOptions, format: true, split: true, config: true }, operation)
   const { revision = 'main' } = options
   checkName(name, operation)
   checkRevision(revision, operation)

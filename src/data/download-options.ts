@@ -1,3 +1,5 @@
+import type { Keys } from '../validation/arguments.js'
+
 /** Options of {@link download} and {@link downloadDataset}. */
 export interface DownloadOptions {
   /** Branch, tag or commit. Defaults to `main`. */
@@ -19,3 +21,12 @@ export interface DownloadOptions {
    */
   onProgress?: ((file: string, received: number, size: number) => void) | undefined
 }
+
+export const downloadOptions = {
+  revision: true,
+  cacheDir: true,
+  token: true,
+  hubUrl: true,
+  signal: true,
+  onProgress: true,
+} satisfies Keys<DownloadOptions>

@@ -1,6 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import { exists } from '../files/write.js'
-import type { DownloadOptions } from './download-options.js'
+import { checkOptions } from '../validation/arguments.js'
+import { type DownloadOptions, downloadOptions } from './download-options.js'
 import {
   checkRevision,
   hubCache,
@@ -36,6 +37,7 @@ const wanted = /^[\w.-]+\.(json|safetensors|jinja)$/
  * ```
  */
 export async function download(name: string, options: DownloadOptions = {}): Promise<string> {
+  checkOptions(options, downloadOptions, operation)
   const { revision = 'main' } = options
   if (!isRepository(name)) {
     throw new LoopLMError('INVALID_ARGUMENT', `${JSON.stringify(name)} is not the name of a model, such as "org/name"`, {

@@ -203,7 +203,7 @@ export class Tokenizer {
       special?: SpecialTokens
     } = {},
   ): Tokenizer {
-    const special = options.special ?? {}
+    const special = readSpecial(options, 'Tokenizer.characters')
     return new Tokenizer(characterTokenizerJson(alphabet, special), savedConfig(special), 'Tokenizer.characters')
   }
 
@@ -222,7 +222,7 @@ export class Tokenizer {
       special?: SpecialTokens
     } = {},
   ): Tokenizer {
-    const special = options.special ?? {}
+    const special = readSpecial(options, 'Tokenizer.bytes')
     return new Tokenizer(byteTokenizerJson(special), savedConfig(special), 'Tokenizer.bytes')
   }
 
@@ -566,6 +566,13 @@ function tokenContent(token: unknown): string | undefined {
   if (typeof token === 'string') return token
   const content = (token as { content?: unknown } | null | undefined)?.content
   return typeof content === 'string' ? content : undefined
+}
+
+function readSpecial(options: { special?: SpecialTokens }, operation: string): SpecialTokens {
+  checkOptions(options, { special: true }, operation)
+  const { special = {} } = options
+  checkOptions(special, { bos: true, eos: true, pad: true } satisfies Keys<SpecialTokens>, operation, 'special')
+  return special
 }
 
 function savedConfig(special: SpecialTokens): TokenizerConfig {

@@ -1,8 +1,8 @@
 import { setMaxListeners } from 'node:events'
 import { within } from '../chat/within.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
-import { checkScore, type RewardFunction, type WeightedReward } from '../tasks/rewards.js'
-import { checkOptions, type Keys } from '../validation/arguments.js'
+import { checkScore, type RewardFunction, rewardFields, type WeightedReward } from '../tasks/rewards.js'
+import { checkOptions } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
 import type { Rewards, RolloutConfig } from './options.js'
@@ -33,7 +33,8 @@ export interface ScoredCompletions {
 export function namedRewards(rewards: Rewards): WeightedReward[] {
   const operation = 'reward'
   const list = typeof rewards === 'function' ? [{ name: rewards.name || 'reward', reward: rewards }] : listOf(rewards)
-  if (list.length === 0) throw new LoopLMError('INVALID_CONFIG', 'no reward functions given', { operation })
+  if (list.length === 0)
+    throw new LoopLMError('INVALID_CONFIG', 'is empty; give at least one function, or omit it', { operation })
   for (const [i, entry] of list.entries()) {
     checkOptions(entry, rewardFields, operation, `entry ${i}`)
     const { name, reward, weight = 1 } = entry
@@ -46,13 +47,11 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
     if (!Number.isFinite(weight))
       throw new LoopLMError('INVALID_CONFIG', `weight of ${name} must be finite, got ${weight}`, { operation })
     if (list.findIndex((other) => other.name === name) !== i) {
-      throw new LoopLMError('INVALID_CONFIG', `two rewards are named ${name}`, { operation })
+      throw new LoopLMError('INVALID_CONFIG', `two rewards are named ${name}; give each another name`, { operation })
     }
   }
   return list
 }
-
-const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<WeightedReward>
 
 /** A trainer's options of rewards. */
 export type RewardOptions = Pick<RolloutConfig, 'rewardConcurrency' | 'rewardTimeout'> & { reward?: Rewards | undefined }

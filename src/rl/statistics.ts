@@ -1,7 +1,7 @@
 import { Random } from '../data/random.js'
 import { LoopLMError } from '../errors.js'
 import { nextTurn, turnIsOver } from '../turns.js'
-import { checkNumber } from '../validation/arguments.js'
+import { checkNumber, checkOptions } from '../validation/arguments.js'
 
 /** A confidence interval of a proportion or a mean. */
 export interface Interval {
@@ -62,6 +62,7 @@ export async function bootstrapInterval(
   } = {},
 ): Promise<Interval> {
   const operation = 'bootstrapInterval'
+  checkOptions(options, { confidence: true, resamples: true, seed: true, weights: true }, operation)
   const { confidence = 0.95, resamples = 1000, seed = 0, weights } = options
   checkConfidence(confidence, operation)
   checkNumber(resamples, 'resamples', { min: 1, max: 2 ** 20, integer: true }, operation)

@@ -40,7 +40,7 @@ import { type LogicalBatch, type Portion, type Position, type StepWork, Updates 
 /** Options of `update`. */
 export interface UpdateOptions {
   /** Called with ∂L/∂ the batch's `inputVectors`: one array per sequence in the layout of its values. */
-  onInputVectors?: (gradients: RealArray[]) => void
+  onInputVectors?: (gradients: RealArray[]) => unknown
 }
 
 /** The fields that the batches of all trainers have. */
@@ -181,7 +181,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
       const { portion, metrics } = await this.prepare(taken, operation)
       const work = { portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }
       const made = await this.#updates.make(work, clock)
-      options.onInputVectors?.(await vectorGradients(this.model, this.ranks, taken, portion.loss, operation))
+      await options.onInputVectors?.(await vectorGradients(this.model, this.ranks, taken, portion.loss, operation))
       return made
     })
   }
@@ -218,6 +218,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
    *   the run's folder cannot be written, INVALID_ARGUMENT when another run trains in it
    */
   run(options: RunOptions = {}): AsyncGenerator<TrainerEvent, void, undefined> {
+    checkOptions(options, { signal: true, config: true }, `${this.constructor.name}.run`)
     const { runDir } = this.config
     const warn = (message: string) => this.warn(message)
     const locks = runDir !== undefined && this.ranks.leads

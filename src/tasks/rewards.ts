@@ -3,7 +3,7 @@ import { basename, extname, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { lastBoxed } from '../data/boxed.js'
 import { errorMessage, LoopLMError } from '../errors.js'
-import { describe } from '../validation/arguments.js'
+import { checkOptions, describe, type Keys } from '../validation/arguments.js'
 import { answersEqual } from './answers.js'
 import { countdownMatch } from './countdown.js'
 import { withoutThinking } from './thinking.js'
@@ -34,6 +34,8 @@ export interface WeightedReward {
   /** Factor in the sum. Defaults to 1. */
   weight?: number
 }
+
+export const rewardFields = { name: true, reward: true, weight: true } satisfies Keys<WeightedReward>
 
 /**
  * 1 if the completion equals the column `answer`, apart from white space at both ends, else 0. null without an answer.
@@ -87,13 +89,15 @@ export const builtInRewards: Readonly<Record<string, RewardFunction>> = { exactM
  */
 export function combineRewards(rewards: readonly WeightedReward[]): RewardFunction {
   const operation = 'combineRewards'
-  if (rewards.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'no rewards given', { operation })
-  for (const [i, { name, weight = 1 }] of rewards.entries()) {
+  if (rewards.length === 0) throw new LoopLMError('INVALID_ARGUMENT', 'rewards is empty; give at least one', { operation })
+  for (const [i, entry] of rewards.entries()) {
+    checkOptions(entry, rewardFields, operation, `rewards[${i}]`)
+    const { name, weight = 1 } = entry
     if (!Number.isFinite(weight)) {
       throw new LoopLMError('INVALID_ARGUMENT', `the weight of reward ${name} must be finite, got ${weight}`, { operation })
     }
     if (rewards.findIndex((other) => other.name === name) !== i) {
-      throw new LoopLMError('INVALID_ARGUMENT', `two rewards are named ${name}`, { operation })
+      throw new LoopLMError('INVALID_ARGUMENT', `two rewards are named ${name}; give each another name`, { operation })
     }
   }
   return async (prompt, completion, columns, context) => {

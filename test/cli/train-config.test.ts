@@ -165,6 +165,9 @@ describe('names that every JavaScript object inherits', () => {
 
   it('a reward function may have such a name, except __proto__', async () => {
     expect(namedRewards({ constructor: () => 1, toString: () => 2 })).toHaveLength(2)
+    expect(() => namedRewards([])).toThrow(/reward: is empty; give at least one function, or omit it/)
+    const same = { name: 'a', reward: () => 1 }
+    expect(() => namedRewards([same, same])).toThrow(/two rewards are named a; give each another name/)
     expect(() => namedRewards([{ name: '__proto__', reward: () => 1 }])).toThrow(/a reward cannot be named __proto__/)
     const model = await LoopLM.create(sizes)
     const options = { task: addition({ digits: 1 }), steps: 1, promptsPerStep: 2, groupSize: 2 }

@@ -228,6 +228,20 @@ describe('a corpus rejects', () => {
     expect(error.message).toMatch(message)
   })
 
+  it.each([
+    ['{}', {}, /contextLength must be an integer of at least 2, got undefined/],
+    ['nothing', undefined, /contextLength must be an integer of at least 2, got undefined/],
+    ['a share above 1', { contextLength: 8, heldOutShare: 7 }, /heldOutShare must be .* at most 1, got 7/],
+    ['a negative share', { contextLength: 8, heldOutShare: -1 }, /heldOutShare must be .* at least 0 .*, got -1/],
+    ['a misspelt name', { contextLength: 8, heldOutshare: 0.5 }, /heldOutshare: unknown option; did you mean heldOutShare\?/],
+    ['a wrong seed', { contextLength: 8, seed: 0.5 }, /seed must be an integer .*, got 0\.5/],
+    ['a wrong end token', { contextLength: 8, endToken: '</s>' }, /endToken must be an integer .*, got '<\/s>'/],
+  ])('options: %s', async (what, options, message) => {
+    const path = await files(`options ${what}`, { 'a.txt': 'abba' })
+    const error = await refusal(() => Corpus.open(path, tokenizer, options as never))
+    expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
+  })
+
   it('a missing path and a file of another kind', async () => {
     const missing = await refusal(() => Corpus.open(join(root, 'nowhere'), tokenizer, { contextLength: 8 }))
     expect(missing).toMatchObject({

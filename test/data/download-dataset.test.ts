@@ -124,6 +124,14 @@ describe('a dataset of the hub', () => {
     expect([error.code, error.message]).toEqual([code, expect.stringMatching(message)])
   })
 
+  it('is not downloaded with an unknown option', async () => {
+    const wrong = { cacheDir, splt: 'test' } as object
+    expect((await refusal(() => downloadDataset('org/tiny', wrong))).message).toMatch(
+      /splt: unknown option; did you mean split\?/,
+    )
+    expect(hub.requests).toEqual([])
+  })
+
   it('is downloaded by looplm download --dataset, which prints its path', async () => {
     const args = ['download', 'org/tiny', '--cache-dir', cacheDir]
     const { code, stdout } = await runProgram([...args, '--dataset', '--split', 'test'], { cwd: root })

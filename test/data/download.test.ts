@@ -164,6 +164,7 @@ describe('a download', () => {
 
   it.each([
     ['tiny', {}, 'INVALID_ARGUMENT', /"tiny" is not the name of a model/],
+    ['org/tiny', { revison: 'v1' }, 'INVALID_ARGUMENT', /revison: unknown option; did you mean revision\?/],
     ['../..', {}, 'INVALID_ARGUMENT', /not the name of a model/],
     ['org/tiny', { revision: '../main' }, 'INVALID_ARGUMENT', /revision "\.\.\/main"/],
     ['org/tiny', { revision: 'nope' }, 'NOT_FOUND', /has no org\/tiny at revision nope/],

@@ -82,8 +82,12 @@ describe('a character tokenizer', () => {
     expect(errorOf(() => Tokenizer.characters('')).message).toContain('empty')
     expect(errorOf(() => Tokenizer.characters('aba')).message).toContain('"a" occurs twice')
     expect(errorOf(() => Tokenizer.characters('a\ud83d')).message).toContain('surrogate')
-    expect(errorOf(() => Tokenizer.characters('ab', { special: { eos: 'b' } })).message).toContain('special.eos')
-    expect(errorOf(() => Tokenizer.characters('ab', { special: { eos: '' } })).message).toContain('special.eos')
+    const wrong = (options: object) => errorOf(() => Tokenizer.characters('ab', options)).message
+    expect(wrong({ special: { eos: 'b' } })).toMatch(/special\.eos "b" is already a token; use another string, such as "<eos>"/)
+    expect(wrong({ special: { eos: '' } })).toMatch(/special\.eos must be a string of at least one character, got ''/)
+    expect(wrong({ specials: { eos: '<e>' } })).toMatch(/specials: unknown option; did you mean special\?/)
+    expect(wrong({ special: { eoss: '<e>' } })).toMatch(/special\.eoss: unknown option; did you mean special\.eos\?/)
+    expect(errorOf(() => Tokenizer.bytes({ specials: {} } as object)).message).toMatch(/did you mean special\?/)
   })
 
   it('saves the fields that tokenizers of Python requires', async () => {
@@ -234,7 +238,11 @@ describe('a bad tokenizer file', () => {
     ['an id given twice', { model: { ...good, vocab: { a: 0, b: 0 } } }, /"model.vocab.b" has the id 0/],
     ['a bad Unigram entry', { model: { type: 'Unigram', vocab: [['a', 0], 'b'] } }, /"model.vocab.1"/],
     ['added tokens that are no list', { model: good, added_tokens: {} }, /"added_tokens" must be an array/],
-    ['an added token without content', { model: good, added_tokens: [{ id: 2 }] }, /"added_tokens.0.content"/],
+    [
+      'an added token without content',
+      { model: good, added_tokens: [{ id: 2 }] },
+      /"added_tokens.0.content" must be a string .*, got undefined/,
+    ],
     ['an added token without id', { model: good, added_tokens: [{ content: 'c' }] }, /"added_tokens.0.id"/],
     [
       'an unknown pre-tokenizer',

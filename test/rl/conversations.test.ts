@@ -21,7 +21,7 @@ let root: string
 let chatting: (template: string) => Promise<Tokenizer>
 beforeAll(async () => {
   root = await mkdtemp(join(tmpdir(), 'looplm-conversations-'))
-  await Tokenizer.bytes({ special: { bos: '<bos>', eos: '<eos>', end: '<end>' } as never }).save(root)
+  await Tokenizer.bytes({ special: { bos: '<bos>', eos: '<eos>', pad: '<end>' } }).save(root)
   const json = JSON.parse(await readFile(join(root, 'tokenizer.json'), 'utf8'))
   chatting = async (chat_template) => new Tokenizer(json, { bos_token: '<bos>', eos_token: '<eos>', chat_template })
 })

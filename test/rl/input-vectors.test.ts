@@ -64,6 +64,8 @@ describe.each(folders)('%s', (folder) => {
     const found: unknown[] = []
     await trainer.update(batch(inputVectors), { onInputVectors: (each) => found.push(each) })
     expect(found).toEqual([gradient])
+    const failing = trainer.update(batch(inputVectors), { onInputVectors: async () => Promise.reject(new Error('no idea')) })
+    await expect(failing).rejects.toThrow('no idea')
   })
 
   it('the reference model sees the input vectors too, so the KL is 0', async () => {

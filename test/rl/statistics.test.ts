@@ -110,6 +110,7 @@ it.each<[() => unknown, RegExp]>([
   [() => wilsonInterval(0, 0), /trials/],
   [() => wilsonInterval(1, 2, 1), /confidence/],
   [() => bootstrapInterval([]), /at least one/],
+  [() => bootstrapInterval([1], { seeds: 3 } as object), /seeds: unknown option; did you mean seed\?/],
   [() => bootstrapInterval([1, Number.NaN]), /values\[1\]/],
   [() => passAtK(1, 4, 5), /k must/],
   [() => passAtK(5, 4, 1), /correct/],

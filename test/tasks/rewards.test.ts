@@ -298,7 +298,7 @@ describe('answersEqual', () => {
   it('rejects a value that is not a string, and a negative tolerance', () => {
     expect(() => answersEqual(5 as never, '5')).toThrow(/answersEqual: a must be a string, got 5/)
     expect(() => answersEqual('5', null as never)).toThrow(/answersEqual: b must be a string, got null/)
-    expect(() => answersEqual('5', '5', -1)).toThrow(/tolerance must be a finite number at least 0, got -1/)
+    expect(() => answersEqual('5', '5', -1)).toThrow(/tolerance must be a finite number of at least 0, got -1/)
     expect(() => normalizeAnswer(undefined as never)).toThrow(/answer must be a string/)
     expect(() => lastBoxed({} as never)).toThrow(/text must be a string/)
   })
@@ -416,8 +416,9 @@ describe('combineRewards', () => {
   })
 
   it('rejects an empty list, a repeated name and an infinite weight', () => {
-    expect(() => combineRewards([])).toThrow(/no rewards/)
-    expect(() => combineRewards([one, one])).toThrow(/two rewards are named one/)
+    expect(() => combineRewards([])).toThrow(/rewards is empty; give at least one/)
+    expect(() => combineRewards([{ ...one, wieght: 2 } as never])).toThrow(/rewards\[0\]\.wieght: .*did you mean .*weight\?/)
+    expect(() => combineRewards([one, one])).toThrow(/two rewards are named one; give each another name/)
     expect(() => combineRewards([{ ...one, weight: Number.POSITIVE_INFINITY }])).toThrow(/weight of reward one/)
   })
 })
