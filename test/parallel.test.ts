@@ -97,7 +97,7 @@ describe('a process alone', () => {
 
   it('rejects wrong options by name', async () => {
     expect(await said(() => parallel.init({ backend: 'nccl' as 'mpi' }))).toMatch(/backend must be one of 'auto', 'mpi', 'off'/)
-    expect(await said(() => parallel.init({ timeout: 0 }))).toMatch(/timeout must be a finite number more than 0/)
+    expect(await said(() => parallel.init({ timeout: 0 }))).toMatch(/timeout must be a finite number greater than 0/)
     expect(await said(() => parallel.init({ time: 1 } as object))).toMatch(/unknown option/)
     const world = await parallel.init()
     expect(await said(() => world.broadcast(1, 1))).toMatch(/root must be an integer/)

@@ -70,11 +70,13 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
   const invalid = (problem: string, cause?: unknown) =>
     new LoopLMError('INVALID_FILE', `${name}: ${problem}`, { operation, cause })
   const named = typeof template === 'string' ? [{ name: 'default', template }] : template
-  if (!Array.isArray(named) || named.length === 0) throw invalid('the chat template must be a text or a list of named ones')
+  if (!Array.isArray(named) || named.length === 0) {
+    throw invalid(`the chat template must be a string or a list of { name, template }, got ${describe(template)}`)
+  }
   return new Map(
     named.map((entry: { name?: unknown; template?: unknown } | null, i) => {
       if (typeof entry?.name !== 'string' || typeof entry.template !== 'string') {
-        throw invalid(`entry ${i} of the chat template must have the texts "name" and "template"`)
+        throw invalid(`entry ${i} of the chat template must have the strings "name" and "template"`)
       }
       if (entry.template.length > maxTemplateBytes) {
         throw invalid(`a chat template has at most ${maxTemplateBytes} characters, this one ${entry.template.length}`)
@@ -107,7 +109,7 @@ export function renderChat(
   const refuse = (problem: string, cause?: unknown) => new LoopLMError('INVALID_ARGUMENT', problem, { operation, cause })
   if (!Array.isArray(messages) || messages.length === 0) throw refuse('messages must be an array of at least one message')
   const bad = messages.findIndex((message) => typeof message?.role !== 'string')
-  if (bad !== -1) throw refuse(`messages[${bad}].role must be a text such as "user"`)
+  if (bad !== -1) throw refuse(`messages[${bad}].role must be a string such as "user", got ${describe(messages[bad]?.role)}`)
   checkOptions(options, chatOptions, operation)
   const { enableThinking, tools, variables } = options
   const addGenerationPrompt = checkFlag(options.addGenerationPrompt ?? false, 'addGenerationPrompt', operation)

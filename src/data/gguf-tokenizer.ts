@@ -75,7 +75,7 @@ class Keys {
   texts(name: string): readonly string[] {
     const list = this.value(name) ?? []
     if (!Array.isArray(list) || !list.every((text) => typeof text === 'string'))
-      throw this.invalid(name, 'must be a list of texts')
+      throw this.invalid(name, 'must be a list of strings')
     return list
   }
 

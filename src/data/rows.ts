@@ -1,6 +1,6 @@
 /*
- * Rules for the rows of a dataset. They apply to files (jsonl.ts) and to rows given in code (rl/problems.ts). Both prefix the
- * returned problem with the position of the row.
+ * Rules for the rows of a dataset. They apply to files (dataset.ts) and to rows given in code (rl/dataset-rows.ts, rl/lessons.ts),
+ * which prefix the returned problem with the position of the row.
  */
 
 /** The name of a value's type in errors. */

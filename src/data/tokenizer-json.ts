@@ -1,6 +1,7 @@
 import { LoopLMError } from '../errors.js'
 import { characterOfByte } from '../tokenizer/byte-characters.js'
 import type { AddedToken, TokenizerJson } from '../tokenizer/json.js'
+import { describe } from '../validation/arguments.js'
 import { isDeeper, maxJsonDepth } from '../validation/json-value.js'
 
 /** Special tokens by role, as strings, for example `{ eos: '<eos>' }`. */
@@ -79,10 +80,11 @@ function vocabulary(tokens: string[], special: SpecialTokens, operation: string)
   const all = [...tokens]
   for (const [role, token] of Object.entries(special)) {
     if (typeof token !== 'string' || token === '') {
-      throw new LoopLMError('INVALID_ARGUMENT', `special.${role} must be a text of at least one character`, { operation })
+      const message = `special.${role} must be a string of at least one character, got ${describe(token)}`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     if (tokens.includes(token)) {
-      const message = `special.${role} ${JSON.stringify(token)} is already a token; use a text such as "<${role}>"`
+      const message = `special.${role} ${JSON.stringify(token)} is already a token; use another string, such as "<${role}>"`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
     }
     if (!all.includes(token)) all.push(token) // one token may have several roles
@@ -190,7 +192,10 @@ function readAddedTokens(
   const behind = new Map<string, number>()
   return list.map((token, i) => {
     if (!isObject(token) || typeof token.content !== 'string' || token.content === '') {
-      throw invalid(`added_tokens.${i}.content`, 'must be a text of at least one character')
+      throw invalid(
+        `added_tokens.${i}.content`,
+        `must be a string of at least one character, got ${describe(isObject(token) ? token.content : token)}`,
+      )
     }
     const { content, id, special = false } = token
     if (!isTokenId(id)) throw invalid(`added_tokens.${i}.id`, notAnId(id))

@@ -30,9 +30,11 @@ export interface Checkpoint {
 /** Finds the checkpoint's folder: the given path, a fresh download if `download` is true, or an earlier download. */
 export async function findFolder(name: string, options: PretrainedOptions, operation: string): Promise<string> {
   if (await exists(name, operation)) return name
-  if (options.download === true) return download(name, options)
+  const { revision, cacheDir } = options
+  if (options.download === true) return download(name, { revision, cacheDir })
   if (isRepository(name)) return findDownloaded(name, options, operation)
-  throw new LoopLMError('NOT_FOUND', `no folder ${name}`, { operation })
+  const message = `no folder or file ${name}. Pass a checkpoint folder, a GGUF file, or a model's name on the Hub (org/name).`
+  throw new LoopLMError('NOT_FOUND', message, { operation })
 }
 
 /** Reads everything but the weights. */
@@ -113,7 +115,7 @@ async function findWeights(folder: string, operation: string): Promise<string[]>
   if (await exists(single, operation)) return [single]
   const indexPath = join(folder, 'model.safetensors.index.json')
   if (!(await exists(indexPath, operation))) {
-    const message = `${folder} has neither model.safetensors nor model.safetensors.index.json`
+    const message = `${folder} has neither model.safetensors nor model.safetensors.index.json. Add its weights, or download it again.`
     throw new LoopLMError('NOT_FOUND', message, { operation })
   }
   const map = (await readObject(indexPath, operation, maxFileBytes.list)).weight_map

@@ -200,7 +200,7 @@ function jsonOf(row: Example, name: string): string {
   } catch (cause) {
     const column = Object.keys(row).find((key) => !hasJson(row[key]))
     const where = column === undefined ? '' : ` field "${column}"`
-    const remedy = 'rows are plain data, as in a JSON Lines file: give texts and numbers in place of big integers, and no cycles'
+    const remedy = 'rows are plain data, as in a JSON Lines file: convert big integers to strings or numbers, and remove cycles'
     const message = `${name}${where} has no JSON (${(cause as Error).message.split('\n')[0]}); ${remedy}`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'dataset', cause })
   }

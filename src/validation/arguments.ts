@@ -78,12 +78,13 @@ export function checkNumber(value: unknown, name: string, range: Range, operatio
     typeof value === 'number' && Number.isFinite(value) && value >= min && value <= max && value > above && value < below
   if (fits && (!integer || Number.isSafeInteger(value))) return value
   const bounds = [
-    above > -Infinity && `more than ${above}`,
+    above > -Infinity && `greater than ${above}`,
     min > -Infinity && `at least ${min}`,
     max < Infinity && `at most ${max}`,
     below < Infinity && `less than ${below}`,
   ].filter((bound) => bound !== false)
-  const allowed = [integer ? 'an integer' : 'a finite number', bounds.join(' and ')].join(' ').trim()
+  const of = bounds[0]?.startsWith('at ') ? 'of ' : ''
+  const allowed = `${integer ? 'an integer' : 'a finite number'} ${of}${bounds.join(' and ')}`.trim()
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${allowed}, got ${describe(value)}`, { operation })
 }
 

@@ -582,7 +582,7 @@ describe('looplm quantize', () => {
       [['quantize', 'plain', 'x', '--bits', '8', '--asymmetric'], /--asymmetric goes with --bits 4/],
       [['quantize', 'plain', 'x', '--bits', '4'], /groups of 64 do not fit/],
       [['quantize', 'small', 'x', '--bits', '4'], /quantized already/],
-      [['quantize', 'gone', 'x', '--bits', '4'], /no folder gone/],
+      [['quantize', 'gone', 'x', '--bits', '4'], /no folder or file gone/],
       [
         ['quantize', 'plain', './plain/', '--bits', '4', '--group-size', '32'],
         /is the checkpoint itself and would be overwritten/,
@@ -649,6 +649,7 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
   const wrong: [change: object, args: string[], RegExp][] = [
     [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"objective"\|"looprpt"\|"pretrain".*got "dpo"/],
     [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
+    [{ tokenizer: 'bytes' }, [], /tokenizer: the task has its own; omit tokenizer/],
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
     [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],

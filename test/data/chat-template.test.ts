@@ -187,9 +187,9 @@ describe('applyChatTemplate fails with a specific error for', () => {
   })
 
   it.each([
-    [7, /must be a text or a list/],
-    [[], /must be a text or a list/],
-    [[{ name: 'default' }], /entry 0.*"name" and "template"/],
+    [7, /must be a string or a list of { name, template }, got 7/],
+    [[], /must be a string or a list .*, got Array of length 0/],
+    [[{ name: 'default' }], /entry 0 .* must have the strings "name" and "template"/],
     [[{ name: 'rag', template: 'x' }], /none of the templates rag is named default/],
   ])('a field chat_template of %j', async (template, message) => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
@@ -215,8 +215,10 @@ describe('applyChatTemplate fails with a specific error for', () => {
   it('empty or invalid messages, and a missing template', async () => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: chatTemplate })
     expect((await refusal(() => tokenizer.applyChatTemplate([]))).message).toMatch(/messages must be an array of at least one/)
-    const bad = [...user, { content: 'x' }] as never
-    expect((await refusal(() => tokenizer.applyChatTemplate(bad))).message).toMatch(/messages\[1\]\.role/)
+    const bad = [...user, { role: 5, content: 'x' }] as never
+    expect((await refusal(() => tokenizer.applyChatTemplate(bad))).message).toMatch(
+      /messages\[1\]\.role must be a string such as "user", got 5/,
+    )
     expect((await refusal(() => new Tokenizer(tokenizerJson()).applyChatTemplate(user))).code).toBe('UNSUPPORTED')
   })
 })

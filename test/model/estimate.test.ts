@@ -131,7 +131,9 @@ describe('on the command line', () => {
     expect(text.stdout).toMatch(/^151937 parameters, float32\nweights +593\.5 KiB\n/)
     expect(text.stdout).toMatch(/to generate .* does not fit in the free memory/)
     expect(text.stdout).toMatch(/to train .* fits in the free memory/)
-    expect((await looplm('estimate', 'nowhere')).stderr).toMatch(/no folder nowhere/)
+    expect((await looplm('estimate', 'nowhere')).stderr).toMatch(
+      /no folder or file nowhere\. Pass a checkpoint folder, a GGUF file/,
+    )
   })
 
   it('a plan of a new model has the vocabulary and the dtype that training gives it', async () => {
@@ -185,7 +187,7 @@ describe('on the command line', () => {
       expect(JSON.parse(stdout).dtype, name).toBe(loaded.place.dtype)
     }
     await writeFile(join(root, 'stored.yaml'), stringify({ trainer: 'rltt', model: 'gone', task: 'addition' }))
-    expect((await looplm('plan', 'stored.yaml')).stderr).toMatch(/looplm plan: no folder gone/)
+    expect((await looplm('plan', 'stored.yaml')).stderr).toMatch(/looplm plan: no folder or file gone/)
   })
 
   describe('a plan of a GGUF file takes the dtype in which the model is loaded:', () => {

@@ -190,6 +190,12 @@ const cases: [what: string, bytes: () => Buffer, message: RegExp][] = [
     /eos_token_id/,
   ],
   [
+    'has numbers for tokens',
+    () =>
+      ggufBytes({ ...metadata, 'tokenizer.ggml.model': ['text', 'gpt2'], 'tokenizer.ggml.tokens': ['i32s', [1, 2]] }, entries),
+    /tokens" must be a list of strings/,
+  ],
+  [
     'has fewer kinds than tokens',
     () =>
       ggufBytes(

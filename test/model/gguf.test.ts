@@ -423,7 +423,10 @@ describe('the command line', () => {
     const folder = JSON.parse((await looplm('info', fixture('base'), '--json')).stdout).model
     expect(folder).toMatchObject({ family: 'ouro', layers: 2, loops: 4, exitGate: true, types: null, quantization: null })
     const missing = await looplm('info', join(root, 'nowhere.gguf'))
-    expect([missing.code, missing.stderr]).toEqual([2, expect.stringMatching(/no folder .*nowhere\.gguf/)])
+    expect([missing.code, missing.stderr]).toEqual([
+      2,
+      expect.stringMatching(/no folder or file .*nowhere\.gguf\. Pass a checkpoint folder/),
+    ])
   })
 
   it('estimates the memory of a model from its file', async () => {

@@ -190,15 +190,15 @@ describe('logit options', () => {
 
   it('are rejected with their value and the allowed values if they are wrong', async () => {
     expect(await generate({ logitBias: { 20: 1 } })).toMatch(
-      /an id of logitBias must be an integer at least 0 and at most 19, got 20/,
+      /an id of logitBias must be an integer of at least 0 and at most 19, got 20/,
     )
     expect(await generate({ logitBias: { x: 1 } })).toMatch(/an id of logitBias must be an integer.*got 'x'/)
     expect(await generate({ logitBias: { 1: Infinity } })).toMatch(/logitBias\[1\] must be a finite number, got Infinity/)
     expect(await generate({ logitBias: [1] })).toMatch(/logitBias must be an object or a Map from token ids to numbers/)
-    expect(await generate({ bannedTokens: [1, -1] })).toMatch(/bannedTokens\[1\] must be an integer at least 0/)
+    expect(await generate({ bannedTokens: [1, -1] })).toMatch(/bannedTokens\[1\] must be an integer of at least 0/)
     expect(await generate({ bannedTokens: 3 })).toMatch(/bannedTokens must be an array of token ids, got 3/)
     expect(await generate({ bannedTokens: Array.from({ length: V }, (_, v) => v) })).toMatch(/every token is banned/)
-    expect(await generate({ repetitionPenalty: 0 })).toMatch(/repetitionPenalty must be a finite number more than 0, got 0/)
+    expect(await generate({ repetitionPenalty: 0 })).toMatch(/repetitionPenalty must be a finite number greater than 0, got 0/)
     expect(await generate({ frequencyPenalty: Number.NaN })).toMatch(/frequencyPenalty must be a finite number, got NaN/)
     expect(await generate({ presencePenalty: '1' })).toMatch(/presencePenalty must be a finite number, got '1'/)
     expect(await generate({ repetition_penalty: 1 })).toMatch(

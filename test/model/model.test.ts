@@ -405,10 +405,10 @@ describe('arguments', () => {
     expect((await score([[1, 2.5]])).message).toMatch(/2\.5/)
     expect((await score('text')).code).toBe('INVALID_ARGUMENT')
     expect((await score(sequences, { temperature: 0 })).message).toMatch(
-      /temperature must be a finite number at least 0.000001, got 0/,
+      /temperature must be a finite number of at least 0.000001, got 0/,
     )
     expect((await score(sequences, { temperature: Number.NaN })).message).toMatch(/NaN/)
-    expect((await score(sequences, { loops: 0 })).message).toMatch(/loops must be an integer at least 1 and at most 64/)
+    expect((await score(sequences, { loops: 0 })).message).toMatch(/loops must be an integer of at least 1 and at most 64/)
     expect((await score(sequences, { promptLengths: [1, 3, 1] })).message).toMatch(/promptLengths\[1\].*at most 2, got 3/)
     const rows = sequences.map(({ length }) => new Float32Array(length))
     expect((await refusal(() => model.backward(sequences, rows))).message).toMatch(
@@ -430,7 +430,7 @@ describe('arguments', () => {
       ],
       [() => model.score(sequences, 5 as never), /options must be an object.*got 5/],
       [() => model.score(sequences, { signal: object }), 'LoopLM.score: signal must be an AbortSignal, got an object'],
-      [() => model.score(sequences, { topLogprobs: 30 }), /topLogprobs must be an integer at least 0 and at most 29, got 30/],
+      [() => model.score(sequences, { topLogprobs: 30 }), /topLogprobs must be an integer of at least 0 and at most 29, got 30/],
       [() => model.score(sequences, { promptLengths: 2 as never }), /promptLengths must have one entry.*got 2/],
       [() => model.score(sequences, { temperature: nothing }), /temperature must not be null; omit it/],
       [() => model.score(sequences, { lastLoop: 1 as never }), /lastLoop must be true or false, got 1/],
@@ -716,6 +716,9 @@ describe('checkpoints', () => {
       const weight_map = Object.fromEntries(model.parameters().map(({ name }) => [name, file]))
       writeFileSync(join(path, 'model.safetensors.index.json'), JSON.stringify({ weight_map }))
     }
+    expect((await refusal(() => LoopLM.fromPretrained(path))).message).toMatch(
+      /sharded has neither model\.safetensors nor model\.safetensors\.index\.json\. Add its weights, or download it again\./,
+    )
     index('model-00001-of-00001.safetensors')
     using loaded = await LoopLM.fromPretrained(path)
     expect(await loaded.score(sequences)).toEqual(await model.score(sequences))
