@@ -1,6 +1,5 @@
 /**
- * The types and functions of the native addon. Its functions validate again what could crash the process. Only src/tensor,
- * src/model and src/kernels call it.
+ * The types and functions of the native addon. Its functions validate again what could crash the process.
  */
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
@@ -265,7 +264,7 @@ export interface SchedulerStats {
   passRows: number
   /** Passes that the device replayed from a recording (on CUDA, a graph). */
   replayedPasses: number
-  /** Tokens whose loops were all computed by one device call (on CUDA, one kernel). Each counts as that many passes. */
+  /** Tokens whose loops were all computed by one device call (on CUDA, one kernel). Each adds its number of loops to `passes`. */
   wholeTokens: number
   /** Ended requests that are kept in the cache. */
   kept: number
@@ -345,7 +344,6 @@ export interface NativeTensorFile {
 export interface NativeBinding {
   devices(opened: boolean): { name: string; description: string; available: boolean }[]
   memory(): { bytes: number; peak: number; buffers: number }
-  /** Memory of a context's device (or of the host without one) in bytes: total, and how much can still be allocated. */
   /** Tokens of a training micro-batch if tokensPerMicroBatch is 0. */
   microBatchTokens(
     context: NativeContext,
@@ -354,6 +352,7 @@ export interface NativeBinding {
     loops: number,
     recompute: 'none' | 'loop' | 'layer',
   ): number
+  /** Memory of a context's device (or of the host without one) in bytes: total, and how much can still be allocated. */
   deviceMemory(context: NativeContext | undefined): { free: number; total: number }
   resetPeakMemory(): void
   createCancel(): NativeCancel

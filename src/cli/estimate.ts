@@ -21,7 +21,9 @@ interface EstimateFlags extends Pick<EstimateOptions, 'dtype' | 'loops' | 'recom
 export function addEstimate(program: Command): void {
   program
     .command('estimate')
-    .description('estimate how much memory a model needs to generate and to train; does not read its weights')
+    .description(
+      'estimate how much memory a model needs to generate and to train (weights as if unquantized); does not read its weights',
+    )
     .argument('<model>', 'checkpoint folder, GGUF file, name of a downloaded model, or a config.json')
     .addOption(
       new Option('--dtype <name>', 'dtype of weights, activations and cache')

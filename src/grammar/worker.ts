@@ -23,7 +23,7 @@ export type GrammarRequest = GrammarCall & { id: number }
 /**
  * `masks`: per move the tokens that may come next, bit v % 32 of word v / 32. The bit of the end follows those of the tokens.
  */
-export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; problem: string; fatal: boolean }
+export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; problem: string }
 
 /** The functions of @mlc-ai/web-xgrammar that are used. */
 interface Library {
@@ -83,7 +83,7 @@ async function answerTo(request: GrammarRequest): Promise<GrammarAnswer> {
     return masks === undefined ? { id } : { id, masks }
   } catch (error) {
     const said = lines.map((line) => /\[FATAL\].*?:\d+: (.*)/s.exec(line)?.[1]?.trim()).find((line) => line !== undefined)
-    return { id, problem: said ?? errorMessage(error), fatal: true }
+    return { id, problem: said ?? errorMessage(error) }
   }
 }
 

@@ -24,7 +24,7 @@ export interface EstimateOptions {
 export interface MemoryEstimate {
   /** Number of parameters (not bytes). */
   parameters: number
-  /** The weights, in the model's dtype or quantized. */
+  /** The weights in `dtype`. Quantized weights take less. */
   weights: number
   /** The gradients of a trainer, in float32, or in float64 for that dtype. */
   gradients: number
