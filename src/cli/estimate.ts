@@ -80,9 +80,10 @@ async function showEstimate(model: string, flags: EstimateFlags): Promise<void> 
   )
 }
 
-async function measureSpeed(config: LoopLMConfig, { dtype = 'bfloat16', context, sequences }: EstimateFlags) {
+async function measureSpeed(config: LoopLMConfig, flags: EstimateFlags) {
+  const { dtype = 'bfloat16', context, sequences, loops, recompute = 'none' } = flags
   const rates = await measureRates(architectureOf(config), { dtype }, { rows: sequences, tokens: context })
-  return tokensPerSecond(config, rates, context)
+  return tokensPerSecond(config, rates, { context, loops, recompute: recompute !== 'none' })
 }
 
 /** Bytes that a trainer holds while it computes gradients. */

@@ -135,12 +135,16 @@ export function stepSeconds(
 }
 
 /** Tokens per second in training, with every loop read, and in generation with this many rows. */
-export function tokensPerSecond(config: LoopLMConfig, rates: Rates, context: number): { train: number; generate: number } {
+export function tokensPerSecond(
+  config: LoopLMConfig,
+  rates: Rates,
+  how: { context: number; loops?: number | undefined; recompute: boolean },
+): { train: number; generate: number } {
   const architecture = architectureOf(config)
-  const { loops } = architecture
+  const { context, loops = architecture.loops, recompute } = how
   const pass = { tokens: 1, loops, reads: loops, backward: loops }
   return {
-    train: rates.train / passOperations(architecture, pass, { context: context / 2 }),
+    train: rates.train / passOperations(architecture, pass, { context: context / 2, recompute }),
     generate: rates.decode / forwardOperations(architecture, { loops, reads: 1, context: context / 2 }),
   }
 }

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { stringify } from 'yaml'
-import { forwardOperations, measureRates, passOperations, stepSeconds } from '../../src/cli/measure.js'
+import { forwardOperations, measureRates, passOperations, stepSeconds, tokensPerSecond } from '../../src/cli/measure.js'
 import { makePlan } from '../../src/cli/plan.js'
 import { readTrainConfig } from '../../src/cli/train-config.js'
 import { architectureOf, parseConfig } from '../../src/model/config.js'
@@ -54,6 +54,17 @@ describe('the operations of a token', () => {
     expect(passOperations(architecture, pass, { context: 5, adapter: true })).toBe(2 * forward)
     expect(passOperations(architecture, pass, { context: 5, recompute: true })).toBe(4 * forward)
     expect(passOperations(architecture, { ...pass, backward: 0 }, { context: 5 })).toBe(forward)
+  })
+
+  it('give the tokens per second of the loops and the recomputation that were asked for', () => {
+    const config = parseConfig(tinyConfig, 'test', false)
+    const rates = { forward: 1e9, train: 1e9, decode: 1e9, rows: 1 }
+    const speed = (how: object) => tokensPerSecond(config, rates, { context: 8, recompute: false, ...how })
+    expect(speed({ loops: 3 })).toEqual(speed({}))
+    const fewer = speed({ loops: 1 })
+    expect(fewer.generate).toBe(1e9 / forwardOperations(architecture, { loops: 1, reads: 1, context: 4 }))
+    expect(fewer.train).toBeGreaterThan(speed({}).train)
+    expect(speed({ recompute: true })).toEqual({ ...speed({}), train: 0.75 * speed({}).train })
   })
 })
 
