@@ -194,7 +194,6 @@ function configProblems(given: Record<string, unknown>): string[] {
     lines.push(`${name in given ? name : `options.${name}`}: ${message}`)
   const sources = [given.task, given.dataset, given.corpus].filter((source) => source !== undefined)
   if (sources.length !== 1) lines.push('needs exactly one of task, dataset and corpus (a corpus only for pretrain and looprpt)')
-  if (given.task !== undefined && given.tokenizer !== undefined) lines.push('tokenizer: the task has its own; omit tokenizer')
   return lines
 }
 

@@ -68,9 +68,6 @@ function openData(operation: string, model: LoopLM, config: Parameters<typeof op
     const message = 'pass either a task or a dataset; only update() and gradients() of a trainer need neither'
     throw new LoopLMError('INVALID_CONFIG', message, { operation })
   }
-  if (task !== undefined && config.tokenizer !== undefined) {
-    throw new LoopLMError('INVALID_CONFIG', 'tokenizer: the task has its own; omit tokenizer', { operation })
-  }
   const tokenizer = checkTokenizer(operation, model, task?.tokenizer ?? config.tokenizer ?? model.tokenizer, 'dataset')
   const maxLength = model.config.max_position_embeddings
   if (task !== undefined) return taskProblems(task, tokenizer, seed, maxLength)

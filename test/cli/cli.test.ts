@@ -649,7 +649,6 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
   const wrong: [change: object, args: string[], RegExp][] = [
     [{ trainer: 'dpo' }, [], /trainer: .*"rltt"\|"grpo"\|"objective"\|"looprpt"\|"pretrain".*got "dpo"/],
     [{ modle: 'x' }, [], /modle: unknown option; did you mean model\?/],
-    [{ tokenizer: 'bytes' }, [], /tokenizer: the task has its own; omit tokenizer/],
     [{ options: { learning_rate: 1 } }, [], /learning_rate: unknown option; did you mean learningRate\?/],
     [{}, ['--set', 'steps'], /--set: must be key=value, got "steps"/],
     [{}, ['--set', 'steps=0'], /steps: .*>=1, got 0/],

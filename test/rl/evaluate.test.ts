@@ -87,11 +87,11 @@ describe('an evaluation', () => {
     [{ samples: 2, temperature: 0 }, /2 greedy answers are all the same; give a temperature above 0/],
     [{ temperature: -1 }, /temperature/],
     [{ seed: 0.5 }, /seed/],
-    [{ problems: 0 }, /problems must be an integer at least 1/],
+    [{ problems: 0 }, /problems must be an integer of at least 1/],
     [{ loops: [] }, /loops must be a list of at least one number of loops, such as \[1, 2, 4\], got Array of length 0/],
     [{ loops: 2 as never }, /loops must be a list of .*, got 2/],
-    [{ loops: [1, 1.5] }, /loops\[1\] must be an integer at least 1 and at most .*, got 1\.5/],
-    [{ loops: [0, 2] }, /loops\[0\] must be an integer at least 1/],
+    [{ loops: [1, 1.5] }, /loops\[1\] must be an integer of at least 1 and at most .*, got 1\.5/],
+    [{ loops: [0, 2] }, /loops\[0\] must be an integer of at least 1/],
   ])('rejects %j', async (wrong, message) => {
     using own = await model.clone()
     using trainer = new PretrainTrainer(own, { dataset, evalDataset: dataset, tokenizer, reward: first })

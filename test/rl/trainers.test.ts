@@ -369,7 +369,6 @@ describe('run', () => {
     [{}, /pass either a task or a dataset/],
     [{ dataset: [{ prompt: '1' }] }, /tokenizer: a dataset needs one/],
     [{ dataset: [{ prompt: '1' }], tokenizer: tinyTask.tokenizer }, /reward: a dataset needs a reward function/],
-    [{ task: tinyTask, tokenizer: tinyTask.tokenizer }, /tokenizer: the task has its own; omit tokenizer/],
     [{ task: tinyTask, resume: true }, /resume: true needs runDir/],
     [{ task: tinyTask, reward: () => 'good' }, /reward reward must return a finite number or null, got 'good'/],
     [
