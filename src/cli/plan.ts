@@ -32,6 +32,8 @@ interface PlannedOptions {
   recompute: 'none' | 'loop' | 'layer'
   tokensPerMicroBatch: number
   steps: number
+  epochs?: number | undefined
+  stage?: 1 | 2
   lora?: { rank: number; targetModules?: string[] | undefined; perLoop: boolean; shiftRank: number } | undefined
   rollouts?: number
   loops?: number | undefined
@@ -81,8 +83,9 @@ async function showPlan(path: string, { set = [], promptTokens, answerTokens, ti
   if (measured !== undefined) {
     const { sampling, update, steps } = measured
     const parts = `${formatDuration(sampling)} sampling, ${formatDuration(update)} update`
-    const time = formatDuration(steps * (sampling + update)).padStart(10)
-    print(`time          ${time}  ${steps} steps of ${parts} (rough: half or twice that is possible)`)
+    const time = formatDuration((steps ?? 1) * (sampling + update)).padStart(10)
+    const of = steps === undefined ? 'one step (epochs set their number):' : `${steps} steps of`
+    print(`time          ${time}  ${of} ${parts} (rough: half or twice that is possible)`)
   }
   if (plan.remedy !== undefined) print(plan.remedy)
 }
@@ -99,7 +102,8 @@ async function measureStep(config: TrainConfig, model: LoopLMConfig, step: Plann
   const rows = step.rollouts?.completions ?? Math.ceil(step.passes[0]!.tokens / step.rowTokens)
   const rates: Rates = await measureRates(architecture, place, { rows, tokens: step.rowTokens })
   const how = { adapter: options.lora !== undefined, recompute: options.recompute !== 'none' }
-  return { ...stepSeconds(architecture, rates, step, how), steps: options.steps, rates }
+  const steps = options.epochs === undefined ? options.steps : undefined // the rows are not counted
+  return { ...stepSeconds(architecture, rates, step, how), steps, rates }
 }
 
 function planned(config: TrainConfig): PlannedOptions {
@@ -137,7 +141,7 @@ export function makePlan(
     step,
     trainer: config.trainer,
     parameters: estimate.parameters,
-    trained: trained ?? estimate.parameters,
+    trained: options.stage === 2 ? architecture.hidden + 1 : (trained ?? estimate.parameters), // stage 2: the gate's weight and bias
     dtype,
     copies,
     weights,

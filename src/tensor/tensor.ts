@@ -69,7 +69,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Element-wise sum with numpy's broadcasting.
+   * Element-wise sum with numpy's broadcasting. int32 wraps around.
    * @throws LoopLMError INVALID_SHAPE with both shapes
    */
   async add(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
@@ -77,7 +77,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Element-wise product with numpy's broadcasting.
+   * Element-wise product with numpy's broadcasting. int32 wraps around.
    * @throws LoopLMError INVALID_SHAPE with both shapes
    */
   async mul(other: Tensor<NoInfer<D>>): Promise<Tensor<D>> {
@@ -127,7 +127,7 @@ export class Tensor<D extends DType = DType> {
   }
 
   /**
-   * Sum over an axis, which is removed, or over all elements.
+   * Sum over an axis, which is removed, or over all elements. A sum beyond int32 becomes its nearest value.
    * @param axis negative values count from the end
    */
   async sum(axis?: number): Promise<Tensor<D>> {

@@ -159,6 +159,15 @@ describe('on the command line', () => {
     expect((await looplm('plan', 'new.yaml')).stderr).toMatch(/vocab_size/) // as training
   })
 
+  it('a plan of epochs has the time of one step, and a plan of Stage II trains the gate', async () => {
+    const { vocab_size: _, ...form } = sizes
+    const options = { epochs: 1000, batchSize: 2, stage: 2 }
+    await writeFile(join(root, 'gate.yaml'), stringify({ trainer: 'pretrain', model: form, task: 'addition', options }))
+    const { trained, time } = JSON.parse((await looplm('plan', 'gate.yaml', '--json')).stdout)
+    expect([trained, time.steps]).toEqual([form.hidden_size + 1, undefined])
+    expect((await looplm('plan', 'gate.yaml')).stdout).toMatch(/^time .* one step \(epochs set their number\): .* update/m)
+  })
+
   it('looplm estimate and plan bound the activations of large models', async () => {
     await writeFile(join(root, 'large.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...ouro }))
     await writeFile(join(root, 'large.yaml'), stringify({ trainer: 'rltt', model: ouro, task: 'addition', dtype: 'bfloat16' }))
