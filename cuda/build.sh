@@ -23,7 +23,7 @@ compile() {
   local file=$1 object=$objects/$(basename "$1").o
   shift
   local newest
-  newest=$(ls -t "$file" cuda/*.h native/*.h native/comm/*.h cuda/build.sh | head -n 1)
+  newest=$(ls -t "$file" cuda/*.h native/*.h cuda/build.sh | head -n 1)
   [ "$object" -nt "$newest" ] && return
   local started=$SECONDS
   if "$nvcc" -std=c++20 -O3 --expt-relaxed-constexpr -Werror all-warnings -DLOOPLM_CUDA_NAME='"cuda"' \

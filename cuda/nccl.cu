@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "../native/comm/version_text.h"
+#include "../native/nccl_version.h"
 #include "context.h"
 
 namespace looplm::cuda {

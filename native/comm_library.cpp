@@ -8,6 +8,7 @@
 #include "comm/version_text.h"
 #include "engine/error.h"
 #include "library_folder.h"
+#include "nccl_version.h"
 
 namespace looplm {
 

@@ -219,7 +219,7 @@ describe('arguments', () => {
     expect(await generate({ temperature: Number.POSITIVE_INFINITY })).toMatch(/Infinity/)
     for (const temperature of [1e-7, 1e-40, Number.MIN_VALUE])
       expect(await generate({ temperature })).toMatch(/temperature must be 0 \(greedy\) or at least 0\.000001, got/)
-    expect(await generate({ topP: 0 })).toMatch(/topP.*more than 0/)
+    expect(await generate({ topP: 0 })).toMatch(/topP.*greater than 0/)
     expect(await generate({ topK: 1.5 })).toMatch(/topK must be an integer/)
     expect(await generate({ minP: 2 })).toMatch(/minP/)
     expect(await generate({ seed: -1 })).toMatch(/seed/)
