@@ -14,7 +14,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { publint } from 'publint'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { loadRemedies } from '../src/native.js'
@@ -165,7 +165,7 @@ describe('the tarball', () => {
 it('a release names its repository, and links to files that are not in the package absolutely', () => {
   const folder = join(root, 'released')
   mkdirSync(folder)
-  for (const name of ['README.md', 'package.json', 'docs']) {
+  for (const name of ['README.md', 'CHANGELOG.md', 'package.json', 'docs']) {
     const inside = (path: string) => !path.includes('node_modules')
     cpSync(join(checkout, name), join(folder, name), { recursive: true, filter: inside })
   }
@@ -190,11 +190,12 @@ it('a release names its repository, and links to files that are not in the packa
   expect(code(after)).toEqual(code(before))
 
   let elsewhere = 0
-  for (const page of readdirSync(join(installed, 'docs')).filter((name) => name.endsWith('.md'))) {
-    const linked = readFileSync(join(folder, 'docs', page), 'utf8')
+  const pages = readdirSync(join(installed, 'docs')).map((name) => `docs/${name}`)
+  for (const page of ['CHANGELOG.md', ...pages].filter((name) => name.endsWith('.md'))) {
+    const linked = readFileSync(join(folder, page), 'utf8')
     for (const [, target] of linked.matchAll(/\]\((?![a-z]+:\/\/(?!example\.com)|#)([^)#\s]+)/g)) {
       const path = /^https:\/\/example.com\/owner\/name\/(?:blob|raw)\/v1.2.3\/(.*)/.exec(target!)?.[1]
-      const packed = existsSync(join(installed, path ?? join('docs', target!)))
+      const packed = existsSync(join(installed, path ?? join(dirname(page), target!)))
       expect([page, target, packed]).toEqual([page, target, path === undefined])
       if (path === undefined) continue
       expect(existsSync(join(checkout, path)), path).toBe(true)

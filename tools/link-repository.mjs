@@ -40,5 +40,5 @@ function link(page, all) {
 
 link('README.md', true)
 const docs = join(folder, 'docs')
-for (const name of existsSync(docs) ? readdirSync(docs) : [])
-  if (isPacked(`docs/${name}`) && name.endsWith('.md')) link(`docs/${name}`, false)
+const pages = existsSync(docs) ? readdirSync(docs).map((name) => `docs/${name}`) : []
+for (const page of ['CHANGELOG.md', ...pages]) if (page.endsWith('.md') && isPacked(page)) link(page, false)
