@@ -249,7 +249,7 @@ export class ChatSession {
       calls.push(...some.calls, ...rest.calls)
       return said
     }
-    let finish: FinishReason = 'cancelled'
+    let finish: FinishReason | undefined
     await this.#cache.generate(
       prompt.tokens,
       generation,
@@ -264,7 +264,10 @@ export class ChatSession {
       },
       ending,
     )
-    if (finish === 'cancelled') read(stream.flush(), true)
+    if (finish === undefined) {
+      read(stream.flush(), true)
+      finish = ending.aborted ? 'cancelled' : 'stop' // a grammar may also end a response without tokens
+    }
     answer.finishReason = finish
     const sampled = sampledTurn(tokenizer, { tokens, finishReason: finish }, generation.stop)
     this.#said = { text: prompt.text + sampled.text, end: sampled.end, tokens: [...prompt.tokens, ...tokens] }

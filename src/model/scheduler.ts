@@ -54,7 +54,8 @@ export class Scheduler {
   #newest = 0 // the newest request
   readonly #asked = new Map<number, RealArray>() // logits that wait for a processor, by request
   readonly #constraints = new Map<number, Constraint>() // by request
-  readonly #moves = new Map<number, number | undefined>() // newest tokens that the constraints of their requests have not seen
+  // by request: the newest token, which waits for the constraint; undefined before the first one
+  readonly #moves = new Map<number, NativeGenerateEvent | undefined>()
   readonly #answering = new Set<Promise<void>>()
   #wake: (() => void) | undefined // ends the wait for answers
   #cancelled = false
@@ -290,9 +291,12 @@ export class Scheduler {
       this.#live.delete(event.request)
       this.#unconstrain(event.request)
     }
+    if (this.#constraints.has(event.request)) {
+      this.#moves.set(event.request, event) // the request gets the token when it is known whether the text ends with it
+      return
+    }
     request.receive(event)
     if (event.logits !== undefined) this.#asked.set(event.request, event.logits)
-    if (this.#constraints.has(event.request)) this.#moves.set(event.request, event.tokens.at(-1))
   }
 
   #unconstrain(id: number): void {
@@ -308,24 +312,27 @@ export class Scheduler {
       if (answer !== undefined && this.#live.has(id)) native().schedulerAnswer(this.#handle, id, new Int32Array(), answer)
     }
     this.#asked.clear()
-    for (const [id, token] of this.#moves) {
-      const answering = this.#constrain(id, this.#constraints.get(id)!, token).finally(() => this.#answering.delete(answering))
+    for (const [id, event] of this.#moves) {
+      const answering = this.#constrain(id, this.#constraints.get(id)!, event).finally(() => this.#answering.delete(answering))
       this.#answering.add(answering)
     }
     this.#moves.clear()
   }
 
-  /** Tells the engine which tokens a request may draw next. */
-  async #constrain(id: number, constraint: Constraint, token: number | undefined): Promise<void> {
+  /** Gives a request its newest token, and tells the engine which tokens may follow. */
+  async #constrain(id: number, constraint: Constraint, event: NativeGenerateEvent | undefined): Promise<void> {
+    const [next] = await Promise.allSettled([constraint.next(event?.tokens.at(-1))])
+    const request = this.#live.get(id)
+    if (request === undefined || this.#handle.disposed) return
     try {
-      const allowed = await constraint.next(token)
-      const request = this.#live.get(id)
-      if (request === undefined || this.#handle.disposed) return
-      if (allowed === undefined)
+      if (event !== undefined) request.receive(event)
+      if (!this.#live.has(id)) return // the token completed a stop string, or its logits are not numbers
+      if (next.status === 'rejected') throw next.reason
+      if (next.value === undefined)
         request.stop() // the text is complete
-      else native().schedulerAnswer(this.#handle, id, allowed, new Float64Array())
+      else native().schedulerAnswer(this.#handle, id, next.value, new Float64Array())
     } catch (error) {
-      this.#live.get(id)?.fail(error)
+      request.fail(error)
       this.#remove(id, false)
     }
   }
@@ -436,7 +443,8 @@ export class GenerateRequest implements AsyncIterable<GenerateChunk> {
 
   /**
    * Ends the request after its current tokens, with finish reason `stop`. If it was added with `keep: true` it can be
-   * continued. Does nothing if it has already ended.
+   * continued. Does nothing if it has already ended. An iteration that has yielded the last token then ends without a finish
+   * reason; {@link result} has it, and the text that was held back for a stop string.
    */
   stop(): void {
     if (this.#finish !== undefined || this.#error !== undefined) return

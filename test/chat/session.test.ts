@@ -221,6 +221,18 @@ describe('a session', () => {
     expect(number).toMatchObject({ text: expect.stringMatching(/^\d{3}$/), mode: 'no-think' })
   })
 
+  it.each([
+    ['[0-9]{3}', /^\d{3}$/],
+    ['a{0}', /^$/],
+  ])('ends with the grammar %s if the model has no end token', async (regex, text) => {
+    using model = await create()
+    model.tokenizer = Tokenizer.characters(alphabet).withChatTemplate(template.replaceAll('<end>', '|'))
+    using chat = new ChatSession(model, { temperature: 0 })
+    const answer = await chat.send('a number?', { grammar: { regex } })
+    expect(answer).toMatchObject({ text: expect.stringMatching(text), finishReason: 'stop' })
+    expect(chat.messages.at(-1)).toEqual({ role: 'assistant', content: answer.text })
+  })
+
   it('keeps no cache of a turn whose options are refused', async () => {
     using model = await create()
     using scheduler = model.scheduler()

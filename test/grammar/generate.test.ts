@@ -56,10 +56,22 @@ describe('an answer', () => {
       expect((await one({ seed, grammar: { ebnf } })).text).toMatch(/^\([1-9]\d{0,2}(?:\+[1-9]\d{0,2}){1,3}\)$/)
   })
 
-  it('ends where the grammar does, when there is no end token', async () => {
-    const { text, finishReason, tokens } = await one({ stop: [], grammar: { regex: 'ab{3}' } })
-    expect([text, finishReason]).toEqual(['abbb', 'stop'])
+  it.each([
+    ['without stop strings', []],
+    ['with a stop string that holds text back', ['bbc']],
+    ['with a stop string at its end', ['zz', 'bbb']],
+  ])('ends where the grammar does, when there is no end token, %s', async (_, stop) => {
+    const options = { stop, maxNewTokens: 600, grammar: { regex: 'ab{3}' } }
+    const { text, finishReason, tokens } = await one(options)
+    expect([text, finishReason]).toEqual([stop.includes('bbb') ? 'a' : 'abbb', 'stop'])
     expect(tokens).not.toContain(256)
+    const [pieces, reasons]: [unknown[], unknown[]] = [[], []]
+    for await (const chunk of model.stream('a', options)) {
+      pieces.push(chunk.text)
+      reasons.push(chunk.finishReason)
+    }
+    expect(pieces.join('')).toBe(text)
+    expect(reasons).toEqual([...tokens.slice(1).map(() => undefined), 'stop'])
   })
 
   it('is cut by maxNewTokens with finish reason length', async () => {

@@ -415,6 +415,23 @@ describe('a field of a request', () => {
     const early = await post('/v1/completions', { ...ends, stop_token_ids: Array.from({ length: 100 }, (_, i) => 5 + i) })
     expect(early.body.usage.completion_tokens).toBeLessThan(16 * 40)
   })
+
+  it.each([
+    ['ignore_eos', {}],
+    ['a stop string that holds text back', { stop: ['1x'] }],
+  ])('may constrain the whole answer with %s, whole and streamed', async (_, change) => {
+    const { client } = await serve()
+    const response_format = { type: 'json_schema' as const, json_schema: { name: 'one', schema: { enum: [1] } } }
+    const body = { ...chat, messages: [{ role: 'user' as const, content: 'a' }], response_format, ignore_eos: true, ...change }
+    const { choices } = await client.chat.completions.create({ ...body, max_tokens: 20 })
+    expect(choices).toMatchObject([{ message: { content: '1' }, finish_reason: 'stop' }])
+    const [pieces, reasons]: [string[], unknown[]] = [[], []]
+    for await (const { choices } of await client.chat.completions.create({ ...body, max_tokens: 20, stream: true })) {
+      pieces.push(choices[0]!.delta.content ?? '')
+      reasons.push(choices[0]!.finish_reason)
+    }
+    expect([pieces.join(''), reasons.at(-1)]).toEqual(['1', 'stop'])
+  })
 })
 
 describe('max_tokens above a limit', () => {
