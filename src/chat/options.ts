@@ -17,7 +17,8 @@ export const chatModes = ['think', 'no-think', 'auto'] as const
 /** The generation options that a turn accepts. */
 export type ChatGenerateOptions = Omit<
   GenerateOptions,
-  'initialStates' | 'inputVectors' | 'sequenceNumbers' | 'logprobs' | 'kv' | 'cacheType' | 'stop' | 'maxNewTokens' | 'signal'
+  | ('initialStates' | 'inputVectors' | 'sequenceNumbers' | 'logprobs' | 'kv' | 'cacheType' | 'promptCache')
+  | ('stop' | 'maxNewTokens' | 'signal')
 > & {
   /** The most new tokens of a response; if tools are called, of each of its parts. Defaults to 1024. */
   maxNewTokens?: number
@@ -48,7 +49,7 @@ export interface ChatSessionOptions extends ChatTurnSettings {
   tools?: readonly Tool[]
   /** How many rounds of tool calls run per turn. Later calls are returned to the caller. Defaults to 8. */
   maxToolRounds?: number
-  /** Time limit in seconds for a tool call. 0 means no limit. Defaults to 30. */
+  /** Time limit in seconds for a tool call, at most 2147483. 0 means no limit. Defaults to 30. */
   toolTimeout?: number
   /** Variables of the chat template, or another template. */
   chatTemplate?: ChatSettings
@@ -71,10 +72,10 @@ export interface ChatSessionOptions extends ChatTurnSettings {
 export interface ChatTurnOptions extends ChatTurnSettings {
   /** Aborts with code ABORTED. The conversation is then the same as before the turn. */
   signal?: AbortSignal | undefined
-  /** Called with every token. */
-  onToken?: (piece: ChatPiece) => void
-  /** Called after every tool call. */
-  onTool?: (call: ChatToolCall) => void
+  /** Called with every token. If it returns a promise that rejects, the turn fails with its error. */
+  onToken?: (piece: ChatPiece) => unknown
+  /** Called after every tool call. If it returns a promise, the turn waits for it, and fails with its error. */
+  onTool?: (call: ChatToolCall) => unknown
 }
 
 /** One token of a response. */
@@ -128,7 +129,7 @@ export interface ChatAnswer {
   signals?: ChatSignals
 }
 
-const { initialStates, inputVectors, sequenceNumbers, logprobs, ...generation } = generateOptions
+const { initialStates, inputVectors, sequenceNumbers, logprobs, promptCache, ...generation } = generateOptions
 const { signal: _, ...sampled } = generation
 const turnSettings = { ...sampled, mode: true, auto: true } as const
 

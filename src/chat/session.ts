@@ -4,6 +4,8 @@ import { opensThought, type ToolCall, ToolCallStream } from '../data/tool-calls.
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import { generateOptions } from '../model/options.js'
+import { readRequests } from '../model/request.js'
+import { Scheduler } from '../model/scheduler.js'
 import { stopTokens } from '../model/special-tokens.js'
 import { TextStream } from '../model/text-stream.js'
 import type { FinishReason, GenerateOptions } from '../model/types.js'
@@ -24,6 +26,7 @@ import { sampledTurn } from './sampled-turn.js'
 import { type ChatThresholds, signalNames, wantsThought } from './signals.js'
 import { type Tool, ToolRunner } from './tools.js'
 import { ChatTurn } from './turn.js'
+import { maxTimeout } from './within.js'
 
 /** A turn in progress. */
 interface Turn {
@@ -71,16 +74,22 @@ export class ChatSession {
     const { tokenizer, chatTemplate, tools = [], messages = [], scheduler, kv, cacheType } = options
     const system = options.system ?? chatTemplate?.system
     this.#model = model
-    this.#options = options
+    this.#options = given(options)
     this.#tools = readTools(tools, operation)
     this.#maxToolRounds = checkNumber(options.maxToolRounds ?? 8, 'maxToolRounds', { min: 0, integer: true }, operation)
-    this.#toolTimeout = checkNumber(options.toolTimeout ?? 30, 'toolTimeout', { min: 0 }, operation)
+    this.#toolTimeout = checkNumber(options.toolTimeout ?? 30, 'toolTimeout', { min: 0, max: maxTimeout }, operation)
     this.#prompts = new ChatPrompts(model, tokenizer, chatTemplate, tools, operation)
+    checkGeneration(model, options, operation)
+    if (scheduler !== undefined && !(scheduler instanceof Scheduler && scheduler.belongsTo(model))) {
+      const what = scheduler instanceof Scheduler ? 'that of another model' : describe(scheduler)
+      const message = `scheduler: must be one that model.scheduler() made for the session's model, got ${what}.`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+    }
     const exact = checkFlag(options.exact ?? false, 'exact', operation)
     this.#cache = new PromptCache(model, { scheduler, kv, cacheType, exact })
-    const given = readMessages(messages, 'messages', operation)
-    const headed = given[0]?.role === 'system' || given[0]?.role === 'developer'
-    this.#opening = system === undefined || headed ? given : [{ role: 'system', content: system }, ...given]
+    const opening = readMessages(messages, 'messages', operation)
+    const headed = opening[0]?.role === 'system' || opening[0]?.role === 'developer'
+    this.#opening = system === undefined || headed ? opening : [{ role: 'system', content: system }, ...opening]
     this.#messages = [...this.#opening]
   }
 
@@ -133,8 +142,9 @@ export class ChatSession {
   #begin(input: string | readonly ChatMessage[], options: ChatTurnOptions, operation: string): ChatTurn {
     this.#checkIdle(operation)
     checkOptions(options, turnOptions, operation)
-    const settings = { ...this.#options, ...options }
+    const settings = { ...this.#options, ...given(options) }
     checkMode(settings, operation)
+    checkGeneration(this.#model, settings, operation)
     const asked = typeof input === 'string' ? [{ role: 'user', content: input }] : readMessages(input, 'input', operation)
     const turn = new ChatTurn((push, stopped) => this.#answer(asked, settings, push, stopped))
     this.#turn = turn
@@ -160,15 +170,22 @@ export class ChatSession {
       ...{ text: '', reasoning: '', tokens: [], logprobs: [], loops: [], calls: [] },
       ...{ finishReason: 'stop', mode: undefined },
     }
+    const failing = new AbortController()
+    const told: Promise<unknown>[] = []
     const tell = (piece: ChatPiece) => {
       push(piece)
-      onToken?.(piece)
+      if (onToken === undefined) return
+      const heard = Promise.resolve(onToken(piece))
+      told.push(heard)
+      heard.catch(() => failing.abort())
     }
-    const turn = { options, answer, push: tell, ending: AbortSignal.any(signal === undefined ? [stopped] : [stopped, signal]) }
+    const ending = AbortSignal.any([stopped, failing.signal, ...(signal === undefined ? [] : [signal])])
+    const turn = { options, answer, push: tell, ending }
     try {
       this.#messages = [...before.messages, ...structuredClone(asked)]
       await Promise.resolve() // now #turn is set
       await this.#play(turn)
+      await Promise.all(told)
       if (signal?.aborted) throw aborted(signal)
       if (stopped.aborted) answer.finishReason = 'cancelled'
       return answer
@@ -301,15 +318,14 @@ export class ChatSession {
     })
     const made: ChatToolCall = { name, arguments: JSON.parse(given), content, failed }
     answer.calls.push(made)
-    options.onTool?.(made)
+    await options.onTool?.(made)
     return { role: 'tool', name, tool_call_id: call.id, content }
   }
 
   /** The options that generation accepts. */
   #generation(options: ChatTurnOptions): GenerateOptions & { stop: (number | string)[] } {
-    const generation = Object.entries(options).filter(([name]) => name in generateOptions && name !== 'signal')
-    const stop = [...stopTokens(this.#model, this.#prompts.tokenizer), ...(options.stop ?? [])]
-    return { maxNewTokens: 1024, ...Object.fromEntries(generation), stop }
+    const stop = [...(options.stop ?? []), ...stopTokens(this.#model, this.#prompts.tokenizer)]
+    return { maxNewTokens: 1024, ...generationOf(options), stop }
   }
 
   #checkRoom({ tokens }: ChatPrompt): void {
@@ -341,6 +357,19 @@ function readTools(tools: readonly Tool[], operation: string): readonly Tool[] {
   if (bad === -1) return tools
   const message = `tools: must be tools that defineTool made, got ${describe(Array.isArray(tools) ? tools[bad] : tools)}.`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** Options without those that are undefined, which count as omitted. */
+function given<Options extends object>(options: Options): Options {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Options
+}
+
+function generationOf(options: ChatTurnOptions): GenerateOptions {
+  return Object.fromEntries(Object.entries(options).filter(([name]) => name in generateOptions && name !== 'signal'))
+}
+
+function checkGeneration(model: LoopLM, options: ChatTurnOptions, operation: string): void {
+  readRequests(model, [[0]], 'prompt', generationOf(options), operation)
 }
 
 function checkMode({ mode, auto, grammar }: ChatTurnOptions, operation: string): void {

@@ -1,10 +1,12 @@
 import type { LoopLMError } from '../errors.js'
 
+export const maxTimeout = 2_147_483 // seconds; longer timers of Node fire immediately
+
 /**
  * Resolves to a promise's value, unless the time limit passes or the signal fires first. Later results of the promise are
  * ignored.
  *
- * @param seconds 0: no limit
+ * @param seconds at most `maxTimeout`; 0: no limit
  * @param late creates the error of the time limit
  */
 export async function within<T>(promise: Promise<T>, seconds: number, signal: AbortSignal, late: () => LoopLMError): Promise<T> {

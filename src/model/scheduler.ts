@@ -199,6 +199,14 @@ export class Scheduler {
     return entered
   }
 
+  /**
+   * Whether it runs this model.
+   * @internal
+   */
+  belongsTo(model: GeneratingModel): boolean {
+    return this.#model === model
+  }
+
   /** Current counters. */
   stats(): SchedulerStats {
     return native().schedulerStats(this.#handle)

@@ -30,7 +30,6 @@ export const mostSequences = 2 ** 20 // sequences of a batch, a step or an evalu
 export const mostInGroup = 2 ** 16
 export const defaultSteps = 100
 export const mostSteps = 2 ** 32 // limit of step numbers in checkpoints
-export const maxTimeout = 2_147_483 // seconds; longer timers of Node fire immediately
 
 /** How conversations are turned into text. */
 const chatTemplate = z

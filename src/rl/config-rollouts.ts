@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import type { Tool } from '../chat/tools.js'
+import { maxTimeout } from '../chat/within.js'
 import { maxLoops } from '../model/config.js'
 import { type ExitRule, exitRuleNames, readExit } from '../model/exit-rules.js'
 import { checkGrammar } from '../model/request.js'
@@ -16,7 +17,6 @@ import {
   has,
   learningRate,
   loopWeights,
-  maxTimeout,
   mostInGroup,
   natural,
   nonNegative,

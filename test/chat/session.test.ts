@@ -233,16 +233,41 @@ describe('a session', () => {
     expect(chat.messages.at(-1)).toEqual({ role: 'assistant', content: answer.text })
   })
 
+  it('takes undefined as an omitted option, in the session and in a turn', async () => {
+    using model = await create()
+    const set = { ...base, mode: 'no-think', bannedTokens: [...base.bannedTokens, tokenizer.eosTokenId!] } as const
+    using chat = new ChatSession(model, { ...set, temperature: undefined, maxNewTokens: undefined } as object)
+    const { temperature: _, maxNewTokens: __, ...others } = set
+    using same = new ChatSession(model, others)
+    const turn = { seed: undefined, bannedTokens: undefined, mode: undefined, maxNewTokens: undefined }
+    const answer = await chat.send('go on', turn as object)
+    expect(answer).toEqual(await same.send('go on'))
+    expect(answer.tokens.length).toBeGreaterThan(16)
+  })
+
+  it('fails with the error of an asynchronous onToken, which stops the model', async () => {
+    using model = await create()
+    using chat = new ChatSession(model, { ...base, maxNewTokens: 400 })
+    let tokens = 0
+    const onToken = async () => {
+      if (++tokens === 2) throw new Error('full disk')
+    }
+    await expect(chat.send('go on', { onToken })).rejects.toThrow('full disk')
+    expect(tokens).toBeLessThan(400)
+    expect(chat.messages).toEqual([])
+  })
+
   it('keeps no cache of a turn whose options are refused', async () => {
     using model = await create()
     using scheduler = model.scheduler()
     using chat = new ChatSession(model, { ...base, exact: true, scheduler })
-    expect((await refusal(() => chat.send('x', { temperature: -1 }))).message).toMatch(/temperature/)
+    const refused = { grammar: { regex: 'a' }, speculate: { loops: 1 } } // by the engine
+    expect((await refusal(() => chat.send('x', refused))).message).toMatch(/speculate/)
     expect(scheduler.stats().kept).toBe(0)
     await chat.send('x')
     expect(scheduler.stats().kept).toBe(1)
-    expect((await refusal(() => chat.send('y', { temperature: -1 }))).message).toMatch(/temperature/)
-    expect(scheduler.stats().kept).toBe(1)
+    expect((await refusal(() => chat.send('y', refused))).message).toMatch(/speculate/)
+    await expect.poll(() => scheduler.stats().kept).toBe(1) // the next pass frees a copy
     chat.dispose()
     await expect.poll(() => scheduler.stats()).toMatchObject({ kept: 0, cachedTokens: 0 })
   })
@@ -251,6 +276,22 @@ describe('a session', () => {
     using model = await create()
     using chat = new ChatSession(model, { ...base })
     const message = async (action: () => unknown) => (await refusal(action)).message
+    expect(await message(() => chat.send('x', { temperature: -1 }))).toBe(
+      'ChatSession.send: temperature must be a finite number of at least 0, got -1',
+    )
+    expect(await message(() => chat.stream('x', { stop: ['a', ''] }))).toMatch(
+      /^ChatSession\.stream: stop\[1\] is an empty string/,
+    )
+    expect(await message(() => chat.send('x', { stop: 'END' as never }))).toMatch(/stop must be an array/)
+    expect(await message(() => new ChatSession(model, { toolTimeout: 3e6 }))).toMatch(
+      'toolTimeout must be a finite number of at least 0 and at most 2147483, got 3000000',
+    )
+    expect(await message(() => new ChatSession(model, { topP: 2 }))).toMatch(/^ChatSession: topP must be/)
+    expect(await message(() => new ChatSession(model, { promptCache: true } as object))).toMatch(/promptCache: unknown option/)
+    using other = await create()
+    using scheduler = other.scheduler()
+    expect(await message(() => new ChatSession(model, { scheduler }))).toMatch(/scheduler: must be one .* that of another model/)
+    expect(await message(() => new ChatSession(model, { scheduler: {} as never }))).toMatch(/scheduler: must be one/)
     const running = chat.send('one')
     expect(await message(() => chat.send('two'))).toMatch(/another message is being answered\. Wait/)
     expect(await message(() => chat.reset())).toMatch(/another message is being answered\. Wait/)
@@ -338,6 +379,11 @@ describe('a session with tools', () => {
     expect(failed.text).toBe('I cannot.')
     expect(failed.calls[0]).toMatchObject({ content: 'Error: too large', failed: true })
     expect(told).toEqual(['3', 'Error: too large'])
+
+    chat.reset()
+    const onFullDisk = async () => Promise.reject(new Error('full disk'))
+    await expect(chat.send('1+2?', { onTool: onFullDisk })).rejects.toThrow('full disk')
+    expect(chat.messages).toEqual([])
   })
 
   it('returns tool calls to the caller once maxToolRounds is reached', async () => {
