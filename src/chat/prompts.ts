@@ -56,13 +56,21 @@ export class ChatPrompts {
   /**
    * A conversation, followed by the beginning of a response.
    *
-   * @param said what the model has read and written so far. Its tokens are reused if the conversation begins with its text.
+   * @param said what the model has read and written so far. Its tokens are reused if the conversation begins with its text. The
+   *   end token is only reused if the template writes it there; it may write another one.
    */
   prompt(messages: readonly ChatMessage[], mode: 'think' | 'no-think' | undefined, said: Said | undefined): ChatPrompt {
     const text = this.#text(messages, mode)
-    const rest = said === undefined ? undefined : tokensBehind(this.tokenizer, said.text, said.end, text)
-    const tokens = rest === undefined ? this.tokenizer.encode(text, { addSpecialTokens: false }) : [...said!.tokens, ...rest]
+    const kept =
+      said === undefined || this.#ends(text, said) ? said : { ...said, end: undefined, tokens: said.tokens.slice(0, -1) }
+    const rest = kept === undefined ? undefined : tokensBehind(this.tokenizer, kept.text, kept.end, text)
+    const tokens = rest === undefined ? this.tokenizer.encode(text, { addSpecialTokens: false }) : [...kept!.tokens, ...rest]
     return { text, tokens }
+  }
+
+  /** Whether a conversation has the end token of what was said, if there is one. */
+  #ends(text: string, said: Said): boolean {
+    return said.end === undefined || text.startsWith(said.text + this.tokenizer.decode([said.end], { skipSpecialTokens: false }))
   }
 
   #text(messages: readonly ChatMessage[], mode: 'think' | 'no-think' | undefined): string {

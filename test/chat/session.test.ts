@@ -107,6 +107,24 @@ describe('a session', () => {
     expectSame(await fresh.send('why not?'), made, true)
   })
 
+  it('reads on with the end token of the template if the answer ended with another one', async () => {
+    using model = await create({ vocab_size: tokenizer.vocabSize + 1 })
+    const ends = { special: { eos: '<end>', pad: '<stop>' } }
+    model.tokenizer = Tokenizer.characters(alphabet, ends).withChatTemplate(template)
+    const other = model.tokenizer.tokenId('<stop>')!
+    const prompts: string[] = []
+    using chat = new ChatSession(model, {
+      ...{ temperature: 0, exact: true, stop: [other] },
+      logitsProcessor: (logits, { prompt, tokens }) => {
+        logits[tokens.length === 0 ? model.tokenizer!.tokenId('a')! : other] = 1e9
+        if (tokens.length === 0) prompts.push(model.tokenizer!.decode(prompt, { skipSpecialTokens: false }))
+      },
+    })
+    expect((await chat.send('one')).tokens.at(-1)).toBe(other)
+    await chat.send('two')
+    expect(prompts[1]).toBe('<|user|>one<end><|assistant|>a<end><|user|>two<end><|assistant|>')
+  })
+
   it('turns thinking on or off by a template variable or by a think block', async () => {
     using model = await create()
     const seen = async (options: ChatSessionOptions) => {
