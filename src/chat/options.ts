@@ -106,7 +106,7 @@ export interface ChatToolCall {
 
 /** The response to a message. */
 export interface ChatAnswer {
-  /** The text, without thoughts and tool calls. */
+  /** The text, without thoughts and tool calls. An empty line separates the texts before and after a call's result. */
   text: string
   /** What the model wrote inside `<think>` blocks. */
   reasoning: string

@@ -256,15 +256,19 @@ export class ChatSession {
     const calls: ToolCall[] = []
     let whole = ''
     let reasoning = ''
+    const earlier = { text: answer.text, reasoning: answer.reasoning }
+    const add = (field: 'text' | 'reasoning', more: string) => {
+      const parting = more !== '' && earlier[field] !== '' && answer[field] === earlier[field] ? '\n\n' : ''
+      answer[field] += parting + more
+      return parting + more
+    }
     const read = (piece: string, last: boolean) => {
       whole += piece
       const [some, rest] = [parts.push(piece), last ? parts.flush() : { text: '', reasoning: '', calls: [] }]
-      const said = { text: some.text + rest.text, reasoning: some.reasoning + rest.reasoning }
-      answer.text += said.text
-      answer.reasoning += said.reasoning
-      reasoning += said.reasoning
+      const thought = some.reasoning + rest.reasoning
+      reasoning += thought
       calls.push(...some.calls, ...rest.calls)
-      return said
+      return { text: add('text', some.text + rest.text), reasoning: add('reasoning', thought) }
     }
     let finish: FinishReason | undefined
     await this.#cache.generate(

@@ -201,13 +201,13 @@ function answerWriter(paint: Paint): (piece: ChatPiece) => void {
     let shown = ''
     if (reasoning !== '') {
       if (place !== 'thought') shown += `${place === 'text' ? '\n' : ''}<think>\n`
+      shown += place === 'thought' ? reasoning : reasoning.trimStart()
       place = 'thought'
-      shown += reasoning
     }
     if (text !== '') {
       if (place === 'thought') shown += '\n</think>\n\n'
+      shown += place === 'thought' ? text.trimStart() : text
       place = 'text'
-      shown += text
     }
     process.stdout.write(paint(printable(shown), loop))
   }

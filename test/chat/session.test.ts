@@ -362,6 +362,12 @@ describe('a session with tools', () => {
   const lessons: Lesson[] = [
     [[user('1+2?')], offered, call(1, 2)],
     [[user('1+2?'), called(1, 2), { role: 'tool', content: '3' }], offered, 'It is 3.'],
+    [[user('2+3?')], offered, `<think>\nTwo.\n</think>\n\nI add.\n${call(2, 3)}`],
+    [
+      [user('2+3?'), { ...called(2, 3), content: 'I add.' }, { role: 'tool', content: '5' }],
+      offered,
+      '<think>Aha.</think>It is 5.',
+    ],
     [[user('9+9?')], offered, call(9, 9)],
     [[user('9+9?'), called(9, 9), { role: 'tool', content: 'Error: too large' }], offered, 'I cannot.'],
   ]
@@ -402,6 +408,19 @@ describe('a session with tools', () => {
     const onFullDisk = async () => Promise.reject(new Error('full disk'))
     await expect(chat.send('1+2?', { onTool: onFullDisk })).rejects.toThrow('full disk')
     expect(chat.messages).toEqual([])
+  })
+
+  it('separates the texts and thoughts of the rounds of a turn', async () => {
+    using chat = new ChatSession(model, { tools: [add], temperature: 0, maxNewTokens: 120 })
+    const turn = chat.stream('2+3?')
+    const pieces = { text: '', reasoning: '' }
+    for await (const { text, reasoning } of turn) {
+      pieces.text += text
+      pieces.reasoning += reasoning
+    }
+    expect(pieces).toEqual({ text: 'I add.\n\nIt is 5.', reasoning: 'Two.\n\nAha.' })
+    expect(await turn.result()).toMatchObject(pieces)
+    expect(chat.messages.at(-1)).toEqual({ role: 'assistant', content: 'It is 5.', reasoning_content: 'Aha.' })
   })
 
   it('returns tool calls to the caller once maxToolRounds is reached', async () => {
