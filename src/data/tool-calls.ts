@@ -51,8 +51,9 @@ export function opensThought(prompt: string): boolean {
 
 /**
  * Separates thoughts and calls from a growing text, in time linear in its length. White space around them is dropped, except
- * before them if text follows. Invalid calls (no JSON, no name, arguments that are not an object, nested too deeply) stay text,
- * with their tags. Text inside a thought is never a call. A tag after a backtick is a quotation and stays text.
+ * before them if text follows. An empty line separates thoughts. Invalid calls (no JSON, no name, arguments that are not an
+ * object, nested too deeply) stay text, with their tags. Text inside a thought is never a call. A tag after a backtick is a
+ * quotation and stays text.
  */
 export class ToolCallStream {
   readonly #most: number
@@ -65,6 +66,7 @@ export class ToolCallStream {
   #written = false // whether there was text
   readonly #text = new HeldSpace()
   #thought = new HeldSpace(true)
+  #parting = '' // goes before the next thought
 
   /**
    * @param most number of calls after which everything is dropped
@@ -125,8 +127,12 @@ export class ToolCallStream {
   #add(parts: AnswerParts, text: string): void {
     this.#last = text.at(-1) ?? this.#last
     if (this.#place === 'call') this.#inside.push(text)
-    else if (this.#place === 'thought') parts.reasoning += this.complete ? '' : this.#thought.push(text)
-    else if (!this.complete) {
+    else if (this.#place === 'thought') {
+      const more = this.complete ? '' : this.#thought.push(text)
+      if (more === '') return
+      parts.reasoning += this.#parting + more
+      this.#parting = ''
+    } else if (!this.complete) {
       const more = this.#text.push(text)
       this.#written ||= more !== ''
       parts.text += more
@@ -139,6 +145,7 @@ export class ToolCallStream {
     else if (mark === beginCall) this.#place = 'call'
     else if (mark === endCall) this.#endCall(parts, mark)
     else {
+      if (this.#thought.begun) this.#parting = '\n\n'
       this.#thought = new HeldSpace(true)
       this.#place = this.#outside
       this.#text.skip(this.#written)
@@ -180,6 +187,11 @@ class HeldSpace {
     const ready = this.#held.join('') + end
     this.#held = [text.slice(end.length)]
     return ready
+  }
+
+  /** Whether there was text since white space was last dropped. */
+  get begun(): boolean {
+    return !this.#skipping
   }
 
   /** Drops the white space that comes next. Held white space only stays if it separates two texts. */

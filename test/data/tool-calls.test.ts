@@ -57,7 +57,12 @@ describe('tool calls in generated text', () => {
     ['in an unclosed thought is none', `<think>a ${other} b`, { text: '', reasoning: `a ${other} b`, calls: [] }],
     ['in a thought inside the text', `I <think>x ${other}</think> see.`, { text: 'I see.', reasoning: `x ${other}`, calls: [] }],
     ['between two texts', `a\n${other}\n\nb`, { text: 'a\nb', reasoning: '', calls: ['now'] }],
-    ['between two thoughts', `<think>a</think>${other}<think>b</think>c`, { text: 'c', reasoning: 'ab', calls: ['now'] }],
+    ['between two thoughts', `<think>a</think>${other}<think>b</think>c`, { text: 'c', reasoning: 'a\n\nb', calls: ['now'] }],
+    [
+      'behind an empty thought',
+      `<think>\n</think><think>b</think> <think> </think>${other}`,
+      { text: '', reasoning: 'b', calls: ['now'] },
+    ],
     [
       'with a thought inside it',
       '<tool_call><think>{"name":"now"}</tool_call>',
