@@ -14,7 +14,6 @@ import {
   count,
   depth,
   fn,
-  has,
   learningRate,
   loopWeights,
   mostInGroup,
@@ -34,7 +33,7 @@ import {
   sourceReaders,
   weightDecay,
 } from './config-common.js'
-import type { Environment } from './environment.js'
+import { areTools, type Environment } from './environment.js'
 import type { OwnObjective } from './objective/custom-objective.js'
 import { type RecipeName, recipes } from './objective/recipes.js'
 import { normalizer, objectiveSchema } from './objective/schema.js'
@@ -215,10 +214,7 @@ export const rolloutResources = {
     'Function that makes an episode for a problem, with turns, tools and rewards. Rollouts are then episodes.',
   ),
   tools: z
-    .custom<readonly Tool[]>(
-      (value) => Array.isArray(value) && value.every((tool) => has(tool, 'call') && has(tool, 'parameters')),
-      'must be a list of tools, as defineTool makes them',
-    )
+    .custom<readonly Tool[]>(areTools, 'must be a list of tools, as defineTool makes them')
     .optional()
     .describe('Tools that every episode offers.'),
 }

@@ -72,3 +72,8 @@ export interface StepResult {
   /** true ends the episode with this turn. */
   done?: boolean
 }
+
+/** Whether a value is a list of tools, as `defineTool` makes them. */
+export function areTools(value: unknown): value is readonly Tool[] {
+  return Array.isArray(value) && value.every((tool) => typeof tool?.call === 'function' && 'parameters' in tool)
+}

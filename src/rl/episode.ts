@@ -13,7 +13,7 @@ import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { GenerateRequest, Scheduler } from '../model/scheduler.js'
 import type { GenerateResult, SchedulerRequestOptions } from '../model/types.js'
 import { describe } from '../validation/arguments.js'
-import type { Environment, Episode, EpisodeTurn, StepResult } from './environment.js'
+import { areTools, type Environment, type Episode, type EpisodeTurn, type StepResult } from './environment.js'
 import type { Problem } from './rollout-record.js'
 import { type EncodedPrompts, type ToolMessage, Transcript } from './transcript.js'
 
@@ -80,6 +80,7 @@ export class EpisodePlayer {
   readonly #controller = new AbortController() // for this episode
   readonly #unwatch: () => void
   readonly #record: EpisodeRecord
+  #made: Promise<Episode> | undefined
   #episode: Episode | undefined
   #tools: readonly Tool[] = []
   #transcript: Transcript | undefined
@@ -125,8 +126,9 @@ export class EpisodePlayer {
     const { environment, tools } = this.#settings
     const { problem, seed } = this.place
     const context = { seed, signal: this.#controller.signal }
-    const made = await this.#ask('the environment', async () => environment(problem, context))
-    const episode = checkEpisode(made, (message) => this.#error(message))
+    const making = (async () => environment(problem, context))()
+    this.#made = making
+    const episode = checkEpisode(await this.#ask('the environment', () => making), (message) => this.#error(message))
     this.#episode = episode
     this.#tools = [...tools, ...(episode.tools ?? [])]
     return episode
@@ -212,8 +214,11 @@ export class EpisodePlayer {
     this.#request?.release()
     const episode = this.#episode
     this.#episode = undefined
+    // an environment that answers too late, or wrongly, may hold resources too
+    if (episode === undefined) this.#made?.then((late: Episode | undefined) => late?.close?.()).catch(() => {})
     try {
-      if (episode?.close !== undefined) await this.#ask('close()', async () => episode.close!(), false)
+      // an aborted run waits for close() as well
+      if (episode?.close !== undefined) await this.#ask('close()', async () => episode.close!(), new AbortController().signal)
     } finally {
       this.#controller.abort(new LoopLMError('ABORTED', 'the episode is over'))
     }
@@ -294,14 +299,14 @@ export class EpisodePlayer {
   }
 
   /** Calls the environment with a time limit. */
-  async #ask<T>(what: string, call: () => Promise<T>, cut = true): Promise<T> {
-    const { timeout, signal } = this.#settings
+  async #ask<T>(what: string, call: () => Promise<T>, signal = this.#settings.signal): Promise<T> {
+    const { timeout } = this.#settings
     const late = () =>
       new LoopLMError('ABORTED', `no answer within environmentTimeout = ${timeout} s; raise it, or find out what hangs`)
     try {
-      return await within(call(), timeout, cut ? signal : this.#controller.signal, late)
+      return await within(call(), timeout, signal, late)
     } catch (cause) {
-      if (signal.aborted && cut) throw signal.reason
+      if (signal.aborted) throw signal.reason
       throw this.#error(`${what} failed: ${(cause as Error)?.message ?? String(cause)}`, cause)
     }
   }
@@ -341,7 +346,8 @@ function checkEpisode(episode: unknown, refuse: (message: string) => LoopLMError
   const { prompt, tools, step, close } = (typeof episode === 'object' && episode !== null ? episode : {}) as Episode
   if (typeof prompt !== 'string' && !Array.isArray(prompt))
     throw refuse(`the environment must return an episode with a prompt, a string or messages, got ${describe(episode)}`)
-  if (tools !== undefined && !Array.isArray(tools)) throw refuse(`tools of an episode must be an array, got ${describe(tools)}`)
+  if (tools !== undefined && !areTools(tools))
+    throw refuse(`tools of an episode must be a list of tools, as defineTool makes them, got ${describe(tools)}`)
   if (step !== undefined && typeof step !== 'function') throw refuse('step of an episode must be a function')
   if (close !== undefined && typeof close !== 'function') throw refuse('close of an episode must be a function')
   return episode as Episode

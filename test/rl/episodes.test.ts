@@ -2,13 +2,15 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe, expect, it } from 'vitest'
+import { setTimeout as wait } from 'node:timers/promises'
+import { afterAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
 import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
 import { ToolRunner } from '../../src/chat/tools.js'
 import {
   defineTool,
   type Environment,
+  type Episode,
   evaluate,
   LoopLM,
   type RLTTOptions,
@@ -255,6 +257,53 @@ describe('an environment', () => {
     },
   )
 
+  it.each([
+    ['fails', {}, async (_: Episode, k: number) => k === 1 && Promise.reject(new Error('no server')), /no server/],
+    ['answers too late', { environmentTimeout: 0.05 }, async () => {}, /no answer within environmentTimeout/],
+    ['answers nonsense', {}, async (episode: Episode) => void Object.assign(episode, { prompt: 5 }), /episode with a prompt/],
+  ])('that %s before the first turn leaves no episode open', async (_, options, act, message) => {
+    using model = await create()
+    let [asked, opened, closed] = [0, 0, 0]
+    const environment: Environment = async (problem, context) => {
+      const episode = { ...(await asking(problem, context)), close: () => void closed++ }
+      await act(episode, ++asked)
+      await wait(100)
+      opened++
+      return episode
+    }
+    expect((await refusal(() => run({ environment, ...options }, model))).message).toMatch(message)
+    await vi.waitFor(() => expect(opened).toBeGreaterThanOrEqual(asked - 1))
+    await vi.waitFor(() => expect(closed).toBe(opened))
+  })
+
+  it.each(['fails', 'is aborted'])('whose run %s has closed its episodes when the run ends', async (how) => {
+    using model = await create()
+    let [opened, closed] = [0, 0]
+    const controller = new AbortController()
+    const environment: Environment = (problem, context) => {
+      opened++
+      return {
+        ...(asking(problem, context) as Episode),
+        step: async () => {
+          if (how === 'fails') throw new Error('no luck')
+          controller.abort()
+          return {}
+        },
+        close: async () => {
+          await wait(50)
+          closed++
+        },
+      }
+    }
+    using trainer = new RLTTTrainer(model, { ...base, environment })
+    const play = async () => {
+      for await (const _ of trainer.run({ signal: controller.signal }));
+    }
+    if (how === 'fails') expect((await refusal(play)).message).toMatch(/no luck/)
+    else await play()
+    expect([opened, closed]).toEqual([12, 12])
+  })
+
   it('continues a string prompt with string replies', async () => {
     using model = await create()
     const environment: Environment = ({ prompt }) => ({
@@ -281,6 +330,10 @@ describe('an environment', () => {
     expect((await refusal(() => run({ environment: () => ({}) as never }, model))).message).toMatch(
       /must return an episode with a prompt/,
     )
+    for (const tools of [[{}], {}, [null]])
+      expect((await refusal(() => run({ environment: () => ({ prompt: 'ab', tools }) as never }, model))).message).toMatch(
+        /tools of an episode must be a list of tools, as defineTool makes them/,
+      )
     expect((await refusal(() => run({ environment: asking, rollout: async () => [] }, model))).message).toMatch(/not both/)
     expect((await refusal(() => run({ tools }, model))).message).toMatch(/tools: needs an environment/)
     expect((await refusal(() => run({ environment: asking, maxEpisodeTokens: 4 }, model))).message).toMatch(/maxEpisodeTokens/)
