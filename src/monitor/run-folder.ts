@@ -12,12 +12,12 @@ export const files = { metrics: 'metrics.jsonl', completions: 'completions.jsonl
 /** A run's folder: config.yaml, checkpoints, and the files of loggers. If it vanishes, it is created again. */
 export class RunFolder {
   readonly path: string
-  readonly #config: string
+  readonly #whole: Map<string, string> // texts of the files that are written as a whole, by name
   readonly #warn: (message: string) => void
 
   private constructor(path: string, config: string, warn: (message: string) => void) {
     this.path = path
-    this.#config = config
+    this.#whole = new Map([['config.yaml', config]])
     this.#warn = warn
   }
 
@@ -36,7 +36,7 @@ export class RunFolder {
     const { replace = false, warn = () => {} } = options
     const folder = new RunFolder(path, stringify(options.config), warn)
     await requireFiles(path)
-    await folder.#create(replace)
+    await folder.#create(replace || !(await exists(folder.pathOf('config.yaml'))))
     return folder
   }
 
@@ -75,14 +75,24 @@ export class RunFolder {
     return truncate(this.pathOf(name), step)
   }
 
-  /** Replaces a whole file. */
+  /** Replaces a whole file. It is written again if the folder vanishes. */
   replace(name: string, text: string): Promise<void> {
+    this.#whole.set(name, text)
     return replaceFile(this.pathOf(name), text, 'run')
   }
 
   /** Waits until appended data is on the disk, so that no checkpoint is newer than its metrics. */
   async sync(names: readonly string[]): Promise<void> {
     for (const name of names) await syncFile(this.pathOf(name))
+  }
+
+  /** Creates the folder again if it vanished. The sign of that is config.yaml: anyone who writes a file creates the folder. */
+  async ensure(): Promise<void> {
+    if (await exists(this.pathOf('config.yaml'))) return
+    await this.#create(true)
+    this.#warn(
+      `the run folder ${this.path} or its config.yaml has vanished and was made again; other files that it held are lost`,
+    )
   }
 
   /**
@@ -92,24 +102,19 @@ export class RunFolder {
    */
   async append(name: string, text: string | Uint8Array, head?: Uint8Array): Promise<void> {
     const path = this.pathOf(name)
+    await this.ensure()
     try {
-      await appendWhole(path, text, head).catch(async (error) => {
-        if (error.code !== 'ENOENT') throw error
-        await this.#create(false)
-        this.#warn(`the run folder ${this.path} has vanished and was made again; what it held is lost`)
-        await appendWhole(path, text, head)
-      })
+      await appendWhole(path, text, head)
     } catch (cause) {
       throw fileError(cause, 'write', path, 'run')
     }
   }
 
-  /** Creates the folder and its config.yaml if they do not exist. `replace` overwrites config.yaml. */
-  async #create(replace: boolean): Promise<void> {
-    const path = join(this.path, 'config.yaml')
+  /** @param write whether to write the files that are written as a whole; false: only the folder */
+  async #create(write: boolean): Promise<void> {
     try {
       await mkdir(this.path, { recursive: true })
-      if (replace || !(await exists(path))) await replaceFile(path, this.#config, 'run')
+      if (write) for (const [name, text] of this.#whole) await replaceFile(this.pathOf(name), text, 'run')
     } catch (cause) {
       throw fileError(cause, 'write', this.path, 'run')
     }

@@ -224,21 +224,24 @@ describe('a folder that cannot be written', () => {
     for (const line of text.trimEnd().split('\n')) JSON.parse(line)
   })
 
-  it('is created again if it vanished, and the run ends with a usable checkpoint', async () => {
-    const runDir = join(root, 'vanished')
+  it.each([0, 1])('is created again if it vanished, and the run can be resumed and exported: saveEvery %d', async (saveEvery) => {
+    const runDir = join(root, `vanished-${saveEvery}`)
     const onWarning = vi.fn()
     const make = async (steps: number, resume: boolean) => {
       const model = await tinyModel('cpu')
       const onStep = ({ step }: { step: number }) => (step === 2 && !resume ? rmSync(runDir, { recursive: true }) : undefined)
       const trainer = new RLTTTrainer(model, {
         ...{ task: tinyTask, reward: variedReward, groupSize: 4, promptsPerStep: 2, beta: 0.05, learningRate: 1e-2 },
-        ...{ runDir, resume, steps, callbacks: { onStep }, onWarning },
+        ...{ runDir, resume, steps, saveEvery, callbacks: { onStep }, onWarning },
       })
       return { model, trainer }
     }
     const { trainer } = await make(3, false)
     expect((await finish(trainer.run())).at(-1)).toMatchObject({ type: 'done', step: 3 })
     expect(onWarning).toHaveBeenCalledExactlyOnceWith(expect.stringMatching(/the run folder .* has vanished and was made again/))
+    const files = ['checkpoints', 'completions.jsonl', 'config.yaml', 'metrics.jsonl', 'notes.jsonl', 'reference', 'run.json']
+    expect(await readdir(runDir)).toEqual(expect.arrayContaining(files))
+    expect(JSON.parse(await readFile(join(runDir, 'run.json'), 'utf8'))).toMatchObject({ trainer: 'rltt', options: { steps: 3 } })
     const resumed = await make(5, true)
     const steps = (await finish(resumed.trainer.run())).filter(({ type }) => type === 'step').map(({ step }) => step)
     expect(steps).toEqual([4, 5]) // without a checkpoint it would begin at 1
