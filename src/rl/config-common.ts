@@ -328,6 +328,8 @@ export interface RunOptions {
   metricForBestModel?: unknown
   earlyStoppingPatience?: unknown
   schedule: string
+  learningRate: number
+  minLearningRate: number
   runDir?: unknown
   loggers?: unknown
   promptsPerStep?: number
@@ -351,6 +353,10 @@ export function checkTogether(options: RunOptions, context: z.RefinementCtx): vo
     [options.schedule !== 'constant', ['minLearningRate'], "the schedule 'linear' or 'cosine'"],
   ]
   refuseUnread({ ...run, ...optimizer }, options, readers, context)
+  const { learningRate, minLearningRate } = options
+  if (minLearningRate > learningRate) {
+    refuse('minLearningRate', `is ${minLearningRate}, more than learningRate ${learningRate}; lower it, or raise learningRate`)
+  }
   if (options.evalSamples > 1 && options.evalTemperature === 0) {
     refuse(
       'evalTemperature',

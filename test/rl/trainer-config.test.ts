@@ -83,6 +83,15 @@ describe('trainer options', () => {
     }
   })
 
+  it('reject a learning rate that would rise to its minimum', () => {
+    const rates = { schedule: 'cosine', learningRate: 1e-3, minLearningRate: 1 }
+    for (const schema of [rlttOptions, grpoOptions, pretrainOptions])
+      expect(refusal(rates, schema)).toMatch(
+        /minLearningRate: is 1, more than learningRate 0\.001; lower it, or raise learningRate$/,
+      )
+    expect(rlttOptions.safeParse({ ...rates, minLearningRate: 1e-3 }).success).toBe(true)
+  })
+
   const [task, corpus, tokenizer] = [{ sample() {} }, 'text', { encode() {} }]
   const environment = () => {}
   it.each([
