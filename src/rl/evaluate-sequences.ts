@@ -1,13 +1,25 @@
+import { LoopLMError } from '../errors.js'
 import { largest } from '../extremes.js'
 import { checkLoopCounts } from '../model/checks.js'
 import type { LoopLM } from '../model/model.js'
-import type { CacheType } from '../model/types.js'
-import { checkOptions } from '../validation/arguments.js'
+import type { CacheType, TokenSequence } from '../model/types.js'
+import { checkOptions, describe, type Keys } from '../validation/arguments.js'
+import { checkSequences, maskedLengths } from './batch.js'
 import type { Metrics } from './events.js'
 import type { TrainingSequence } from './lessons.js'
 import { type PredictionSum, predictCached } from './predict-cached.js'
 import { Ranks } from './ranks.js'
 import { bootstrapInterval, type Interval } from './statistics.js'
+
+/** Tokens to predict. */
+export interface PredictedSequence {
+  /** Token ids. */
+  tokens: TokenSequence
+  /** How many of them are the prompt, whose tokens are not predicted. Defaults to 1. */
+  promptLength?: number | undefined
+  /** len-1: 0 for predictions after the prompt that do not count. By default all count. */
+  mask?: ArrayLike<number> | undefined
+}
 
 /** How well given tokens are predicted after a loop. */
 export interface SequenceEvaluation {
@@ -29,11 +41,11 @@ const sequencesPerCall = 32 // bounds the memory for scores
  * Predicts each token after the prompt from the tokens before it, in one pass for all loop counts. Under a launcher, all
  * processes call it with the same arguments, share the sequences, and get the same results.
  *
- * @throws LoopLMError ABORTED
+ * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the sequence; ABORTED
  */
 export async function evaluateSequences(
   model: LoopLM,
-  sequences: readonly TrainingSequence[],
+  sequences: readonly PredictedSequence[],
   options: {
     /** Loop counts. Defaults to 1 up to the model's number of loops. */
     loops?: readonly number[] | undefined
@@ -50,7 +62,7 @@ export async function evaluateSequences(
   if (options.loops !== undefined) checkLoopCounts(options.loops, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
-  const known = sequences.filter((sequence) => learnedTokens(sequence) > 0)
+  const known = readSequences(sequences, model.config.vocab_size).filter((sequence) => sequence.counted > 0)
   const predicted = await ranks.rows('predictions', ranks.strided(known.length), async (own) => {
     const sums: PredictionSum[][] = []
     for (let begin = 0; begin < own.length; begin += sequencesPerCall) {
@@ -59,7 +71,7 @@ export async function evaluateSequences(
     }
     return sums
   })
-  const weights = known.map(learnedTokens)
+  const weights = known.map(({ counted }) => counted)
   const tokens = weights.reduce((sum, count) => sum + count, 0)
   const evaluations: SequenceEvaluation[] = []
   for (const [k, loops] of wanted.entries()) {
@@ -105,9 +117,27 @@ async function predict(
   )
 }
 
-function learnedTokens({ tokens, promptLength, mask }: TrainingSequence): number {
-  if (mask === undefined) return tokens.length - promptLength
-  return mask.subarray(promptLength - 1).reduce((sum, learned) => sum + learned, 0)
+/**
+ * The sequences with their defaults, and how many predictions of each count.
+ * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the sequence
+ */
+function readSequences(sequences: readonly PredictedSequence[], vocabulary: number): (TrainingSequence & { counted: number })[] {
+  const operation = 'evaluateSequences'
+  if (!Array.isArray(sequences) || sequences.length === 0) {
+    const message = `sequences must be a non-empty array of { tokens, promptLength }, got ${describe(sequences)}`
+    throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+  }
+  const fields = { tokens: true, promptLength: true, mask: true } satisfies Keys<PredictedSequence>
+  for (const [i, sequence] of sequences.entries()) checkOptions(sequence, fields, operation, `sequences[${i}]`)
+  const tokens = sequences.map((sequence) => sequence.tokens)
+  const promptLengths = sequences.map(({ promptLength = 1 }) => promptLength)
+  checkSequences(operation, tokens, promptLengths, vocabulary)
+  const mask = sequences.map((sequence, i) => sequence.mask ?? new Uint8Array(tokens[i]!.length - 1).fill(1))
+  const counted = maskedLengths(operation, { sequences: tokens, promptLengths, mask })
+  return sequences.map((sequence, i) => ({
+    ...{ tokens: tokens[i]!, promptLength: promptLengths[i]!, counted: counted[i]! },
+    ...(sequence.mask === undefined ? {} : { mask: Uint8Array.from(sequence.mask, Number) }),
+  }))
 }
 
 /** `eval/loop_<t>/loss` and `eval/loop_<t>/accuracy` for each loop count t. */

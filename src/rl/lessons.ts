@@ -2,6 +2,7 @@
 import type { ChatMessage } from '../data/chat-template.js'
 import { isConversation, lessonProblem, promptProblem } from '../data/rows.js'
 import { LoopLMError, toLoopLMError } from '../errors.js'
+import type { TokenSequence } from '../model/types.js'
 import { inTurns } from '../turns.js'
 import type { ProblemSource } from './problems.js'
 import type { Problem } from './rollout-record.js'
@@ -16,7 +17,7 @@ export interface EncodedPrompt {
 /** A token sequence to learn from. */
 export interface TrainingSequence {
   /** Token ids, at least two. */
-  tokens: number[] | Int32Array
+  tokens: TokenSequence
   /** How many of its tokens are the prompt. */
   promptLength: number
   /** len-1: 0 for predictions after the prompt that are not learned. Absent if all are learned. */
