@@ -4,7 +4,7 @@ import type { WeightedReward } from '../tasks/rewards.js'
 import { type EpisodesSettings, playEpisodes } from './episodes.js'
 import type { ProblemSource } from './problems.js'
 import { addRewards, type RewardOptions, scoreCompletions } from './rewards.js'
-import { checkRollouts, type RolloutFunction } from './rollout-function.js'
+import { callRollout, checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
 import { type Constrained, constrained } from './sampling.js'
 
@@ -65,7 +65,8 @@ export function functionAnswerer(
     const context = { model, tokenizer, step, seed, groupSize: 1, generation, signal }
     const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
     const asked = problems.map(({ problem }) => problem)
-    const made = checkRollouts(await config.rollout(asked, context), { count: asked.length, vocabulary, maxLength })
+    const answered = await callRollout(config.rollout, asked, context, `evaluation of step ${step}`)
+    const made = checkRollouts(answered, { count: asked.length, vocabulary, maxLength })
     await addRewards(made, config, signal)
     return made.map(({ text, reward, tokens, promptLength, mask, truncated }) => ({
       completion: text,

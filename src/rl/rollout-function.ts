@@ -1,7 +1,8 @@
 // Rollouts from the caller's own function.
 import { types } from 'node:util'
+import { within } from '../chat/within.js'
 import type { Tokenizer } from '../data/tokenizer.js'
-import { LoopLMError } from '../errors.js'
+import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions } from '../model/types.js'
 import { maxReward } from '../tasks/rewards.js'
@@ -49,6 +50,31 @@ export interface RolloutContext {
  * ```
  */
 export type RolloutFunction = (problems: Problem[], context: RolloutContext) => Promise<Rollout[]>
+
+/**
+ * Calls a rollout function. An abort ends the wait even if the function ignores its signal.
+ *
+ * @param where names the step in errors
+ * @throws LoopLMError ABORTED; errors of the function
+ */
+export async function callRollout(
+  rollout: RolloutFunction,
+  problems: Problem[],
+  context: RolloutContext,
+  where: string,
+): Promise<unknown> {
+  const { signal } = context
+  const operation = 'rollout'
+  const aborted = () => new LoopLMError('ABORTED', 'the run was aborted', { operation, cause: signal.reason })
+  const made = async () => rollout(problems, context)
+  try {
+    return await within(made(), 0, signal, aborted)
+  } catch (cause) {
+    if (signal.aborted) throw aborted()
+    const { code, message } = toLoopLMError(cause)
+    throw new LoopLMError(code, `${where}: ${message}`, { operation, cause })
+  }
+}
 
 const rolloutFields: Readonly<Record<keyof Rollout, true>> = {
   tokens: true,

@@ -1,6 +1,5 @@
 // The three sources of rollouts: single turns, episodes of an environment, and the caller's own function.
 import { Random } from '../data/random.js'
-import { LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
 import type { EpisodeRecord } from './episode.js'
@@ -10,7 +9,7 @@ import type { PolicyConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
 import { addRewards } from './rewards.js'
 import { type RolloutSource, roundStreams, roundStride, seedStream, singleTurn } from './rollout.js'
-import { checkRollouts } from './rollout-function.js'
+import { callRollout, checkRollouts } from './rollout-function.js'
 import type { Problem, Rollout } from './rollout-record.js'
 
 /**
@@ -87,14 +86,7 @@ function functionSource(model: LoopLM, source: ProblemSource, config: PolicyConf
     const sampling = { ...samplingOf(source, config), seed, signal }
     const { tokenizer } = source
     const context = { model, tokenizer, step, seed, groupSize, generation: sampling, signal }
-    let made: unknown
-    try {
-      made = await config.rollout!(problems, context)
-    } catch (cause) {
-      signal.throwIfAborted()
-      const { code, message } = toLoopLMError(cause)
-      throw new LoopLMError(code, `step ${step + 1}: ${message}`, { operation: 'rollout', cause })
-    }
+    const made = await callRollout(config.rollout!, problems, context, `step ${step + 1}`)
     const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
     const rollouts = checkRollouts(made, { count: problems.length * groupSize, vocabulary, maxLength })
     const seconds = (performance.now() - start) / 1000

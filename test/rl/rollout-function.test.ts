@@ -1,5 +1,5 @@
 // Rollouts of a caller's own function: they train as the trainer's own do, and what does not fit is named.
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { type Problem, type RLTTOptions, RLTTTrainer, type Rollout, type RolloutFunction } from '../../src/index.js'
 import { refusal } from '../refusal.js'
 import { timeless } from '../timeless.js'
@@ -70,6 +70,39 @@ describe('a rollout function', () => {
     expect(metrics[0]!['sampling/logprob_difference/max']).toBeCloseTo(1, 9)
     const tokens = 16 * metrics[0]!['completions/mean_length']!
     expect(metrics[0]!['sampling/logprob_difference/mean']).toBeCloseTo(0.25 + 0.75 / tokens, 9)
+  })
+
+  it('that ignores its signal does not keep an aborted run, evaluation or other trainer waiting', async () => {
+    using model = await tinyModel()
+    let asked = 0
+    const rollout: RolloutFunction = () => {
+      asked++
+      return new Promise(() => {})
+    }
+    using trainer = new RLTTTrainer(model, { ...base, rollout })
+    const aborting = async (action: (signal: AbortSignal) => Promise<unknown>) => {
+      const controller = new AbortController()
+      const before = asked
+      const running = action(controller.signal)
+      await vi.waitFor(() => expect(asked).toBe(before + 1))
+      controller.abort()
+      return running
+    }
+    const events: unknown[] = []
+    await aborting(async (signal) => {
+      for await (const { type } of trainer.run({ signal })) events.push(type)
+    })
+    expect(events).toEqual(['done'])
+    const error = await refusal(() => aborting((signal) => trainer.evaluate({ problems: 1, signal })))
+    expect([error.code, error.message]).toEqual(['ABORTED', 'rollout: the run was aborted'])
+    using other = new RLTTTrainer(model, { ...base, reward: variedReward })
+    expect((await other.run().next()).value).toMatchObject({ type: 'step', step: 1 })
+  })
+
+  it('that fails in an evaluation is named', async () => {
+    using model = await tinyModel()
+    using trainer = new RLTTTrainer(model, { ...base, rollout: () => Promise.reject(new Error('no network')) })
+    expect((await refusal(() => trainer.evaluate({ problems: 1 }))).message).toBe('rollout: evaluation of step 0: no network')
   })
 
   const changed =
