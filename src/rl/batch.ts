@@ -241,6 +241,7 @@ export function rateBatch(operation: string, batch: RolloutBatch, objective: Obj
       "segments: missing. The gate 'segment' of objective.lazy needs them, length - 1 per sequence. Pass them to update(), because rollouts of run() have none"
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   }
+  entries(operation, 'truncated', batch.truncated, (cut) => typeof cut === 'boolean', 'truncated are true or false')
   const lengths = maskedLengths(operation, batch)
   const metrics = lengthMetrics(lengths)
   if (batch.advantages !== undefined) {
@@ -291,10 +292,16 @@ function shaped(
   { groupSize, step }: RatingSettings,
 ): (number | null)[] {
   named(operation, () => groupAdvantages(raw, groupSize)) // rejects rewards that are not finite or do not form whole groups
-  const { answers, embeddings } = batch
+  const { embeddings } = batch
+  const answers = entries(operation, 'answers', batch.answers, isAnswer, 'answers are strings, or null for none')
   const exitLoops = numbers(operation, 'exitLoops', batch.exitLoops)
   const input = { rewards: raw, groupSize, lengths, answers, embeddings, exitLoops }
   return named(operation, () => shapeRewards(objective.rewards, input, step))
+}
+
+/** Whether label-free rewards can compare an answer. */
+export function isAnswer(answer: unknown): answer is string | null {
+  return typeof answer === 'string' || answer === null
 }
 
 /** Runs an action and prefixes its error with the operation. */
@@ -555,6 +562,16 @@ function numbers(
   allowed: (value: number) => boolean = Number.isFinite,
   rule = `${field} are finite numbers`,
 ): number[] | undefined {
+  return entries(operation, field, values, allowed, rule)
+}
+
+function entries<Value>(
+  operation: string,
+  field: string,
+  values: ArrayLike<Value> | undefined,
+  allowed: (value: Value) => boolean,
+  rule: string,
+): Value[] | undefined {
   if (values === undefined) return undefined
   const list = Array.from(values)
   const wrong = list.findIndex((value) => !allowed(value))

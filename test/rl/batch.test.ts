@@ -77,6 +77,13 @@ describe('batch fields that the objective does not read', () => {
     const costs = of({ terms: [{ advantage: { cost: { by: 'given' } } }] })
     expect(await refused(costs, { costs: Array(8).fill(null) })).toMatch(/costs\[0\] is null/)
     expect(await refused(costs, { costs: Array(8).fill(1.5) })).toMatch(/costs\[0\] is 1\.5; costs are numbers from 0 to 1/)
+    const ttrl = of('ttrl')
+    expect(await refused(ttrl, { answers: [...Array(7).fill(null), undefined] })).toMatch(
+      /answers\[7\] is undefined; answers are/,
+    )
+    expect(await refused(ttrl, { answers: Array(8).fill(7) })).toMatch(/answers\[0\] is 7; answers are strings, or null/)
+    const cut = of({ terms: [{}], filter: { dropTruncated: true } })
+    expect(await refused(cut, { truncated: Array(8).fill(1) })).toMatch(/truncated\[0\] is 1; truncated are true or false/)
     const belief = of({ terms: [{ advantage: { loops: { belief: 'gold-answer' } } }] })
     expect(await refused(belief, { beliefs: Array(8).fill(null) })).toMatch(/beliefs\[0\] must have loops \+ 1 = 4 entries.*null/)
     expect(await refused(of({ terms: [{ channel: 'exit' }] }), { exits: rows((n) => 2 * (n - 1)) })).toMatch(/exits\[0\]/)
