@@ -55,6 +55,21 @@ export class ReferenceModel {
   }
 
   /**
+   * Rejects a checkpoint without the reference, before any part of it is loaded.
+   * @throws LoopLMError INVALID_CONFIG
+   */
+  check(kind: 'frozen' | 'ema' | undefined, checkpoint: string): void {
+    if (kind === undefined) return
+    const path = kind === 'ema' ? averageIn(checkpoint) : frozenOf(checkpoint)
+    if (existsSync(path)) return
+    const message =
+      `beta: ${path} is missing: the run of ${checkpoint} kept no reference model. It began without beta and without a KL ` +
+      'term, or the checkpoint was copied without the reference. Resume without the KL, copy the reference too, or begin a ' +
+      "new run from the checkpoint's model"
+    throw new LoopLMError('INVALID_CONFIG', message, { operation: this.#operation })
+  }
+
+  /**
    * Prepares the reference when a run begins or resumes. A frozen reference is the model at the beginning of the run. A moving
    * average is loaded from the checkpoint.
    */
@@ -62,10 +77,10 @@ export class ReferenceModel {
     const reference = await this.keep(kind)
     if (reference === undefined) return
     if (this.#average !== undefined) {
-      if (checkpoint !== undefined) await this.#average.load(`${checkpoint}/reference.safetensors`)
+      if (checkpoint !== undefined) await this.#average.load(averageIn(checkpoint))
       return
     }
-    const saved = checkpoint === undefined ? undefined : resolve(checkpoint, '..', '..', 'reference')
+    const saved = checkpoint === undefined ? undefined : frozenOf(checkpoint)
     const folder = this.#runDir === undefined ? undefined : resolve(this.#runDir, 'reference')
     if (saved !== undefined) await loadTrained(reference, saved)
     if (folder !== undefined && folder !== saved && this.#writes)
@@ -75,7 +90,7 @@ export class ReferenceModel {
   /** The files that a checkpoint stores for it. */
   checkpointParts(): FolderPart[] {
     const average = this.#average
-    if (average !== undefined) return [(to) => average.save(`${to}/reference.safetensors`)]
+    if (average !== undefined) return [(to) => average.save(averageIn(to))]
     // if the run folder vanished and was created again, it lacks the reference, without which its checkpoints cannot be resumed
     const reference = this.#reference
     const folder = resolve(this.#runDir ?? '', 'reference')
@@ -93,4 +108,14 @@ export class ReferenceModel {
     this.#average ??= new MovingAverage(this.#reference, this.#model)
     return this.#average
   }
+}
+
+/** The file of a moving average in a checkpoint. */
+function averageIn(checkpoint: string): string {
+  return `${checkpoint}/reference.safetensors`
+}
+
+/** The folder of a frozen reference, beside the checkpoints of its run. */
+function frozenOf(checkpoint: string): string {
+  return resolve(checkpoint, '..', '..', 'reference')
 }

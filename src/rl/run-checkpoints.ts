@@ -37,6 +37,8 @@ export interface CheckpointedParts {
   ranks: Ranks
   position: Position
   selection: BestCheckpoints
+  /** Rejects a checkpoint of `step` that lacks what the run needs. */
+  checkResume(checkpoint: string, step: number): void
   /** Loads what the trainer itself stored in a checkpoint. undefined: a new run begins. */
   start(checkpoint: string | undefined): Promise<void>
   /** The files that the trainer itself stores in a checkpoint. */
@@ -105,6 +107,7 @@ export class RunCheckpoints {
   async #begin(found: FoundCheckpoint | undefined, data: DataDescription): Promise<void> {
     if (found === undefined) return this.#parts.start(undefined)
     const { model, optimizer, position, selection } = this.#parts
+    this.#parts.checkResume(found.path, found.state.step)
     using before = await model.clone()
     const [{ ...were }, ranked] = [position, selection.state]
     let replaced = false
@@ -173,7 +176,7 @@ export class RunCheckpoints {
         asked = true
         return saveOptimizer(() => to)
       }
-      return this.#save(folder.path, data, part, flush).catch(async (cause: unknown) => {
+      return this.#save(folder, data, part, flush).catch(async (cause: unknown) => {
         const failed = () => {
           throw cause
         }
@@ -185,7 +188,7 @@ export class RunCheckpoints {
   }
 
   async #save(
-    folder: string,
+    folder: RunFolder,
     { fingerprint, description }: DataDescription,
     saveOptimizer: FolderPart,
     flush: () => Promise<void>,
@@ -202,10 +205,11 @@ export class RunCheckpoints {
     const data = { fingerprint, description }
     const state = { trainer: name, ...position, data, ...selection.state, config: plainConfig(config) }
     try {
+      await folder.ensure() // a checkpoint would create it, but only in part
       await flush()
-      return await saveCheckpoint(folder, state, parts, config.keepCheckpoints)
+      return await saveCheckpoint(folder.path, state, parts, config.keepCheckpoints)
     } catch (cause) {
-      const newest = await newestCheckpoint(folder).catch(() => undefined)
+      const newest = await newestCheckpoint(folder.path).catch(() => undefined)
       const left = newest === undefined ? 'the run has no checkpoint yet' : `the newest checkpoint is ${newest}`
       const { code, message } = toLoopLMError(cause)
       throw new LoopLMError(code, `${message}; ${left}`, { cause })

@@ -12,6 +12,7 @@ import { newestCheckpoint } from '../../src/rl/checkpoint.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
 import { GRPOTrainer } from '../../src/rl/grpo.js'
 import { LoopRPTTrainer } from '../../src/rl/looprpt.js'
+import { ObjectiveTrainer } from '../../src/rl/objective-trainer.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
 import { RLTTTrainer } from '../../src/rl/rltt.js'
 import { refusal } from '../refusal.js'
@@ -176,6 +177,37 @@ describe('resuming', () => {
     await expect(finish(trainer.run())).rejects.toThrow(anew)
     await expect(trainer.update({ sequences: [[1, 2, 3]] })).rejects.toThrow(anew)
     await expect(trainer.gradients({ sequences: [[1, 2, 3]] })).rejects.toThrow(anew)
+  })
+
+  it('rejects a checkpoint without the reference that the KL needs, before it loads anything', async () => {
+    const runDir = join(root, 'no-reference')
+    const make = (model: LoopLM, options: object) => new RLTTTrainer(model, { ...policy, steps: 1, ...options })
+    using first = await tinyModel('cpu')
+    await finish(make(first, { runDir }).run())
+    const moved = join(root, 'copied', 'step-1')
+    await cp(join(runDir, 'checkpoints', 'step-1'), moved, { recursive: true })
+    for (const [options, missing] of [
+      [{ runDir, resume: true, beta: 0.1 }, join(runDir, 'reference')],
+      [{ resume: moved, beta: 0.1 }, join(root, 'reference')],
+    ] as const) {
+      using model = await tinyModel('cpu', 5)
+      const before = await parametersOf(model)
+      using trainer = make(model, options)
+      const error = await refusal(() => finish(trainer.run()))
+      expect([error.code, error.message]).toEqual([
+        'INVALID_CONFIG',
+        expect.stringContaining(`beta: ${missing} is missing: the run of `),
+      ])
+      expect(await parametersOf(model)).toEqual(before)
+      expect((await trainer.update({ sequences: [[1, 2, 3]], promptLengths: [1], advantages: [1] })).loss).toBeTypeOf('number')
+    }
+    using averaged = await tinyModel('cpu')
+    const ema = { terms: [{}], kl: { beta: 0.1, reference: 'ema' } } as const
+    const options = { ...policy, steps: 1, objective: ema, resume: join(root, 'ema-0') }
+    using of = new ObjectiveTrainer(averaged, { ...policy, steps: 1, objective: 'rltt', runDir: join(root, 'ema-0') })
+    await finish(of.run())
+    using resumed = new ObjectiveTrainer(averaged, { ...options, resume: join(root, 'ema-0', 'checkpoints', 'step-1') })
+    expect((await refusal(() => finish(resumed.run()))).message).toMatch(/step-1\/reference\.safetensors is missing/)
   })
 
   it('leaves the trainer usable if it fails at the first file', async () => {
