@@ -23,12 +23,6 @@ import type { Constrained } from './sampling.js'
 /** The options of a trainer's `evaluate`. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
 
-/** @throws LoopLMError INVALID_ARGUMENT */
-export function checkAsked(asked: Asked, operation: string): void {
-  checkOptions(asked, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
-  checkSampling(asked, operation)
-}
-
 /** The evaluations of a run, on its own data and on `evalTasks`. */
 export class Evaluations {
   readonly #model: LoopLM
@@ -69,15 +63,31 @@ export class Evaluations {
   ): Promise<Metrics> {
     const metrics = await ofData()
     for (const [name, source, reward] of await this.#tasks(tokenizer)) {
-      Object.assign(metrics, evaluationMetrics(await this.answer(source, () => [reward], { signal }), name))
+      const asked = this.asked({ signal }, 'evalTasks')
+      Object.assign(metrics, evaluationMetrics(await this.answer(source, () => [reward], asked), name))
     }
     this.#selection.add(step, metrics)
     return metrics
   }
 
   /**
-   * Answers held-out problems. `asked` overrides the options of the run.
+   * The options of an evaluation: what is asked for, otherwise the options of the run.
    *
+   * @throws LoopLMError INVALID_ARGUMENT
+   */
+  asked(asked: Asked, operation: string): Asked & { problems: number } {
+    checkOptions(asked, { problems: true, loops: true, samples: true, temperature: true, signal: true }, operation)
+    const { evalProblems, evalLoops, evalSamples, evalTemperature } = this.#config
+    const { problems = evalProblems, loops = evalLoops, samples = evalSamples, temperature = evalTemperature } = asked
+    const merged = { problems, loops, samples, temperature, signal: asked.signal }
+    checkSampling(merged, operation)
+    return merged
+  }
+
+  /**
+   * Answers held-out problems.
+   *
+   * @param asked the result of {@link asked}
    * @param rewards called if nothing else judges the responses
    * @param how.maxNewTokens the trainer's; the option `evalMaxNewTokens` takes precedence
    * @param how.answer answers instead of single completions
@@ -85,19 +95,13 @@ export class Evaluations {
   answer(
     source: ProblemSource,
     rewards: () => readonly WeightedReward[],
-    asked: Asked,
+    asked: Asked & { problems: number },
     { maxNewTokens, answer, grammar }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } & Constrained = {},
   ): Promise<Evaluation[]> {
-    const { evalProblems, evalLoops, evalSamples, evalTemperature, evalMaxNewTokens, seed } = this.#config
+    const { evalMaxNewTokens, seed } = this.#config
     return answerProblems(this.#model, source, answer === undefined ? rewards() : [], {
-      ...{ answer, grammar },
-      problems: asked.problems ?? evalProblems,
-      loops: asked.loops ?? evalLoops,
-      samples: asked.samples ?? evalSamples,
-      temperature: asked.temperature ?? (asked.samples === undefined ? evalTemperature : undefined),
-      seed,
+      ...{ ...asked, answer, grammar, seed },
       maxNewTokens: evalMaxNewTokens ?? maxNewTokens,
-      signal: asked.signal,
       ranks: this.#ranks,
     })
   }
