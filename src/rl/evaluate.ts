@@ -8,11 +8,12 @@ import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
-import { checkNumber, checkOptions, type Keys } from '../validation/arguments.js'
+import { checkNumber, checkOptions, describe, type Keys } from '../validation/arguments.js'
 import { type Answerer, episodeAnswerer } from './answerer.js'
+import { checkFunction } from './callbacks.js'
 import { type Reader, sourceReaders, unreadOptions } from './config-common.js'
 import type { DatasetSource } from './dataset-rows.js'
-import type { Environment } from './environment.js'
+import { areTools, type Environment } from './environment.js'
 import { episodesSettings, type SampledTurns } from './episodes-settings.js'
 import type { Metrics } from './events.js'
 import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
@@ -156,6 +157,8 @@ const promptsPerCall = 1024 // bounds the KV cache
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
+  checkFunction(options.onProgress, 'onProgress', 'evaluate')
+  checkFunction(options.environment, 'environment', 'evaluate')
   const { task, dataset, tokenizer, chatTemplate, problems = 256 } = options
   const ofEpisodes: Reader = [options.environment !== undefined, ['tools', 'maxTurns'], 'an environment']
   const [unread] = unreadOptions({}, options, [...sourceReaders(options), ofEpisodes])
@@ -167,6 +170,10 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   if (options.environment !== undefined) {
     const maxTurns = checkNumber(options.maxTurns ?? 8, 'maxTurns', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
     const { environment, tools, maxNewTokens } = options
+    if (tools !== undefined && !areTools(tools)) {
+      const message = `tools must be a list of tools, as defineTool makes them, got ${describe(tools)}`
+      throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'evaluate' })
+    }
     const sampling = { ...generation(source, maxNewTokens), ...constrained(options) } as SampledTurns
     const settings = episodesSettings(model, source, { environment, tools, maxTurns }, sampling)
     const rewards = options.reward === undefined ? [] : namedRewards(options.reward)
@@ -193,7 +200,7 @@ export function checkSampling(
   if (temperature !== undefined) checkNumber(temperature, 'temperature', { min: 0 }, operation)
   if (seed !== undefined) checkNumber(seed, 'seed', { min: 0, below: 2 ** 53, integer: true }, operation)
   if (samples === 1 || temperature !== 0) return
-  const message = `samples: ${samples} greedy answers are all the same; give a temperature above 0, or omit samples`
+  const message = `samples: ${samples} greedy answers are all the same; give a temperature above 0, or ask for one sample`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 

@@ -1,7 +1,9 @@
+import { types } from 'node:util'
 import { LoopLMError } from '../errors.js'
 import type { FolderPart } from '../files/replace-folder.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
+import { describe } from '../validation/arguments.js'
 import { type Answerer, episodeAnswerer, functionAnswerer } from './answerer.js'
 import {
   type BeliefCurves,
@@ -9,6 +11,7 @@ import {
   checkSequences,
   copyBatch,
   filterRewards,
+  isAnswer,
   type RatedBatch,
   type RolloutBatch,
   rateBatch,
@@ -16,6 +19,7 @@ import {
   usedFields,
 } from './batch.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
+import { failureOf } from './callbacks.js'
 import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, withLogprobs } from './complete-rollouts.js'
 import type { DataDescription } from './data.js'
 import { episodesSettings, samplingOf } from './episodes-settings.js'
@@ -188,6 +192,10 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     throw new LoopLMError('INVALID_CONFIG', message, { operation: this.constructor.name })
   }
 
+  protected override checkResume(checkpoint: string, step: number): void {
+    this.#reference.check(this.#schedule.reference(step), checkpoint)
+  }
+
   protected override start(checkpoint: string | undefined): Promise<void> {
     return this.#reference.start(this.#schedule.reference(this.step), checkpoint)
   }
@@ -278,8 +286,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
         batch.oldLogprobs = logprobs
     }
     if (isLabelFree(objective.rewards)) {
-      const { answerOf = answerKey } = config
-      batch.answers = rollouts.map(({ text, columns }) => answerOf(text, columns))
+      batch.answers = rollouts.map((rollout) => answerIn(rollout, config.answerOf))
     }
     const beliefs = await this.#beliefs(source, rollouts, objective, signal)
     const spec = objective.terms.find(({ advantage }) => advantage.gain !== undefined)?.advantage.gain
@@ -387,6 +394,23 @@ function batchOf(rollouts: readonly Rollout[], exited: boolean): RolloutBatch {
     return exits
   })
   return batch
+}
+
+/**
+ * The answer in a completion for label-free rewards.
+ * @throws LoopLMError that names `answerOf`
+ */
+function answerIn({ text, columns }: Rollout, answerOf: PolicyConfig['answerOf'] = answerKey): string | null {
+  let answer: unknown
+  try {
+    answer = answerOf(text, columns) ?? null
+  } catch (cause) {
+    throw failureOf('answerOf', cause)
+  }
+  if (isAnswer(answer)) return answer
+  const remedy = types.isPromise(answer) ? '; it must not be asynchronous' : ''
+  const message = `must return a string, or null if there is no answer, got ${describe(answer)}${remedy}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'answerOf' })
 }
 
 function meanOf(values: readonly number[]): number {

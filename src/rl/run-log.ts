@@ -5,7 +5,7 @@ import type { LoggedRun, Logger, RunFacts, RunNote, RunOutcome } from '../monito
 import { builtInLoggers, type LoggerName } from '../monitor/loggers/built-in.js'
 import type { RunFolder } from '../monitor/run-folder.js'
 import { memory } from '../tensor/devices.js'
-import { type CallbackArgument, callBack, type RunningTrainer, type TrainerCallbacks } from './callbacks.js'
+import { type CallbackArgument, callBack, failureOf, type RunningTrainer, type TrainerCallbacks } from './callbacks.js'
 import type { DataDescription } from './data.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import type { TrainerConfig } from './options.js'
@@ -145,8 +145,7 @@ export class RunLog {
       } catch (cause) {
         // its errors already name the file
         if (logger.name !== undefined && Object.hasOwn(builtInLoggers, logger.name)) throw cause
-        const operation = `${nameOf(logger, i)}.${method}`
-        throw new LoopLMError(toLoopLMError(cause).code, errorMessage(cause), { operation, cause })
+        throw failureOf(`${nameOf(logger, i)}.${method}`, cause)
       }
     }
   }

@@ -13,11 +13,11 @@ import { checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import type { Answerer } from './answerer.js'
 import { BestCheckpoints } from './best-checkpoint.js'
-import type { BestEvaluation } from './callbacks.js'
+import { type BestEvaluation, checkFunction, failureOf } from './callbacks.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { type Evaluation, evaluationMetrics } from './evaluate.js'
-import { type Asked, checkAsked, Evaluations } from './evaluations.js'
+import { type Asked, Evaluations } from './evaluations.js'
 import type { Metrics, SampledCompletion, TrainerEvent, UpdateMetrics } from './events.js'
 import { checksumOfSequences } from './facts-of-run.js'
 import { encodePrompt } from './lessons.js'
@@ -142,6 +142,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
       operation: new.target.name,
       position: this.#position,
       selection: this.#selection,
+      checkResume: (checkpoint, step) => this.checkResume(checkpoint, step),
       start: (checkpoint) => this.start(checkpoint),
       extra: () => this.checkpointParts(),
       warn: (message) => this.warn(message),
@@ -173,6 +174,8 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   async update(batch: Batch, options: UpdateOptions = {}): Promise<UpdateMetrics> {
     const operation = `${this.constructor.name}.update`
     checkOptions(options, { onInputVectors: true }, operation)
+    const { onInputVectors } = options
+    checkFunction(onInputVectors, 'onInputVectors', operation)
     const taken = readable(this.take(batch, operation), this.model, operation)
     return exclusively(this.model, operation, async () => {
       const clock = new StepClock(this.ranks)
@@ -181,7 +184,12 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
       const { portion, metrics } = await this.prepare(taken, operation)
       const work = { portions: [portion], metrics, tokens: portion.tokens, completions: [], logged: 0 }
       const made = await this.#updates.make(work, clock)
-      await options.onInputVectors?.(await vectorGradients(this.model, this.ranks, taken, portion.loss, operation))
+      const gradients = await vectorGradients(this.model, this.ranks, taken, portion.loss, operation)
+      try {
+        await onInputVectors?.(gradients)
+      } catch (cause) {
+        throw failureOf('onInputVectors', cause)
+      }
       return made
     })
   }
@@ -279,10 +287,10 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
    * ```
    */
   async evaluate(options: Asked = {}): Promise<Evaluation[]> {
+    const asked = this.#evaluations.asked(options, `${this.constructor.name}.evaluate`)
     const { questions: source, maxNewTokens } = this
-    checkAsked(options, `${this.constructor.name}.evaluate`)
     const how = { maxNewTokens, answer: this.answerer?.(source), grammar: (this.config as Constrained).grammar }
-    return this.#evaluations.answer(source, () => this.rewardFunctions(source), options, how)
+    return this.#evaluations.answer(source, () => this.rewardFunctions(source), asked, how)
   }
 
   /** Frees the optimizer's memory and unlocks the folder of an unfinished run. The model stays usable. */
@@ -345,6 +353,8 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   protected async checkEvaluations(): Promise<void> {
     if (answersProblems(this.config)) await this.#evaluations.read(this.problems, (row) => this.readRow(row))
   }
+  /** Rejects a checkpoint of `step` that lacks what the run needs, before any part of it is loaded. */
+  protected checkResume(_checkpoint: string, _step: number): void {}
   /** Called once before a run's first step, with the checkpoint that it resumes from. */
   protected async start(_checkpoint: string | undefined): Promise<void> {}
   /** Called after every optimizer step. */
@@ -376,7 +386,13 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     const { onWarning } = this.config
     this.#log?.warned(message)
     if (onWarning === undefined) process.emitWarning(message, { type: 'LoopLMWarning' })
-    else onWarning(message)
+    else {
+      try {
+        onWarning(message)
+      } catch (cause) {
+        throw failureOf('onWarning', cause)
+      }
+    }
   }
 
   /** Evaluates and records. Returns undefined if it was aborted; a resumed run then evaluates again. */

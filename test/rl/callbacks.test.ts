@@ -253,6 +253,16 @@ describe('loggers', () => {
     expect(notes[3].message).toMatch(/with other values of/)
   })
 
+  it('an onWarning that throws is named', async () => {
+    using model = await tinyModel('cpu')
+    const onWarning = () => {
+      throw new Error('401')
+    }
+    const failing = { log() {}, finish: () => Promise.reject(new Error('no disk')) }
+    using trainer = pretrain(model, { loggers: [failing], onWarning })
+    expect((await refusal(() => finish(trainer.run()))).message).toBe('onWarning: 401')
+  })
+
   it('name the failing method in errors; a failing finish is only a warning', async () => {
     using model = await tinyModel('cpu')
     const failing = (method: string, name?: string) => ({

@@ -106,13 +106,21 @@ describe('an evaluation', () => {
   })
 
   it.each([
+    [{ onProgress: 5 as never }, /^evaluate: onProgress must be a function, got 5$/],
+    [{ environment: 5 as never }, /^evaluate: environment must be a function, got 5$/],
+    [{ environment: () => ({ prompt: 'a' }), tools: [{}] as never }, /^evaluate: tools must be a list of tools, as defineTool/],
     [{ maxTurns: 3 }, /^evaluate: maxTurns: needs an environment; set it, or omit maxTurns$/],
     [{ task: tinyTask, dataset: undefined }, /^evaluate: tokenizer: needs a dataset or a corpus .*; set it, or omit tokenizer$/],
     [{ task: tinyTask, dataset: undefined, tokenizer: undefined, chatTemplate: {} }, /^evaluate: chatTemplate: needs a dataset;/],
     [{ task: tinyTask, tokenizr: 1 }, /^evaluate: tokenizr: unknown option; did you mean tokenizer\?$/],
-  ])('rejects options that nothing reads: %o', async (wrong, message) => {
+  ])('rejects options that nothing can read: %o', async (wrong, message) => {
     const error = await refusal(() => evaluate(model, { ...options, ...wrong }))
     expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
+  })
+
+  it('rejects missing options', async () => {
+    const error = await refusal(() => (evaluate as (model: LoopLM) => unknown)(model))
+    expect(error.message).toMatch(/^evaluate: options must be an object with fields such as task, got undefined$/)
   })
 })
 
@@ -153,6 +161,19 @@ describe('the evaluations of a run', () => {
     expect([greedy!.problems, greedy!.samples, greedy!.passAt]).toEqual([4, 1, undefined])
   })
 
+  it('answer with evalTemperature and evalSamples unless the call says otherwise', async () => {
+    using own = await model.clone()
+    const options = { ...shared, dataset, evalDataset: dataset, reward: first, evalTemperature: 1e-3 }
+    using trainer = new PretrainTrainer(own, { ...options, evalSamples: 3 })
+    const distinct = async (asked: Parameters<typeof trainer.evaluate>[0]) =>
+      (await trainer.evaluate(asked))[0]!.answers.map((own) => new Set(own.map(({ completion }) => completion)).size)
+    expect(await distinct({ samples: 4 })).toEqual(await distinct({ samples: 4, temperature: 1e-3 }))
+    expect(await distinct({ samples: 4 })).not.toEqual(await distinct({ samples: 4, temperature: 1 }))
+    expect((await refusal(() => trainer.evaluate({ temperature: 0 }))).message).toMatch(
+      /^PretrainTrainer\.evaluate: samples: 3 greedy answers are all the same; give a temperature above 0, or ask for one/,
+    )
+  })
+
   it('use a conversation without its last message as the prompt', async () => {
     using own = await model.clone()
     const chat = tokenizer.withChatTemplate('{% for m in messages %}{{ m.content }}{% endfor %}')
@@ -179,6 +200,34 @@ describe('the evaluations of a run', () => {
     const trainer = new PretrainTrainer(own, { ...shared, dataset, evalDataset: rows, reward: first })
     expect((await refusal(() => evaluationsOf(trainer))).message).toMatch(/evalDataset\[0\] field "prompt" is missing: .*text/)
   })
+})
+
+it.each([
+  ['no list', 5, /sequences must be a non-empty array of \{ tokens, promptLength \}, got 5/],
+  ['an empty list', [], /sequences must be a non-empty array/],
+  ['tokens alone', [[0, 1, 2]], /sequences\[0\] must be an object with fields such as tokens, got Array of length 3/],
+  [
+    'a foreign field',
+    [{ tokens: [0, 1], prompt: 1 }],
+    /sequences\[0\]\.prompt: unknown option; the options are tokens, promptLength, mask/,
+  ],
+  ['a foreign token', [{ tokens: [0, 99] }], /sequences\[0\]\[1\] .*99/],
+  ['a long prompt', [{ tokens: [0, 1, 2], promptLength: 5 }], /promptLengths\[0\] must be an integer from 1 to the 3 tokens/],
+  ['a short mask', [{ tokens: [0, 1, 2], mask: [1] }], /mask\[0\] must have length - 1 = 2 entries/],
+  ['a mask of weights', [{ tokens: [0, 1, 2], mask: [1, 0.5] }], /mask\[0\]\[1\] must be 0 or 1, got 0.5/],
+])('evaluateSequences rejects %s', async (_, sequences, message) => {
+  expect((await refusal(() => evaluateSequences(model, sequences as never))).message).toMatch(message)
+})
+
+it('evaluateSequences reads masks as arrays of any kind, and prompts of one token by default', async () => {
+  const tokens = [0, 1, 2, 1]
+  const [want] = await evaluateSequences(model, [{ tokens, promptLength: 1, mask: Uint8Array.of(0, 1, 1) }], { loops: [2] })
+  expect(want!.tokens).toBe(2)
+  for (const mask of [[0, 1, 1], [false, true, true] as never]) {
+    expect(await evaluateSequences(model, [{ tokens, mask }], { loops: [2] })).toEqual([want])
+    const cached = await evaluateSequences(model, [{ tokens, mask }], { loops: [2], cacheType: 'model' })
+    expect(cached[0]!.loss).toBeCloseTo(want!.loss, 5)
+  }
 })
 
 it('evaluateSequences reports accuracy with a bootstrap interval weighted by sequence length', async () => {

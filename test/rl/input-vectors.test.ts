@@ -107,6 +107,16 @@ it('changing input vectors after the call has no effect', async () => {
   expect(await running).toEqual(want)
 })
 
+it.each([
+  [1, 'RLTTTrainer.update: onInputVectors must be a function, got 1'],
+  [() => Promise.reject(new Error('full')), 'onInputVectors: full'],
+])('an onInputVectors that fails is named: %s', async (onInputVectors, message) => {
+  using model = await load(folders[0]!)
+  using trainer = makers.rltt(model)
+  const given = { sequences, promptLengths, advantages, inputVectors: vectorsOf(model) }
+  expect((await refusal(() => trainer.update(given, { onInputVectors: onInputVectors as never }))).message).toBe(message)
+})
+
 it('trainers and objectives that do not read input vectors reject them', async () => {
   using model = await load(folders[0]!)
   const batch = { sequences, promptLengths, advantages, rewards: [1, 0, 1], inputVectors: vectorsOf(model) }

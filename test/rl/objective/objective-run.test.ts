@@ -535,6 +535,34 @@ describe('mistakes in objectives and batches', () => {
     expect(error.message).toMatch(message)
   })
 
+  it('read undefined of answerOf as no answer', async () => {
+    const run = async (none: null | undefined) => {
+      using model = await tinyModel('cpu')
+      let k = 0
+      const answerOf = () => (k++ % 4 === 0 ? '7' : none) as string | null
+      using trainer = new ObjectiveTrainer(model, { ...runOptions, steps: 1, objective: 'ttrl', answerOf })
+      for await (const _ of trainer.run());
+      return await parametersOf(model)
+    }
+    expect(await run(undefined)).toEqual(await run(null))
+  })
+
+  it.each([
+    [() => 7, /^answerOf: must return a string, or null if there is no answer, got 7$/],
+    [async () => '7', /^answerOf: must return a string, .*, got an object of class Promise; it must not be asynchronous$/],
+    [
+      () => {
+        throw new Error('no match')
+      },
+      /^answerOf: no match$/,
+    ],
+  ])('name an answerOf that fails: %s', async (answerOf, message) => {
+    using model = await tinyModel('cpu')
+    const options = { ...runOptions, steps: 1, objective: 'ttrl', answerOf: answerOf as never } as const
+    using trainer = new ObjectiveTrainer(model, options)
+    expect((await refusal(() => trainer.run().next())).message).toMatch(message)
+  })
+
   const answerOf = (text: string) => text
   const inLoop: ObjectiveTrainerOptions['objective'] = () => ({ loss: 0, coefficients: [] })
   it.each<[ObjectiveTrainerOptions, RegExp | undefined]>([
