@@ -1,12 +1,28 @@
 // Constraints of a response as grammar rules: JSON for `response_format`, calls for `tool_choice` and for tools with `strict`.
 import { LoopLMError } from '../errors.js'
 import { type SchemaRules, schemaRules, sharedRules } from '../grammar/json-schema.js'
-import { literalText } from '../grammar/regex.js'
+import { classText, complement, literalText, type Range } from '../grammar/regex.js'
 import { HttpError } from './http-error.js'
 import type { ChatRequest } from './request.js'
 
-/** Text without a tag such as `<tool_call>`: "<" is never followed by "t". */
-const freeRules = ['free ::= ([^<] | "<" [^t<])*', 'thought ::= [^<]* "</think>" [\\n]{0,2}']
+/**
+ * Rules for text up to a tag, the tag and what follows it, or without `end` for text that does not have the tag. Rule `name`k:
+ * the text so far ends with the first k characters of the tag.
+ */
+function tagRules(name: string, tag: string, end?: string): string[] {
+  const one = (character: string): Range => [character.codePointAt(0)!, character.codePointAt(0)!]
+  return Array.from(tag, (character, k) => {
+    const ways = [`${classText(complement([one('<'), one(character)]))} ${name}0`]
+    if (k > 0) ways.push(`"<" ${name}1`)
+    if (k < tag.length - 1) ways.push(`${literalText(character)} ${name}${k + 1}`)
+    else if (end !== undefined) ways.push(`${literalText(character)} ${end}`)
+    if (end === undefined) ways.push('""')
+    return `${name}${k} ::= ${ways.join(' | ')}`
+  })
+}
+
+const thoughtRules = tagRules('thought', '</think>', '[\\n]{0,2}')
+const freeRules = tagRules('free', '<tool_call>')
 
 /**
  * The grammar rules of a response, or undefined if it is unconstrained.
@@ -33,9 +49,11 @@ export function constraintOf(request: ChatRequest, thinking: boolean, calls: boo
   let root: string
   if (forced) root = 'call'
   else if (format !== 'text') root = `${use(answerRules(request))}${called ? ' | call' : ''}`
-  else if (strict) root = 'free (call free)*'
+  else if (strict) root = 'free0 (call free0)*'
   else return undefined
-  return [`root ::= ${thinking ? `thought (${root})` : root}`, ...rules, ...freeRules, ...sharedRules].join('\n')
+  if (strict) rules.push(...freeRules)
+  if (thinking) rules.push(...thoughtRules)
+  return [`root ::= ${thinking ? `thought0 (${root})` : root}`, ...rules, ...sharedRules].join('\n')
 }
 
 function answerRules({ response_format: format }: ChatRequest): SchemaRules {
