@@ -264,8 +264,8 @@ function readStop(
       throw refuse(`stop[${i}] is a string, and the model has no tokenizer; pass token ids or set model.tokenizer`)
     if (entry === '') throw refuse(`stop[${i}] is an empty string`)
     stopTexts.push(entry)
-    const id = tokenizer.tokenId(entry) // special tokens are not part of the text
-    if (id !== undefined && tokenizer.decode([id]) === entry) stopTokens.push(id)
+    const id = tokenizer.tokenId(entry)
+    if (id !== undefined && tokenizer.isSkipped(id)) stopTokens.push(id) // the text lacks special tokens
   }
   return { stopTokens, stopTexts }
 }

@@ -87,6 +87,11 @@ describe('an answer', () => {
     expect((await refusal(() => needed)).message).toMatch(/after 1 tokens: .* or bannedTokens or stop excludes them/)
   })
 
+  it.each(['b', 'ba'])('ends at the stop string %j inside the grammar, whether it is one token or several', async (stop) => {
+    const { text, finishReason } = await one({ stop: [stop], grammar: { regex: 'x{3}bax' } })
+    expect([text, finishReason]).toEqual(['xxx', 'stop'])
+  })
+
   it('is the same alone and beside others, in a scheduler, with early exits, and streamed', async () => {
     const grammars: (Grammar | undefined)[] = [
       { regex: '[a-z]{5}\\d' },
