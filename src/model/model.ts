@@ -82,7 +82,7 @@ export class LoopLM {
   /** Bits and group size of a quantized model, see {@link LoadOptions.quantize}. */
   readonly quantization: Quantization | undefined
   readonly #handle: NativeModel
-  readonly #named: { config: LoopLMConfig; generation: GenerationConfig } // without the fields that a tokenizer added
+  #named: { config: LoopLMConfig; generation: GenerationConfig } // without the fields that a tokenizer added
   #config: Readonly<LoopLMConfig>
   readonly #architecture: Architecture
   #generation: GenerationConfig
@@ -226,7 +226,7 @@ export class LoopLM {
 
   set tokenizer(tokenizer: Tokenizer | undefined) {
     const operation = 'LoopLM.tokenizer'
-    if (tokenizer !== undefined) this.takeSpecialTokens(fittingTokenizer(tokenizer, this.config, operation))
+    this.takeSpecialTokens(tokenizer === undefined ? undefined : fittingTokenizer(tokenizer, this.config, operation))
     this.#tokenizer = tokenizer
   }
 
@@ -234,8 +234,9 @@ export class LoopLM {
    * Uses a tokenizer's special tokens for those that the configuration does not name.
    * @internal
    */
-  takeSpecialTokens(tokenizer: Tokenizer): void {
-    const { config, generation } = withSpecialTokens(this.#named.config, this.#named.generation, tokenizer)
+  takeSpecialTokens(tokenizer: Tokenizer | undefined): void {
+    const named = this.#named
+    const { config, generation } = tokenizer === undefined ? named : withSpecialTokens(named.config, named.generation, tokenizer)
     this.#config = config
     this.#generation = generation
   }
@@ -664,7 +665,10 @@ export class LoopLM {
   #copy(handle: NativeModel, adapter: Adapter | undefined): LoopLM {
     const { config, device, dtype } = this
     const place = { config, device, dtype, threads: this.#threads }
-    return new LoopLM(handle, { ...place, generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter })
+    const described = { generation: this.#generation, code: this.#code, tokenizer: this.#tokenizer, adapter }
+    const copy = new LoopLM(handle, { ...place, ...described })
+    copy.#named = this.#named
+    return copy
   }
 
   #fileDType(options: SaveOptions, operation: string): ModelDType {

@@ -78,8 +78,24 @@ describe('a new model', () => {
     using model = await newModel()
     model.tokenizer = named({ eos_token: '<pad>' })
     expect(model.endTokens).toEqual([id('<pad>')])
+    using clone = await model.clone()
+    using merged = await model.mergeAdapter()
+    for (const changed of [model, clone, merged]) {
+      changed.tokenizer = named()
+      expect(changed.endTokens).toEqual([id('<eos>')])
+      expect(changed.config.eos_token_id).toBe(id('<eos>'))
+      changed.tokenizer = undefined
+      expect(changed.endTokens).toEqual([])
+      expect(changed.config.eos_token_id).toBe(null)
+    }
+  })
+
+  it('keeps what it took from its tokenizer in a copy', async () => {
+    using model = await newModel({ eos_token_id: 7 })
     model.tokenizer = named()
-    expect(model.endTokens).toEqual([id('<eos>')])
+    using clone = await model.clone()
+    expect(clone.config).toEqual(model.config)
+    expect(clone.config.pad_token_id).toBe(id('<pad>'))
   })
 
   it('also stops at the token with which the chat template ends a turn', async () => {
