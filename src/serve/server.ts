@@ -43,6 +43,7 @@ export class LoopLMServer {
   readonly #open = new Set<AbortController>()
   readonly #answers: Answers
   readonly #created = Math.floor(Date.now() / 1000)
+  #listening: Promise<string> | undefined
   #stopping: Promise<void> | undefined
 
   /** @internal */
@@ -88,15 +89,25 @@ export class LoopLMServer {
   }
 
   /**
-   * Starts to listen.
+   * Starts to listen, unless the server already listens.
    *
    * @returns the address, for example `http://127.0.0.1:8000`
-   * @throws LoopLMError INVALID_ARGUMENT if the address cannot be used
+   * @throws LoopLMError INVALID_ARGUMENT if the address cannot be used, DISPOSED after {@link LoopLMServer.close}
    */
   async listen(): Promise<string> {
+    if (this.#stopping !== undefined) {
+      const message = 'the server was closed and cannot listen again; create another one'
+      throw new LoopLMError('DISPOSED', message, { operation: 'LoopLMServer.listen' })
+    }
+    this.#listening ??= this.#listen()
+    return this.#listening
+  }
+
+  async #listen(): Promise<string> {
     const { host, port } = this.settings
     await new Promise<void>((resolve, reject) => {
       const fail = (cause: Error) => {
+        this.#listening = undefined // another try may succeed
         const taken = (cause as NodeJS.ErrnoException).code === 'EADDRINUSE'
         const remedy = taken ? '; another program listens there: stop it, or choose another port (0 is any free one)' : ''
         reject(new LoopLMError('INVALID_ARGUMENT', `cannot listen on ${host}:${port}: ${cause.message}${remedy}`, { cause }))
@@ -122,6 +133,7 @@ export class LoopLMServer {
   }
 
   async #stop(): Promise<void> {
+    await this.#listening?.catch(() => {})
     const closed = new Promise<void>((resolve) => {
       if (this.#server.listening) this.#server.close(() => resolve())
       else resolve()

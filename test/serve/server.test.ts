@@ -616,6 +616,32 @@ describe('a client that disconnects', () => {
   })
 })
 
+describe('listening', () => {
+  it('again gives the same address', async () => {
+    const { server, url } = await serve()
+    expect(await Promise.all([server.listen(), server.listen()])).toEqual([url, url])
+  })
+
+  it('can be tried again after a failure', async () => {
+    const host = createHttpServer()
+    await new Promise<void>((resolve) => host.listen(0, '127.0.0.1', resolve))
+    const { port } = host.address() as AddressInfo
+    const server = createServer(model, { port })
+    servers.push(server)
+    expect((await refusal(() => server.listen())).message).toMatch(/EADDRINUSE/)
+    await new Promise((resolve) => host.close(resolve))
+    expect(await server.listen()).toBe(`http://127.0.0.1:${port}`)
+  })
+
+  it.each(['127.0.0.1', 'localhost'])('on %s ends with close, even before it has begun', async (host) => {
+    const server = createServer(model, { host, port: 0 })
+    const listening = server.listen()
+    await server.close()
+    await expect(fetch(await listening)).rejects.toThrow()
+    expect(await refusal(() => server.listen())).toMatchObject({ code: 'DISPOSED', message: /create another/ })
+  })
+})
+
 describe('stopping', () => {
   it('lets running answers finish and rejects new requests', async () => {
     const { server, client, url, metric } = await serve({}, slow)
