@@ -90,6 +90,10 @@ export function defineTool<Arguments>(tool: ToolDefinition<Arguments>): Tool {
   if (typeof run !== 'function') throw refuse('run', 'must be a function')
   if (typeof parameters !== 'object' || parameters === null)
     throw refuse('parameters', 'must be a schema of Zod or a JSON Schema of an object')
+  if (!('_zod' in parameters) && ('_def' in parameters || '~standard' in parameters)) {
+    const remedy = "pass one of Zod 4 (import { z } from 'zod/v4'), or a JSON Schema of an object"
+    throw refuse('parameters', `is a schema of Zod 3 or of another library; ${remedy}`)
+  }
   const { schema, json } = schemaOf(parameters, refuse)
   if (json.type !== 'object') throw refuse('parameters', 'must describe an object: arguments have names')
   return {

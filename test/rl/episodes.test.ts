@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
 import { afterAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
+import { z as z3 } from 'zod/v3'
 import { fragmentTokenizer } from '../../examples/agents/tokenizer.js'
 import { ToolRunner } from '../../src/chat/tools.js'
 import {
@@ -204,6 +205,9 @@ describe('a tool', () => {
       refusal(() => defineTool({ name: 'x', description: 'd', parameters: { type: 'object' }, run: () => 1, ...more } as never))
     expect((await define({ name: 'a b' })).message).toMatch(/name must be 1 to 64 letters/)
     expect((await define({ parameters: z.string() })).message).toMatch(/parameters must describe an object/)
+    const valibot = { type: 'object', entries: {}, '~standard': { version: 1, vendor: 'valibot' } }
+    for (const parameters of [z3.object({ a: z3.string() }), valibot])
+      expect((await define({ parameters })).message).toMatch(/parameters is a schema of Zod 3 or of another.*'zod\/v4'/)
     expect((await define({ parameters: 3 })).message).toMatch(/parameters must be a schema of Zod or a JSON Schema/)
     expect((await define({ run: 3 })).message).toMatch(/run must be a function/)
     expect((await define({ params: 3 })).message).toMatch(/tool\.params: unknown option; the options are name/)
