@@ -10,6 +10,11 @@ import { parseOptions } from '../validation/schema.js'
 const seconds = (fallback: number) => z.number().positive().max(86_400).default(fallback)
 const count = (fallback: number) => z.int().min(1).max(1_000_000).default(fallback)
 
+const origin = z.string().refine(isOrigin, {
+  error: ({ input }) =>
+    `must be * or an origin as browsers send it, such as https://example.com without a final slash, got ${JSON.stringify(input)}`,
+})
+
 /** Slots of all planes of a layer are numbered by 32-bit integers. */
 export const maxCachedTokens = 2 ** 24
 
@@ -18,7 +23,7 @@ const schema = z.strictObject({
   host: z.string().min(1).default('127.0.0.1'),
   port: z.int().min(0).max(65_535).default(8000),
   apiKey: z.string().min(1).optional(),
-  corsOrigins: z.array(z.string().min(1)).default([]),
+  corsOrigins: z.array(origin).default([]),
   maxRunning: count(32),
   maxWaiting: z.int().min(0).max(1_000_000).default(128),
   maxCachedTokens: z.int().min(1).max(maxCachedTokens).optional(),
@@ -49,7 +54,9 @@ export interface ServeOptions {
   port?: number
   /** If set, every path except /health needs `Authorization: Bearer KEY`. */
   apiKey?: string
-  /** Origins of web pages that may send requests; `*` allows any. Defaults to none (CORS is off). */
+  /**
+   * Origins of web pages that may send requests, such as `https://example.com`; `*` allows any. Defaults to none (CORS is off).
+   */
   corsOrigins?: readonly string[]
   /** How many sequences generate at the same time. Defaults to 32. */
   maxRunning?: number
@@ -131,6 +138,14 @@ export function checkServeOptions(options: ServeOptions): ServeSettings {
     throw new LoopLMError('INVALID_CONFIG', message, { operation: 'createServer' })
   }
   return { ...settings, promptCache }
+}
+
+/** Whether browsers may send this in the header Origin, or it stands for every origin. */
+function isOrigin(text: string): boolean {
+  if (text === '*' || text === 'null') return true
+  if (!URL.canParse(text)) return false
+  const { origin, protocol, host } = new URL(text)
+  return text === (origin === 'null' ? `${protocol}//${host}` : origin) // apps have schemes of their own: tauri://localhost
 }
 
 /** Whether only this machine can reach a name or address. */

@@ -455,6 +455,22 @@ describe('server options', () => {
     expect((await refusal(() => createServer(bare))).message).toMatch(/no tokenizer/)
   })
 
+  it.each(['https://a.com/', 'https://a.com/page', 'https://A.com', 'http://a.com:80', 'a.com', ''])(
+    'reject %j as an origin, which browsers never send',
+    async (origin) => {
+      const { message } = await refusal(() => createServer(model, { corsOrigins: [origin] }))
+      expect(message).toMatch(
+        /corsOrigins\.0: must be \* or an origin as browsers send it, such as https:\/\/example\.com without/,
+      )
+      expect(message).toContain(`got ${JSON.stringify(origin)}`)
+    },
+  )
+
+  it('accept every origin that browsers and apps send', () => {
+    const corsOrigins = ['*', 'null', 'https://a.com', 'http://localhost:3000', 'http://[::1]:8080', 'tauri://localhost']
+    expect(createServer(model, { corsOrigins }).settings.corsOrigins).toEqual(corsOrigins)
+  })
+
   it('let requests without a Host header pass on every address of this machine, and no others', () => {
     const ask = (authority: string | undefined, host: string) => () =>
       authorize({ headers: {} } as IncomingMessage, authority, host, undefined)
