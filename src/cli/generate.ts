@@ -57,7 +57,9 @@ const promptsPerCall = 1024 // bounds the KV cache
 export function addGenerate(program: Command): void {
   const command = program
     .command('generate')
-    .description('generate text from prompts with a checkpoint')
+    .description(
+      'continue prompts with a checkpoint, and print the generated texts without the prompts, in the order of the prompts',
+    )
     .argument('<model>', 'checkpoint folder, GGUF file, or name of a downloaded model, with a tokenizer')
     .option('--prompt <text>', 'prompt; may be repeated', collect)
     .option(
@@ -139,9 +141,8 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
         )
       })
       for (const [i, result] of results.entries()) {
-        const prompt = given[start + i]
-        if (json) printJson({ prompt, ...result, logprobs: Array.from(result.logprobs) })
-        else print(chats ? `${result.text}` : `${prompt}${result.text}`)
+        if (json) printJson({ prompt: given[start + i], ...result, logprobs: Array.from(result.logprobs) })
+        else print(`${result.text}`)
       }
     }
   })

@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import type { Command } from 'commander'
+import { LoopLMError } from '../errors.js'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
 import {
@@ -29,7 +30,11 @@ export function addServe(program: Command): void {
     .option('--port <number>', 'port; 0 chooses a free one (default: 8000)', natural)
     .option('--name <name>', "the model's name in requests (default: that of the folder, or of the downloaded model)")
     .option('--api-key <key>', 'key that clients must send; safer in the environment variable LOOPLM_API_KEY')
-    .option('--cors-origin <origin>', 'origin of web pages that may call the server; may be repeated', collect)
+    .option(
+      '--cors-origin <origin>',
+      'origin of web pages that may call the server, such as https://example.com; may be repeated',
+      collect,
+    )
     .option('--max-running <count>', 'most sequences generated at once (default: 32)', positiveInteger)
     .option('--max-waiting <count>', 'most sequences in the queue; further requests are refused (default: 128)', natural)
     .option(
@@ -62,6 +67,11 @@ export function addServe(program: Command): void {
 async function serve(folder: string, flags: ServeFlags): Promise<void> {
   const { device, dtype, threads, adapter, quantize, groupSize, activations, corsOrigin, promptCache, ...rest } = flags
   const apiKey = flags.apiKey ?? process.env.LOOPLM_API_KEY
+  if (flags.apiKey === undefined && apiKey === '') {
+    const message =
+      'looplm serve: the environment variable LOOPLM_API_KEY is empty; set it to a key, or unset it to serve without one'
+    throw new LoopLMError('INVALID_ARGUMENT', message)
+  }
   const options: ServeOptions = {
     name: existsSync(folder) ? basename(resolve(folder)) : folder,
     ...rest,

@@ -160,6 +160,9 @@ describe('looplm', () => {
       '+',
     ])
     expect(streamed.stdout).toBe(`${results[0].text}\n`)
+    const settings = ['--max-new-tokens', '3', '--temperature', '0', '--stop', '+']
+    const both = await looplm(['generate', model, '--prompt', '12+34=', '--prompt', '00+00=', ...settings])
+    expect(both.stdout).toBe(`${results[0].text}\n${results[1].text}\n`)
 
     const again = await looplm(['train', path, '--run-dir', 'runs/a'])
     expectRefusal(again, /already holds a run; continue it with resume \(--resume\)/)
@@ -688,6 +691,13 @@ describe('looplm rejects, with exit code 2 and no stack trace,', () => {
   it('a wrong command and a wrong configuration in a separate process', async () => {
     expectRefusal(await start(commands[0]![0]), commands[0]![1])
     expectRefusal(await start(['train', await writeConfig('wrong.yaml', wrong[0]![0])]), wrong[0]![2])
+  })
+
+  it('an empty LOOPLM_API_KEY, which is no option', () => {
+    const env = { ...process.env, LOOPLM_API_KEY: '' }
+    const { status, stdout, stderr } = spawnSync(process.execPath, [program, 'serve', 'nowhere'], { env, encoding: 'utf8' })
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' })
+    expect(stderr).toMatch(/the environment variable LOOPLM_API_KEY is empty; set it to a key, or unset it/)
   })
 
   it('a run whose checkpoints are a file', async () => {
