@@ -4,10 +4,14 @@ import type { NativeLogitOptions } from '../native.js'
 import { checkNumber, describe } from '../validation/arguments.js'
 import type { GenerateOptions } from './types.js'
 
+/** Sums and products of logits, biases and penalties within these limits are finite in float32, also for 2^24 tokens. */
+const additive = { min: -1e30, max: 1e30 }
+const factor = { min: 1e-6, max: 1e6 }
+
 /** The options that change logits before a token is drawn, in the form that the engine takes. */
 export function readLogitOptions(options: GenerateOptions, vocabulary: number, operation: string): NativeLogitOptions {
   const { logitBias, bannedTokens, logitsProcessor } = options
-  const finite = (name: 'frequencyPenalty' | 'presencePenalty') => checkNumber(options[name] ?? 0, name, {}, operation)
+  const penalty = (name: 'frequencyPenalty' | 'presencePenalty') => checkNumber(options[name] ?? 0, name, additive, operation)
   const biases = readBiases(logitBias, vocabulary, operation)
   if (logitsProcessor !== undefined && typeof logitsProcessor !== 'function')
     throw refuse(`logitsProcessor must be a function of (logits, context), got ${describe(logitsProcessor)}`, operation)
@@ -15,9 +19,9 @@ export function readLogitOptions(options: GenerateOptions, vocabulary: number, o
     biasTokens: Int32Array.from(biases.keys()),
     biases: Float64Array.from(biases.values()),
     bannedTokens: readBanned(bannedTokens, vocabulary, operation),
-    repetitionPenalty: checkNumber(options.repetitionPenalty ?? 1, 'repetitionPenalty', { above: 0 }, operation),
-    frequencyPenalty: finite('frequencyPenalty'),
-    presencePenalty: finite('presencePenalty'),
+    repetitionPenalty: checkNumber(options.repetitionPenalty ?? 1, 'repetitionPenalty', factor, operation),
+    frequencyPenalty: penalty('frequencyPenalty'),
+    presencePenalty: penalty('presencePenalty'),
     host: options.grammar !== undefined ? 'mask' : logitsProcessor === undefined ? 'none' : 'logits',
   }
 }
@@ -34,7 +38,7 @@ function readBiases(given: GenerateOptions['logitBias'], vocabulary: number, ope
   for (const [key, bias] of entries) {
     const id = typeof key === 'string' && /^\d+$/.test(key) ? Number(key) : key
     const token = checkNumber(id, 'an id of logitBias', { min: 0, max: vocabulary - 1, integer: true }, operation)
-    const value = checkNumber(bias, `logitBias[${token}]`, {}, operation)
+    const value = checkNumber(bias, `logitBias[${token}]`, additive, operation)
     if (value !== 0) out.set(token, value)
   }
   return out
@@ -52,10 +56,14 @@ export function checkedLogits(given: ArrayLike<number>, vocabulary: number, oper
   if (typeof given?.length !== 'number' || given.length !== vocabulary)
     throw refuse(`logitsProcessor must return ${vocabulary} logits, or nothing, got ${describe(given)}`, operation)
   const logits = Float64Array.from(given)
-  const bad = logits.findIndex((logit) => Number.isNaN(logit) || logit === Infinity)
+  const rounded = Float32Array.from(logits) // the engine computes in float32
+  const bad = rounded.findIndex((logit) => Number.isNaN(logit) || logit === Infinity)
   if (bad !== -1)
-    throw refuse(`logitsProcessor set the logit of token ${bad} to ${logits[bad]}: use finite numbers or -Infinity`, operation)
-  if (logits.every((logit) => logit === -Infinity))
+    throw refuse(
+      `logitsProcessor set the logit of token ${bad} to ${logits[bad]}: use finite float32 numbers or -Infinity`,
+      operation,
+    )
+  if (rounded.every((logit) => logit === -Infinity))
     throw refuse('logitsProcessor ruled out every token: leave at least one logit finite', operation)
   return logits
 }

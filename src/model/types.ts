@@ -360,15 +360,15 @@ export interface GenerateOptions extends StateOptions, InputOptions {
   /** Keep tokens whose probability is at least this fraction of the largest one, less than 1. Defaults to 0 (off). */
   minP?: number
   /**
-   * Added to the logits of these token ids, before temperature and filters: an object or a Map from id to a finite number.
-   * Positive values make a token more likely, -100 practically excludes it.
+   * Added to the logits of these token ids, before temperature and filters: an object or a Map from id to a number
+   * from -1e30 to 1e30. Positive values make a token more likely, -100 practically excludes it.
    */
   logitBias?: Readonly<Record<number, number>> | ReadonlyMap<number, number>
   /** Token ids that are never drawn. If an end token is among them, it does not end the sequence. */
   bannedTokens?: readonly number[]
   /**
    * As in Hugging Face transformers: for each token that is in the prompt or was generated, a positive logit is divided by this
-   * and a negative one multiplied by it. Must be more than 0. Defaults to 1 (off).
+   * and a negative one multiplied by it. From 1e-6 to 1e6. Defaults to 1 (off).
    */
   repetitionPenalty?: number
   /** As in OpenAI's API: subtracted from a token's logit once for each time that it was generated. Defaults to 0 (off). */

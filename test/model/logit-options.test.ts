@@ -193,14 +193,16 @@ describe('logit options', () => {
       /an id of logitBias must be an integer of at least 0 and at most 19, got 20/,
     )
     expect(await generate({ logitBias: { x: 1 } })).toMatch(/an id of logitBias must be an integer.*got 'x'/)
-    expect(await generate({ logitBias: { 1: Infinity } })).toMatch(/logitBias\[1\] must be a finite number, got Infinity/)
+    expect(await generate({ logitBias: { 1: Infinity } })).toMatch(/logitBias\[1\] must be a finite number.*got Infinity/)
     expect(await generate({ logitBias: [1] })).toMatch(/logitBias must be an object or a Map from token ids to numbers/)
     expect(await generate({ bannedTokens: [1, -1] })).toMatch(/bannedTokens\[1\] must be an integer of at least 0/)
     expect(await generate({ bannedTokens: 3 })).toMatch(/bannedTokens must be an array of token ids, got 3/)
     expect(await generate({ bannedTokens: Array.from({ length: V }, (_, v) => v) })).toMatch(/every token is banned/)
-    expect(await generate({ repetitionPenalty: 0 })).toMatch(/repetitionPenalty must be a finite number greater than 0, got 0/)
-    expect(await generate({ frequencyPenalty: Number.NaN })).toMatch(/frequencyPenalty must be a finite number, got NaN/)
-    expect(await generate({ presencePenalty: '1' })).toMatch(/presencePenalty must be a finite number, got '1'/)
+    expect(await generate({ repetitionPenalty: 0 })).toMatch(
+      /repetitionPenalty must be a finite number of at least 0\.000001 .*got 0/,
+    )
+    expect(await generate({ frequencyPenalty: Number.NaN })).toMatch(/frequencyPenalty must be a finite number.*got NaN/)
+    expect(await generate({ presencePenalty: '1' })).toMatch(/presencePenalty must be a finite number.*got '1'/)
     expect(await generate({ repetition_penalty: 1 })).toMatch(
       /repetition_penalty: unknown option; did you mean.*repetitionPenalty/,
     )
@@ -211,6 +213,26 @@ describe('logit options', () => {
     )
   })
 
+  it.each([
+    { logitBias: { 5: 1e39 } },
+    { logitBias: { 5: -1e39 } },
+    { frequencyPenalty: -1e38 },
+    { presencePenalty: -1e39 },
+    { repetitionPenalty: 1e-40 },
+    { repetitionPenalty: 1e39 },
+  ])('are rejected where float32 would overflow: %j', async (options) => {
+    const [value] = Object.values(options).map((given) => (typeof given === 'object' ? given[5] : given))
+    expect(await generate(options)).toMatch(new RegExp(`of at least .* and at most .*, got ${String(value).replace('+', '\\+')}`))
+  })
+
+  it.each([
+    [{ logitBias: { 5: 1e30 }, repetitionPenalty: 1e-6, frequencyPenalty: -1e30, presencePenalty: -1e30 }, 5],
+    [{ logitBias: { 5: 1e30, 6: 1e29 }, bannedTokens: [1], repetitionPenalty: 1e-6 }, 5],
+  ])('choose the right token at their limits: %j', async (options, token) => {
+    const [result] = await model.generate([[1, 5]], { ...open, ...options })
+    expect(result!.tokens).toEqual(Array(10).fill(token))
+  })
+
   it('end only the request whose processor fails', async () => {
     using scheduler = model.scheduler()
     const other = scheduler.add([1, 2], open)
@@ -218,6 +240,8 @@ describe('logit options', () => {
       [() => [1, 2], /must return 20 logits, or nothing, got Array of length 2/],
       [(logits) => void logits.fill(-Infinity), /ruled out every token/],
       [(logits) => void logits.fill(Number.NaN, 4, 5), /set the logit of token 4 to NaN/],
+      [() => Array.from({ length: V }, (_, token) => (token === 4 ? 1e39 : 0)), /set the logit of token 4 to 1e\+39/],
+      [() => Array(V).fill(-1e39), /ruled out every token/],
       [
         () => {
           throw new Error('the lamp went out')
