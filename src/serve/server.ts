@@ -4,7 +4,8 @@ import { createServer as createHttpServer, type IncomingMessage, type Server, ty
 import type { AddressInfo } from 'node:net'
 import { finished } from 'node:stream/promises'
 import { errorMessage, LoopLMError } from '../errors.js'
-import type { LoopLM } from '../model/model.js'
+import { LoopLM } from '../model/model.js'
+import { checkInstance } from '../validation/arguments.js'
 import { authorize, crossOrigin } from './access.js'
 import { Admission } from './admission.js'
 import { Answers } from './answers.js'
@@ -48,6 +49,7 @@ export class LoopLMServer {
 
   /** @internal */
   constructor(model: LoopLM, options: ServeOptions) {
+    checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', 'createServer')
     const { apiKey, ...checked } = checkServeOptions(options)
     const settings = { ...checked, maxCachedTokens: checked.maxCachedTokens ?? roomForTokens(model, checked) }
     const { tokenizer } = model

@@ -451,6 +451,8 @@ describe('server options', () => {
     for (const host of ['0.0.0.0', '::', '192.168.0.7', 'example.com'])
       expect((await refusal(() => createServer(model, { host }))).message).toMatch(/apiKey: is needed/)
     createServer(model, { host: '0.0.0.0', apiKey: 'k' })
+    for (const wrong of [undefined, {}, Promise.resolve(model)])
+      expect((await refusal(() => createServer(wrong as never))).message).toMatch(/createServer: model must be a LoopLM, as/)
     using bare = await LoopLM.create(model.config)
     expect((await refusal(() => createServer(bare))).message).toMatch(/no tokenizer/)
   })
