@@ -145,7 +145,7 @@ function isOrigin(text: string): boolean {
   if (text === '*' || text === 'null') return true
   if (!URL.canParse(text)) return false
   const { origin, protocol, host } = new URL(text)
-  return text === (origin === 'null' ? `${protocol}//${host}` : origin) // apps have schemes of their own: tauri://localhost
+  return text === (origin === 'null' ? `${protocol}//${host}` : origin) // apps use other schemes, such as tauri://localhost
 }
 
 /** Whether only this machine can reach a name or address. */
