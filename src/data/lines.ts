@@ -6,6 +6,9 @@ export const defaultMaxRowBytes = 16 * 2 ** 20
 const chunkBytes = 2 ** 16 // bytes parsed at a time, which takes a fraction of a millisecond
 const newline = 0x0a
 
+/** With which some editors begin a UTF-8 file. */
+export const byteOrderMark = Buffer.from('\ufeff')
+
 /** A line of a file, without its newline. */
 export interface Line {
   bytes: Uint8Array
@@ -26,7 +29,7 @@ export interface LineOptions {
   operation: string
 }
 
-/** The lines of a file in order, some at a time. The last line does not need a newline. */
+/** The lines of a file in order, some at a time, without its byte order mark. The last line does not need a newline. */
 export async function* readLines(path: string, options: LineOptions): AsyncGenerator<Line[], void, undefined> {
   const { maxRowBytes = defaultMaxRowBytes, remedy = '; is this a JSON Lines file?', from, operation } = options
   let pending: Uint8Array[] = [] // the parts of a line that spans chunks
@@ -41,7 +44,8 @@ export async function* readLines(path: string, options: LineOptions): AsyncGener
   }
   const take = (): Line => {
     const bytes = pending.length === 1 ? pending[0]! : Buffer.concat(pending)
-    const taken = { bytes, line, byte }
+    const marked = byte === 0 && byteOrderMark.every((value, i) => bytes[i] === value)
+    const taken = { bytes: marked ? bytes.subarray(byteOrderMark.length) : bytes, line, byte }
     pending = []
     byte += pendingBytes + 1
     pendingBytes = 0
@@ -80,7 +84,7 @@ export async function* readChunks(
 }
 
 /**
- * Decodes bytes that must be UTF-8.
+ * Decodes bytes that must be UTF-8. U+FEFF stays: only at the start of a file it is a byte order mark.
  * @throws LoopLMError INVALID_FILE naming file and position
  */
 export function decodeText(bytes: Uint8Array, path: string, place: string, operation: string): string {
@@ -91,7 +95,7 @@ export function decodeText(bytes: Uint8Array, path: string, place: string, opera
   }
 }
 
-const decoder = new TextDecoder('utf-8', { fatal: true })
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /**
  * An error that names file and position.

@@ -72,6 +72,13 @@ describe('a corpus', () => {
     corpus.close()
   })
 
+  it('omits the byte order mark of a file, and keeps U+FEFF anywhere else', async () => {
+    const path = await files('marked', { 'a.txt': '\ufeffone\n\ufefftwo', 'b.jsonl': '\ufeff{"text":"\ufeffx"}' })
+    const corpus = await Corpus.open(path, tokenizer, { contextLength: 1000 })
+    expect(await corpus.take(0, 1)).toEqual([Int32Array.from([...bytes('one\n\ufefftwo'), end, ...bytes('\ufeffx'), end])])
+    corpus.close()
+  })
+
   it('follows links to files, not to folders', async () => {
     const elsewhere = await files('elsewhere', { 'linked.txt': 'linked', 'in/b.txt': 'never' })
     const path = await files('links', { 'a.txt': 'own' })

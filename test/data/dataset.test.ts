@@ -56,7 +56,28 @@ const names = Object.keys(writers)
 /** Rows of text with everything that a format has to escape. */
 function awkward(count: number, seed = 1): Row[] {
   const random = new Random(seed)
-  const parts = ['a', '"', ',', '\n', '\r\n', '\\', '[', ']', '{', '}', 'é', '漢', '😀', ' ', '""', "'", '\\"', ':', ';']
+  const parts = [
+    'a',
+    '"',
+    ',',
+    '\n',
+    '\r\n',
+    '\\',
+    '[',
+    ']',
+    '{',
+    '}',
+    'é',
+    '漢',
+    '😀',
+    '\ufeff',
+    ' ',
+    '""',
+    "'",
+    '\\"',
+    ':',
+    ';',
+  ]
   const text = () => Array.from({ length: random.integer(12) }, () => parts[random.integer(parts.length)]).join('')
   return Array.from({ length: count }, (_, i) => ({ prompt: `${i}${text()}`, answer: `${text()}.`, note: text() }))
 }
@@ -129,6 +150,7 @@ describe('a dataset', () => {
   it.each<[what: string, name: string, content: string | Uint8Array, message: RegExp]>([
     ['an array that does not end', 'a.json', '[{"prompt":"a"},{"prompt":"b"', /row 2 does not end: the file is cut off/],
     ['an array that ends twice', 'a.json', '[{"prompt":"a"}] ]', /stands behind the end of the array/],
+    ['text in quotes behind an array', 'a.json', '[{"prompt":"a"}] "junk"', /stands behind the end of the array/],
     ['two commas', 'a.json', '[{"prompt":"a"},,{"prompt":"b"}]', /row 2 is empty/],
     ['a comma before the end', 'a.json', '[{"prompt":"a"},]', /row 2 is empty/],
     ['a number in an array', 'a.json', '[{"prompt":"a"}, 5]', /row 2 must be a JSON object, got a value of type number/],

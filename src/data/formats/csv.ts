@@ -3,12 +3,11 @@ import { extname } from 'node:path'
 import { Readable } from 'node:stream'
 import { CsvError, parse } from 'csv-parse'
 import { prototypeKey } from '../../validation/json-value.js'
-import { invalidRow, readChunks } from '../lines.js'
+import { byteOrderMark, invalidRow, readChunks } from '../lines.js'
 import { type FileRow, nameOfPlace, type Place, type ReadSettings } from './format.js'
 
 const rowsAtOnce = 64
 const bytesAtOnce = 2 ** 14 // csv-parse processes every byte separately, which is slow
-const byteOrderMark = Buffer.from('\ufeff')
 
 /** A row as csv-parse returns it, with the bytes up to its end and the number of its last line. */
 interface Parsed {

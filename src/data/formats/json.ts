@@ -1,8 +1,6 @@
 import { decodeText, invalidRow, type LineOptions, readChunks, readLines } from '../lines.js'
 import { type FileRow, nameOfPlace, objectProblem, type Place, type ReadSettings } from './format.js'
 
-const byteOrderMark = '\ufeff'
-
 /** JSON Lines: an object per line. Blank lines and a byte order mark are skipped. */
 export async function* readJsonLines(
   path: string,
@@ -107,13 +105,13 @@ class ArraySplitter {
         if (this.#escaped) this.#escaped = false
         else if (c === backslash) this.#escaped = true
         else if (c === quote) this.#inText = false
-      } else if (c === quote) this.#inText = true
-      else if (this.#state !== 'inside') {
+      } else if (this.#state !== 'inside') {
         if (this.#state === 'before' && c === open) {
           this.#state = 'inside'
           begin = i + 1
         } else if (this.#state === 'after' && c > 0x20) throw this.#refuse('stands behind the end of the array; remove it')
-      } else if (c === open || c === openBrace) this.#depth++
+      } else if (c === quote) this.#inText = true
+      else if (c === open || c === openBrace) this.#depth++
       else if ((c === close || c === closeBrace) && this.#depth > 0) this.#depth--
       else if (this.#depth === 0 && (c === comma || c === close)) {
         this.#take(bytes.subarray(begin, i), this.#byte + begin, c === close, rows)
@@ -141,7 +139,7 @@ class ArraySplitter {
     const { operation } = this.#settings
     const place = { row: this.#row, line: 1, byte }
     const name = nameOfPlace('json', place)
-    const text = decodeText(bytes, this.#path, name, operation).replace(byteOrderMark, '').trim()
+    const text = decodeText(bytes, this.#path, name, operation).trim()
     const separated = this.#separated
     this.#separated = !last
     if (text === '' && last && !separated) return // an empty array

@@ -36,7 +36,7 @@ class Unreadable {
   constructor(readonly problem: string) {}
 }
 
-const decoder = new TextDecoder('utf-8', { fatal: true })
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 const parsers = {
   timestampFromMilliseconds: (value: bigint) => date(Number(value)),
   timestampFromMicroseconds: (value: bigint) => date(Number(value / 1000n)),
