@@ -1,5 +1,5 @@
 import { stat } from 'node:fs/promises'
-import { basename, join, relative, sep } from 'node:path'
+import { basename, join, posix, relative, sep } from 'node:path'
 import { LoopLMError } from '../errors.js'
 import { maxFileBytes, readText } from '../files/read.js'
 import { onDisk } from '../files/write.js'
@@ -86,22 +86,28 @@ export function chooseFiles(
   })
   const splits =
     splitsOfReadme(readme, data, choice, source, operation) ?? splitsByName(inFolder(data, choice.config, source, operation))
-  const chosen = pick(splits, choice.split, source, operation)
+  const { names: chosen, patterns } = pick(splits, choice.split, source, operation)
   const kinds = [...new Set(chosen.map((name) => choice.format ?? formatOf(name)))].filter((kind) => kind !== undefined)
   if (kinds.length === 1) return { names: chosen, format: kinds[0]! }
   const problem =
     kinds.length === 0
-      ? `holds no ${extensions.join(', ')} file`
+      ? `holds no ${extensions.join(', ')} file${patterns === undefined ? '' : ` that matches ${patterns}, as its README.md asks`}`
       : `holds files of several formats (${kinds.join(', ')}); give the path of one of them or of a folder of one format`
   throw new LoopLMError('INVALID_FILE', `${source} ${problem}`, { operation })
 }
 
-function pick(splits: ReadonlyMap<string, string[]>, split: string | undefined, source: string, operation: string): string[] {
+/** The files of a split, and the patterns that chose them if README.md has some. */
+interface Split {
+  names: string[]
+  patterns?: string
+}
+
+function pick(splits: ReadonlyMap<string, Split>, split: string | undefined, source: string, operation: string): Split {
   const known = [...splits.keys()]
   if (split === undefined && known.length === 1) return splits.get(known[0]!)!
   const found = splits.get(split ?? 'train')
   if (found !== undefined) return found
-  if (known.length === 0) return []
+  if (known.length === 0) return { names: [] }
   const problem = split === undefined ? 'give one' : `there is no ${JSON.stringify(split)}`
   throw new LoopLMError('INVALID_ARGUMENT', `split: ${source} has ${known.join(', ')}; ${problem}`, { operation })
 }
@@ -115,11 +121,13 @@ function inFolder(names: readonly string[], folder: string | undefined, source: 
   throw new LoopLMError('INVALID_ARGUMENT', `config: ${source} has no ${JSON.stringify(folder)}; ${known}`, { operation })
 }
 
-function splitsByName(names: readonly string[]): Map<string, string[]> {
-  const splits = new Map<string, string[]>()
+/** Files whose names name no split are `train`, unless others are: these may repeat the rows of other splits. */
+function splitsByName(names: readonly string[]): Map<string, Split> {
+  const hasTrain = names.some((name) => splitOf(name) === 'train')
+  const splits = new Map<string, Split>()
   for (const name of names) {
-    const split = splitOf(name) ?? 'train'
-    splits.set(split, [...(splits.get(split) ?? []), name])
+    const split = splitOf(name) ?? (hasTrain ? undefined : 'train')
+    if (split !== undefined) splits.set(split, { names: [...(splits.get(split)?.names ?? []), name] })
   }
   return splits
 }
@@ -150,7 +158,7 @@ function splitsOfReadme(
   { config }: FileChoice,
   source: string,
   operation: string,
-): Map<string, string[]> | undefined {
+): Map<string, Split> | undefined {
   const configs = readmeConfigs(readme)
   if (configs.length === 0) return undefined
   const chosen =
@@ -163,13 +171,17 @@ function splitsOfReadme(
     const known = configs.map((one) => String(one.config_name)).join(', ')
     throw new LoopLMError('INVALID_ARGUMENT', `config: ${source} has ${known}; ${problem}`, { operation })
   }
-  const folder = typeof chosen.data_dir === 'string' ? `${chosen.data_dir.replace(/\/$/, '')}/` : ''
-  const matching = (patterns: unknown) => {
-    const tests = [patterns].flat().map((pattern) => globTest(folder + String(pattern)))
-    return names.filter((name) => tests.some((test) => test.test(name)))
-  }
   const { data_files: files } = chosen
-  if (files === undefined) return splitsByName(names.filter((name) => name.startsWith(folder)))
+  const folder = String(chosen.data_dir ?? '.')
+  const matching = (given: unknown): Split => {
+    const patterns = [given].flat().map((pattern) => posix.join(folder, String(pattern)))
+    const tests = patterns.map(globTest)
+    return { names: names.filter((name) => tests.some((test) => test.test(name))), patterns: patterns.join(', ') }
+  }
+  if (files == null) {
+    const inside = matching('**')
+    return inside.names.length === 0 ? new Map([['train', inside]]) : splitsByName(inside.names)
+  }
   const parts = [files].flat() as (string | { split?: unknown; path?: unknown })[]
   if (parts.every((part) => typeof part === 'string')) return new Map([['train', matching(parts)]])
   return new Map(
@@ -188,13 +200,20 @@ function readmeConfigs(readme: string | undefined): ReadmeConfig[] {
   }
 }
 
-/** Tests a pattern in which `*` matches part of a name, `**` any folders and `?` one character. */
+/** Tests a pattern in which `*` matches part of a name, `**` any folders, `?` one character and `[0-9]` one of a set. */
 function globTest(pattern: string): RegExp {
-  const text = pattern.replace(/^\.\//, '').replaceAll(/\*\*\/|\*\*|[*?]|[.+^${}()|[\]\\]/g, (found) => {
+  const text = pattern.replaceAll(/\*\*\/|\*\*|[*?]|\[!?[^\]]+\]|[.+^${}()|[\]\\]/g, (found) => {
     if (found === '**/') return '(?:.*/)?'
     if (found === '**') return '.*'
     if (found === '*') return '[^/]*'
-    return found === '?' ? '[^/]' : `\\${found}`
+    if (found === '?') return '[^/]'
+    if (found.length === 1) return `\\${found}`
+    const set = found.slice(1, -1).replaceAll(/[\\^[]/g, '\\$&')
+    return set.startsWith('!') ? `[^/${set.slice(1)}]` : `[${set}]`
   })
-  return new RegExp(`^${text}$`)
+  try {
+    return new RegExp(`^${text}$`)
+  } catch {
+    return /(?!)/ // a set such as [z-a] has no characters
+  }
 }

@@ -401,6 +401,34 @@ describe('the files of a dataset', () => {
     expect(await prompts(await writeFolder({ 'test.jsonl': one('t') }))).toEqual(['t'])
   })
 
+  it.each<[string[], DatasetOptions, string[]]>([
+    [['all', 'train', 'test'], {}, ['train']],
+    [['all', 'train', 'test'], { split: 'test' }, ['test']],
+    [['all', 'x/train-00000-of-00001', 'x/extra'], {}, ['x/train-00000-of-00001']],
+    [['sums', 'sums_test'], {}, ['sums']],
+    [['a', 'b'], {}, ['a', 'b']],
+  ])(
+    '%j of which %j asks for are %j: a file that names no split is read only without train files',
+    async (names, options, read) => {
+      const folder = await writeFolder(Object.fromEntries(names.map((name) => [`${name}.jsonl`, one(name)])))
+      expect(await prompts(folder, options)).toEqual(read)
+    },
+  )
+
+  it.each([
+    ['data_dir: ./data', ['data/a', 'data/b1']],
+    ['data_dir: data/', ['data/a', 'data/b1']],
+    ['data_dir: .', ['c', 'data/a', 'data/b1']],
+    ['{ data_dir: ., data_files: ./data/a.jsonl }', ['data/a']],
+    ['{ data_dir: ./data, data_files: ./a.* }', ['data/a']],
+    ['data_files: "data/b[0-9].jsonl"', ['data/b1']],
+    ['data_files: "data/[!a]*.jsonl"', ['data/b1']],
+  ])('are those that configs: [%s] of README.md chooses', async (config, read) => {
+    const files = Object.fromEntries(['c', 'data/a', 'data/b1'].map((name) => [`${name}.jsonl`, one(name)]))
+    const fields = config.startsWith('{') ? config : `{ ${config} }`
+    expect(await prompts(await writeFolder({ ...files, 'README.md': `---\nconfigs: [${fields}]\n---\n` }))).toEqual(read)
+  })
+
   it('belong to configurations by README.md, or by folders', async () => {
     const readme = `---
 configs:
@@ -439,6 +467,15 @@ configs:
       'INVALID_FILE',
       /several formats \(jsonl, csv\)/,
     ],
+    ...['{ data_files: ["b.*", "[z-a].*"], data_dir: ./x }', '{ data_dir: ./x }'].map(
+      (config): [string, Record<string, string>, DatasetOptions, string, RegExp] => [
+        `no file that ${config} matches`,
+        { 'a.jsonl': one('a'), 'README.md': `---\nconfigs: [${config}]\n---\n` },
+        {},
+        'INVALID_FILE',
+        /holds no \.jsonl, .* file that matches x\/(b\.\*, x\/\[z-a\]\.\*|\*\*), as its README\.md asks/,
+      ],
+    ),
     ['no rows', { 'a.jsonl': '\n' }, {}, 'INVALID_FILE', /has no rows/],
     [
       'a format that there is not',
