@@ -1,5 +1,5 @@
-import { createHash, type Hash } from 'node:crypto'
-import { closeSync, createReadStream, fsync, openSync, read, write } from 'node:fs'
+import { createHash, type Hash, randomUUID } from 'node:crypto'
+import { closeSync, createReadStream, fsync, open, openSync, read, renameSync, write } from 'node:fs'
 import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { extname, join } from 'node:path'
@@ -56,6 +56,7 @@ const cacheSchema = z.object({
   sha256: z.string(),
 })
 
+const openFile = promisify(open)
 const readAt = promisify(read)
 const writeAt = promisify(write)
 const syncFile = promisify(fsync)
@@ -86,6 +87,7 @@ export class Corpus {
   readonly #training: readonly number[]
   readonly #heldOut: readonly number[]
   #sampler: DatasetSampler<number> | undefined
+  #closed = false
 
   private constructor(file: number, stored: Stored, files: readonly string[], options: CorpusOptions) {
     this.#file = file
@@ -162,9 +164,16 @@ export class Corpus {
     return Promise.all(Array.from({ length: size }, (_, i) => this.#read(all[Math.floor((i * all.length) / size)]!)))
   }
 
-  /** Closes the file of token ids. An unnamed file is deleted. */
+  /** Closes the file of token ids. An unnamed file is deleted. Later calls reject with DISPOSED. */
   close(): void {
-    if (forgotten.unregister(this)) closeSync(this.#file)
+    if (this.#closed) return
+    this.#closed = true
+    forgotten.unregister(this)
+    closeSync(this.#file)
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new LoopLMError('DISPOSED', 'the corpus was closed; open it again', { operation })
   }
 
   async #read(block: number): Promise<Int32Array> {
@@ -172,8 +181,10 @@ export class Corpus {
     const length = Math.min(this.#contextLength, this.tokens - begin)
     const width = this.#bytesPerToken
     const bytes = new Uint8Array(length * width)
+    this.#checkOpen()
     for (let done = 0; done < bytes.length; ) {
-      const { bytesRead } = await readAt(this.#file, bytes, done, bytes.length - done, begin * width + done)
+      const reading = readAt(this.#file, bytes, done, bytes.length - done, begin * width + done)
+      const { bytesRead } = await reading.finally(() => this.#checkOpen()) // once closed, the number may be another file's
       if (bytesRead === 0) throw new LoopLMError('INVALID_FILE', 'the file of token ids was cut short', { operation })
       done += bytesRead
     }
@@ -240,14 +251,21 @@ async function openCached(
   const found = await stat(path).catch(() => undefined)
   if (!found?.isFile() || found.size !== parsed.data.tokens * parsed.data.bytesPerToken) return undefined
   const hash = createHash('sha256')
-  await hashFile(hash, path, signal)
-  if (hash.digest('hex') !== parsed.data.sha256) return undefined
-  return { file: openSync(path, 'r'), stored: parsed.data }
+  const file = await onDisk('read', path, openFile(path, 'r'), operation)
+  let isValid = false
+  try {
+    await hashFile(hash, path, signal, file) // not by its name, which another process may give to a new file
+    isValid = hash.digest('hex') === parsed.data.sha256
+  } finally {
+    if (!isValid) closeSync(file)
+  }
+  return isValid ? { file, stored: parsed.data } : undefined
 }
 
-async function hashFile(hash: Hash, path: string, signal: AbortSignal | undefined): Promise<void> {
+async function hashFile(hash: Hash, path: string, signal: AbortSignal | undefined, file?: number): Promise<void> {
+  const opened = file === undefined ? {} : { fd: file, start: 0, autoClose: false }
   try {
-    for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20 })) {
+    for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20, ...opened })) {
       throwIfAborted(signal)
       hash.update(chunk)
     }
@@ -274,7 +292,9 @@ async function tokenise(
   try {
     await mkdir(folder, { recursive: true })
     await rm(join(folder, 'corpus.json'), { force: true })
-    file = openSync(path, 'w+')
+    const fresh = `${path}.tmp-${randomUUID()}`
+    file = openSync(fresh, 'wx+')
+    renameSync(fresh, path) // a corpus that has the old file open keeps its tokens
     if (cache === undefined) await rm(folder, { recursive: true }) // an open file without a name is deleted when it is closed
     const buffer = bytesPerToken === 2 ? new Uint16Array(bufferedTokens) : new Uint32Array(bufferedTokens)
     let used = 0

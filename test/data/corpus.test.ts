@@ -1,5 +1,6 @@
 // Text as training data: packing, order, held-out blocks, the file of token ids, errors; and the trainers that learn from it.
 import { spawnSync } from 'node:child_process'
+import { closeSync, openSync } from 'node:fs'
 import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -189,6 +190,29 @@ describe('the file of token ids', () => {
     expect(changed).toMatchObject({ made: true })
     expect(changed.fingerprint).not.toBe(first.fingerprint)
     expect((await open(Tokenizer.bytes())).made).toBe(true)
+  })
+
+  it('stays that of an open corpus when another one uses the same cache', async () => {
+    const cache = join(root, 'shared-tokens')
+    const open = async (text: string) =>
+      Corpus.open(await files(`shared-${text}`, { 'a.txt': text.repeat(50) }), tokenizer, { contextLength: 10, cache })
+    const corpora = [await open('a'), await open('b')]
+    const texts = await Promise.all(corpora.map(async (corpus) => tokenizer.decode((await corpus.take(0, 1))[0]!)[0]))
+    expect(texts).toEqual(['a', 'b'])
+    for (const corpus of corpora) corpus.close()
+    expect((await readdir(cache)).sort()).toEqual(['corpus.json', 'tokens.bin'])
+  })
+
+  it('is not read once the corpus is closed', async () => {
+    const path = await files('closed', { 'a.txt': sentences(20) })
+    const corpus = await Corpus.open(path, tokenizer, { contextLength: 16, heldOutShare: 0.5 })
+    const early = refusal(() => corpus.take(0, 1))
+    corpus.close()
+    corpus.close()
+    const other = openSync(join(path, 'a.txt'), 'r') // takes the number of the closed file
+    for (const late of [early, refusal(() => corpus.take(0, 1)), refusal(() => corpus.heldOut(1))])
+      expect((await late).message).toBe('corpus: the corpus was closed; open it again')
+    closeSync(other)
   })
 
   it('leaves no temporary folder behind, and is not opened with an aborted signal', async () => {
