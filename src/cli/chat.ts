@@ -214,11 +214,11 @@ function answerWriter(paint: Paint): (piece: ChatPiece) => void {
 }
 
 async function load(path: string): Promise<ChatMessage[]> {
-  const text = await readFile(path, 'utf8').catch((cause) => {
+  const bytes = await readFile(path).catch((cause) => {
     throw fileError(cause, 'read', path, operation)
   })
   try {
-    return JSON.parse(text)
+    return JSON.parse(new TextDecoder().decode(bytes)) // without a byte order mark
   } catch (cause) {
     const message = `--load: ${path} is not JSON (${errorMessage(cause)}). Pass a file that /save wrote.`
     throw new LoopLMError('INVALID_FILE', message, { operation, cause })

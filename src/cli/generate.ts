@@ -1,10 +1,10 @@
-import { readFile } from 'node:fs/promises'
 import { extname } from 'node:path'
 import { type Command, Option } from 'commander'
 import type { ChatMessage } from '../data/chat-template.js'
 import { loadDataset } from '../data/dataset.js'
+import { decodeText, readLines } from '../data/lines.js'
 import { promptProblem } from '../data/rows.js'
-import { fileError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
 import { type ExitRule, exitRuleNames } from '../model/exit-rules.js'
 import { stopTokens } from '../model/special-tokens.js'
 import type { GenerateOptions, Prompt } from '../model/types.js'
@@ -151,7 +151,8 @@ async function generate(folder: string, flags: GenerateFlags): Promise<void> {
 /** The prompts of a file: its lines, or the prompts of a dataset's rows. */
 async function promptsOf(path: string | undefined): Promise<(string | ChatMessage[])[]> {
   if (path === undefined) return []
-  const refuse = (problem: string) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation: 'looplm generate' })
+  const operation = 'looplm generate'
+  const refuse = (problem: string) => new LoopLMError('INVALID_FILE', `${path}: ${problem}`, { operation })
   if (extname(path) !== '.txt') {
     return (await loadDataset(path)).map((row, i) => {
       const problem = promptProblem(row)
@@ -159,11 +160,9 @@ async function promptsOf(path: string | undefined): Promise<(string | ChatMessag
       return row.prompt as string | ChatMessage[]
     })
   }
-  const text = await readFile(path, 'utf8').catch((cause) => {
-    throw fileError(cause, 'read', path, 'looplm generate')
-  })
-  const lines = text.split(/\r?\n/)
-  if (lines.at(-1) === '') lines.pop()
+  const lines: string[] = []
+  for await (const some of readLines(path, { operation, remedy: '; write one prompt per line' }))
+    for (const { bytes, line } of some) lines.push(decodeText(bytes, path, `line ${line}`, operation).replace(/\r$/, ''))
   const empty = lines.indexOf('')
   if (lines.length > 0 && empty === -1) return lines
   throw refuse(lines.length === 0 ? 'holds no prompt' : `line ${empty + 1} is empty; write one prompt per line`)

@@ -49,7 +49,7 @@ function schema(text: string): object | boolean {
 
 function contents(path: string): string {
   try {
-    return readFileSync(path, 'utf8')
+    return new TextDecoder().decode(readFileSync(path)) // without a byte order mark
   } catch (cause) {
     throw new InvalidArgumentError(`cannot be read (${errorMessage(cause)}).`)
   }

@@ -167,7 +167,7 @@ function withTemplate(tokenizer: Tokenizer, template: string): Tokenizer {
   try {
     const { size } = statSync(template)
     if (size > maxTemplateBytes) throw refuse(`a template has at most ${maxTemplateBytes} bytes, ${template} has ${size}`)
-    text = readFileSync(template, 'utf8')
+    text = new TextDecoder().decode(readFileSync(template)) // without a byte order mark
   } catch (cause) {
     throw cause instanceof LoopLMError ? cause : fileError(cause, 'read the chat template', template, operation)
   }

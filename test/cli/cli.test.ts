@@ -265,8 +265,8 @@ describe('looplm', () => {
 
   it('generates only what a schema, a regular expression or a grammar allows', async () => {
     await writeOuroFolder(join(root, 'constrained'))
-    await writeFile(join(root, 'schema.json'), '{"type":"boolean"}')
-    await writeFile(join(root, 'rules.ebnf'), 'root ::= "yes" | "no"')
+    await writeFile(join(root, 'schema.json'), '\ufeff{"type":"boolean"}') // the byte order marks are no text
+    await writeFile(join(root, 'rules.ebnf'), '\ufeffroot ::= "yes" | "no"')
     const schema = '{"type":"object","properties":{"a":{"enum":[1,2]}},"required":["a"],"additionalProperties":false}'
     const grammars: [string[], RegExp][] = [
       [['--json-schema', schema], /^\{"a": ?[12]\}$/],
@@ -280,6 +280,22 @@ describe('looplm', () => {
       expect(code, stderr).toBe(0)
       expect(JSON.parse(stdout).text).toMatch(text)
     }
+  })
+
+  it('generates for the lines of a file, which must be UTF-8', async () => {
+    await writeOuroFolder(join(root, 'lined'))
+    await writeFile(join(root, 'lines.txt'), '\ufeffthe\r\na\ufeffn\n')
+    await writeFile(join(root, 'wide.txt'), Buffer.from('\ufeffthe\n', 'utf16le'))
+    await writeFile(join(root, 'gap.txt'), 'the\n\nan')
+    await writeFile(join(root, 'none.txt'), '')
+    const generate = (path: string) => looplm(['generate', 'lined', '--prompts', path, '--max-new-tokens', '1', '--json'])
+    const { code, stdout, stderr } = await generate('lines.txt')
+    expect(code, stderr).toBe(0)
+    expect(jsonLines(stdout).map(({ prompt }) => prompt)).toEqual(['the', 'a\ufeffn'])
+    expectRefusal(await generate('wide.txt'), /wide\.txt line 1 is not valid UTF-8; save the file as UTF-8/)
+    expectRefusal(await generate('gap.txt'), /gap\.txt: line 2 is empty; write one prompt per line/)
+    expectRefusal(await generate('none.txt'), /none\.txt: holds no prompt/)
+    expectRefusal(await generate('no.txt'), /no file no\.txt/)
   })
 
   it('shows progress on standard error and the outcome on standard output', async () => {
@@ -460,6 +476,7 @@ describe('looplm chat', () => {
     expect(whole.stdout).toContain('3 messages in talk.json\n')
     const saved = JSON.parse(await readFile(join(root, 'talk.json'), 'utf8'))
     expect(saved.map(({ role }: { role: string }) => role)).toEqual(['system', 'user', 'assistant'])
+    await writeFile(join(root, 'talk.json'), `\ufeff${JSON.stringify(saved)}`) // as some editors save it
     const later = await chat('two\n/save talk.json\n', ['--load', 'talk.json', '--temperature', '0'])
     expect(later.stdout).toContain('5 messages in talk.json\n')
     const longer = JSON.parse(await readFile(join(root, 'talk.json'), 'utf8'))

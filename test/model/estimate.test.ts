@@ -105,7 +105,8 @@ describe('on the command line', () => {
   const one = new OneProcess()
   beforeAll(async () => {
     root = await mkdtemp(join(tmpdir(), 'looplm-plan-'))
-    await writeFile(join(root, 'config.json'), JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...sizes }))
+    const config = JSON.stringify({ model_type: 'ouro', rope_theta: 1e6, ...sizes })
+    await writeFile(join(root, 'config.json'), `\ufeff${config}`) // the byte order mark is no text
     const file = { trainer: 'grpo', model: sizes, dataset: 'rows.jsonl', reward: 'exactMatch', dtype: 'bfloat16' }
     const options = { beta: 0.1, promptsPerStep: 4, groupSize: 8, maxNewTokens: 100, tokensPerMicroBatch: 512 }
     await writeFile(join(root, 'grpo.yaml'), stringify({ ...file, options }))

@@ -270,7 +270,7 @@ describe('conversations', () => {
   it('leave the model with the custom template and the end token of the tokenizer', async () => {
     const tokenizer = await chatting(plain)
     using model = await newModel(tokenizer)
-    await writeFile(join(root, 'own.jinja'), `own: ${plain}`)
+    await writeFile(join(root, 'own.jinja'), `\ufeffown: ${plain}`) // the byte order mark is no text
     const chatTemplate = { template: join(root, 'own.jinja') }
     using trainer = new PretrainTrainer(model, { dataset: rows.slice(0, 1), tokenizer, chatTemplate, batchSize: 1, steps: 1 })
     for await (const _ of trainer.run());
