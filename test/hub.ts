@@ -11,6 +11,8 @@ export interface Hub {
   files: Map<string, Buffer>
   /** Method, path and range of every request. */
   requests: string[]
+  /** The header `authorization` of every request, if it had one. */
+  tokens: Set<string | undefined>
   /** Called for every file that is sent: how many bytes to send before the connection breaks, or undefined for all. */
   breaks: (path: string, from: number) => number | undefined
   /** Whether so many bytes of a file have arrived, before its connection breaks: what is on its way then is lost. */
@@ -31,6 +33,7 @@ export async function startHub(): Promise<Hub> {
   const server = createServer(async (request, response) => {
     const url = new URL(request.url!, 'http://hub')
     hub.requests.push(`${request.method} ${url.pathname}${request.headers.range ? ` ${request.headers.range}` : ''}`)
+    hub.tokens.add(request.headers.authorization)
     const json = (value: unknown, headers = {}) => {
       response.writeHead(200, { 'content-type': 'application/json', ...headers })
       response.end(JSON.stringify(value))
@@ -89,6 +92,7 @@ export async function startHub(): Promise<Hub> {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     files,
     requests: [],
+    tokens: new Set(),
     breaks: () => undefined,
     received: () => true,
     held: () => undefined,

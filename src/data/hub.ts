@@ -38,11 +38,35 @@ export function checkRevision(revision: string, operation: string): void {
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
-/** The folder where Hugging Face's tools keep their downloads. */
+/*
+ * The variables of the environment that Hugging Face's tools read. An empty one counts as unset: compose files and CI set those
+ * for which they have no value.
+ */
+
+/** The folder where Hugging Face's tools keep their downloads. As there, the variables may contain `~` and other variables. */
 export function hubCache(): string {
   const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env
-  const named = HF_HUB_CACHE ?? HUGGINGFACE_HUB_CACHE
-  return named ?? join(HF_HOME ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'huggingface'), 'hub')
+  const named = HF_HUB_CACHE || HUGGINGFACE_HUB_CACHE
+  const path = named || join(HF_HOME || join(XDG_CACHE_HOME || '~/.cache', 'huggingface'), 'hub')
+  const expanded = path.replace(/\$(?:(\w+)|\{(\w+)\})/g, (whole, short, long) => process.env[short ?? long] ?? whole)
+  return expanded.replace(/^~(?=[/\\]|$)/, homedir)
+}
+
+/** The access token, if there is one. */
+export function hubToken(given: string | undefined, operation: string): string | undefined {
+  const token = (given ?? process.env.HF_TOKEN ?? '').trim()
+  if (/^[\x21-\x7e]*$/.test(token)) return token === '' ? undefined : token
+  const message = `${given === undefined ? 'HF_TOKEN' : 'token'}: has characters that no token has; copy the token again`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
+}
+
+/** The address of the Hub, without a slash at its end. */
+export function hubAddress(given: string | undefined, operation: string): string {
+  const address = given ?? (process.env.HF_ENDPOINT || 'https://huggingface.co')
+  if (/^https?:\/\//.test(address) && URL.canParse(address)) return address.replace(/\/$/, '')
+  const name = given === undefined ? 'HF_ENDPOINT' : 'hubUrl'
+  const message = `${name}: must be an address such as https://huggingface.co, got ${JSON.stringify(address)}`
+  throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 
 type Hub = typeof import('@huggingface/hub')
@@ -159,8 +183,8 @@ export class Remote {
     this.#kind = kind
     this.#name = name
     this.#revision = revision
-    this.#token = options.token ?? process.env.HF_TOKEN
-    this.#hubUrl = (options.hubUrl ?? process.env.HF_ENDPOINT ?? 'https://huggingface.co').replace(/\/$/, '')
+    this.#token = hubToken(options.token, operation)
+    this.#hubUrl = hubAddress(options.hubUrl, operation)
     this.#signal = options.signal
   }
 
@@ -198,9 +222,7 @@ export class Remote {
     const path = file.path.split('/').map(encodeURIComponent).join('/')
     const url = `${this.#hubUrl}/${folder}${this.#name}/resolve/${commit}/${path}`
     const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {}
-    // fetch drops it on a redirect to another host
-    if (this.#token !== undefined) headers.authorization = `Bearer ${this.#token}`
-    const response = await fetch(url, { headers, signal: this.#signal ?? null }).catch((error) => this.#refuse(error))
+    const response = await this.#fetch(url, { headers }).catch((error) => this.#refuse(error))
     if (response.ok) return response
     if (response.status === 416) {
       const message = `${url} has at most ${from} bytes instead of ${file.size}; try again later`
@@ -214,9 +236,15 @@ export class Remote {
     return `${this.#name} at revision ${this.#revision}`
   }
 
+  /** Sends the token, which `fetch` drops on a redirect to another host. */
+  readonly #fetch: typeof fetch = (url, init) => {
+    const headers = new Headers(init?.headers)
+    if (this.#token !== undefined) headers.set('authorization', `Bearer ${this.#token}`)
+    return fetch(url, { ...init, headers, signal: this.#signal ?? null })
+  }
+
   #call() {
-    const signalled: typeof fetch = (url, init) => fetch(url, { ...init, signal: this.#signal ?? null })
-    return { hubUrl: this.#hubUrl, fetch: signalled, ...(this.#token === undefined ? {} : { accessToken: this.#token }) }
+    return { hubUrl: this.#hubUrl, fetch: this.#fetch } // no accessToken: the client takes only the Hub's own, not a mirror's
   }
 
   #refuse(cause: unknown): never {

@@ -2,7 +2,7 @@ import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { errorMessage, fileError, LoopLMError } from '../errors.js'
-import { checkRevision, isRepository, loadHub } from './hub.js'
+import { checkRevision, hubAddress, hubToken, isRepository, loadHub } from './hub.js'
 
 /** Options of {@link uploadModel}. */
 export interface UploadOptions {
@@ -36,12 +36,12 @@ export async function uploadModel(folder: string, name: string, options: UploadO
   const refuse = (text: string, cause?: unknown) => new LoopLMError('INVALID_ARGUMENT', text, { operation, cause })
   if (!isRepository(name)) throw refuse(`${JSON.stringify(name)} is no name of a repository; write it as org/name`)
   checkRevision(revision, operation)
-  const accessToken = options.token ?? process.env.HF_TOKEN
-  if (accessToken === undefined || accessToken === '')
-    throw refuse('needs a token that may write: set HF_TOKEN to one of huggingface.co/settings/tokens')
+  const accessToken = hubToken(options.token, operation)
+  if (!accessToken?.startsWith('hf_'))
+    throw refuse('needs a token that may write: set HF_TOKEN to one of huggingface.co/settings/tokens, which begins with hf_')
+  const hubUrl = hubAddress(options.hubUrl, operation)
   const files = await filesOf(folder)
   const hub = await loadHub()
-  const hubUrl = (options.hubUrl ?? process.env.HF_ENDPOINT ?? 'https://huggingface.co').replace(/\/$/, '')
   const repo = { type: 'model', name } as const
   try {
     if (!(await hub.repoExists({ repo, hubUrl, accessToken })))
@@ -55,7 +55,7 @@ export async function uploadModel(folder: string, name: string, options: UploadO
     await hub.uploadFiles({
       ...{ repo, hubUrl, accessToken, branch: revision, commitTitle: message, useXet: false },
       ...(signal !== undefined && { abortSignal: signal }),
-      files: files.map((file) => pathToFileURL(join(folder, file))),
+      files: files.map((path) => ({ path, content: pathToFileURL(join(folder, path)) })), // of a URL alone, it would encode the name
     })
   } catch (cause) {
     if (signal?.aborted) throw new LoopLMError('ABORTED', 'the upload was interrupted', { operation, cause: signal.reason })

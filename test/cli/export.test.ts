@@ -177,6 +177,7 @@ describe('an upload', () => {
       const folder = join(root, 'saved')
       await model.save(folder)
       await mkdir(join(folder, 'more'))
+      await writeFile(join(folder, 'a b#ü%.txt'), 'text')
       const options = { hubUrl: hub.url, token: 'hf_right' }
       expect(await uploadModel(folder, 'org/tiny', options)).toBe(`${hub.url}/org/tiny`)
       await uploadModel(folder, 'org/tiny', options)
@@ -201,6 +202,7 @@ describe('an upload', () => {
     await mkdir(join(root, 'checkpoint'))
     await writeFile(join(root, 'checkpoint', 'trainer_state.json'), '{}')
     expect(await refused(join(root, 'empty'), 'org/tiny', '')).toMatch(/needs a token that may write: set HF_TOKEN/)
+    expect(await refused(join(root, 'empty'), 'org/tiny', 'abc')).toMatch(/set HF_TOKEN to one .*, which begins with hf_/)
     expect(await refused(join(root, 'empty'), 'tiny')).toMatch(/"tiny" is no name of a repository; write it as org\/name/)
     expect(await refused(join(root, 'checkpoint'), 'org/tiny')).toMatch(/is a checkpoint of a run; .* first: looplm export/)
     expect(await refused(join(root, 'empty'), 'org/tiny')).toMatch(/is no model: it has no config\.json/)

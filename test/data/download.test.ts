@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto'
 import { closeSync, existsSync, openSync, readdirSync, statSync } from 'node:fs'
 import { lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, stat, symlink, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { hubAddress, hubCache, hubToken } from '../../src/data/hub.js'
 import { download, LoopLM } from '../../src/index.js'
 import { native } from '../../src/native.js'
 import { runProgram } from '../cli/program.js'
@@ -195,6 +196,60 @@ describe('a download', () => {
     const error = await refusal(() => download('org/tiny', { cacheDir, hubUrl: hub.url }))
     expect(error.code).toBe('INVALID_FILE')
     expect(error.message).toMatch(/model\.safetensors has at most 1000 bytes instead of \d+; try again later/)
+  })
+})
+
+describe('the variables of the environment', () => {
+  const cacheNames = ['HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME']
+  beforeEach(() => {
+    for (const name of [...cacheNames, 'HF_TOKEN', 'HF_ENDPOINT']) vi.stubEnv(name, '')
+  })
+  afterEach(() => void vi.unstubAllEnvs())
+
+  it.each([
+    ['', undefined],
+    ['abc', 'Bearer abc'],
+    [' hf_abc\n', 'Bearer hf_abc'],
+  ])('HF_TOKEN %j is sent with every request as %j', async (token, sentAs) => {
+    hub.tokens.clear()
+    vi.stubEnv('HF_TOKEN', token)
+    vi.stubEnv('HF_ENDPOINT', hub.url)
+    await download('org/tiny', { cacheDir })
+    expect(sent()).not.toEqual([])
+    expect(hub.tokens).toEqual(new Set([sentAs]))
+  })
+
+  it('name the Hub and the token, unless they are empty or options do', () => {
+    expect([hubAddress(undefined, ''), hubToken(undefined, '')]).toEqual(['https://huggingface.co', undefined])
+    vi.stubEnv('HF_TOKEN', 'hf_a')
+    vi.stubEnv('HF_ENDPOINT', 'http://hub/')
+    expect([hubAddress(undefined, ''), hubToken(undefined, '')]).toEqual(['http://hub', 'hf_a'])
+    expect([hubAddress('http://own', ''), hubToken('', '')]).toEqual(['http://own', undefined])
+  })
+
+  it.each([
+    [{}, '~/.cache/huggingface/hub'],
+    [{ XDG_CACHE_HOME: '/x' }, '/x/huggingface/hub'],
+    [{ HF_HOME: '~/hf' }, '~/hf/hub'],
+    [{ HF_HOME: '~' }, '~/hub'],
+    [{ HF_HOME: `$LOOPLM_A/\${LOOPLM_A}b/$LOOPLM_NONE`, LOOPLM_A: '~' }, '~/~b/$LOOPLM_NONE/hub'],
+    [{ HF_HOME: '/x', HUGGINGFACE_HUB_CACHE: '~/c' }, '~/c'],
+    [{ HUGGINGFACE_HUB_CACHE: '/x', HF_HUB_CACHE: '/a/~/c' }, '/a/~/c'],
+  ])('%j: the cache is %s', (variables, folder) => {
+    for (const [name, value] of Object.entries(variables)) vi.stubEnv(name, value)
+    expect(hubCache()).toBe(folder.replace(/^~/, homedir()))
+  })
+
+  it.each([
+    ['HF_ENDPOINT', 'hub.example', /HF_ENDPOINT: must be an address such as .*, got "hub\.example"/],
+    ['HF_ENDPOINT', 'http://', /HF_ENDPOINT: must be an address/],
+    ['HF_TOKEN', 'hf_é', /HF_TOKEN: has characters that no token has/],
+    ['HF_TOKEN', 'hf_a b', /HF_TOKEN: has characters that no token has/],
+  ])('%s %j is rejected, even with the model in the cache', async (name, value, message) => {
+    await download('org/tiny', { cacheDir, hubUrl: hub.url })
+    vi.stubEnv(name, value)
+    const error = await refusal(() => download('org/tiny', { cacheDir }))
+    expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringMatching(message)])
   })
 })
 
