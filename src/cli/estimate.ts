@@ -1,5 +1,6 @@
+import { readFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
-import { maxFileBytes, readJson } from '../files/read.js'
+import { fileError, LoopLMError } from '../errors.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { type EstimateOptions, estimateMemory, type MemoryEstimate, microBatchTokens } from '../model/estimate.js'
 import { deviceMemory } from '../tensor/devices.js'
@@ -93,7 +94,16 @@ export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate,
 /** The configuration of a model, or of a config.json. Weights are not read. */
 export async function readConfig(model: string, operation = 'looplm estimate'): Promise<LoopLMConfig> {
   if (!model.endsWith('.json')) return (await readModelFiles(model, operation)).config
-  return parseConfig(await readJson(model, maxFileBytes.config, operation), model, true)
+  const bytes = await readFile(model).catch((cause) => {
+    throw fileError(cause, 'read', model, operation)
+  })
+  let value: unknown
+  try {
+    value = JSON.parse(new TextDecoder().decode(bytes)) // without a byte order mark
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', `${model} is not JSON: ${(cause as Error).message}`, { operation, cause })
+  }
+  return parseConfig(value, model, true)
 }
 
 /** Prints a row of the table. */
