@@ -3,12 +3,11 @@
 // A context belongs to one device and one stream, and is used by one thread at a time. The stream orders everything. Only
 // copies to the host, `synchronize`, and sums that the host reads wait for it.
 #pragma once
-#include <exception>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../native/backend.h"
+#include "../native/guarded.h"
 #include "simt.h"
 
 namespace looplm::cuda {
@@ -79,23 +78,13 @@ int with_dtype(void* ctx, const char* operation, LoopDType dt, F&& f) {
   return status ? status : check(c, cudaGetLastError(), operation);
 }
 
-// A function of the table, from which no exception leaves: the engine may have another C++ runtime. Only host memory can run out.
+// Only host memory can run out.
+inline int out_of_host_memory(void* ctx, const std::exception&) {
+  static_cast<Context*>(ctx)->error = "no host memory";  // short enough for a string to hold without an allocation
+  return LOOP_OUT_OF_MEMORY;
+}
 template <auto function>
-struct Guarded;
-template <class Result, class... Arguments, Result (*function)(void*, Arguments...)>
-struct Guarded<function> {
-  static Result call(void* ctx, Arguments... arguments) {
-    try {
-      return function(ctx, arguments...);
-    } catch (const std::exception&) {
-      static_cast<Context*>(ctx)->error = "no host memory";  // short enough for a string to hold without an allocation
-    }
-    if constexpr (std::is_same_v<Result, int>) return LOOP_OUT_OF_MEMORY;
-    else return Result();
-  }
-};
-template <auto function>
-constexpr auto guarded = Guarded<function>::call;
+constexpr auto guarded = Guarded<function, out_of_host_memory>::call;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "../comm.h"
+#include "../guarded.h"
 #include "version_text.h"
 #include "../numeric/decimal.h"
 
@@ -369,23 +370,10 @@ int32_t size(void* ctx) { return at(ctx).size; }
 int32_t local_rank(void* ctx) { return at(ctx).local_rank; }
 int64_t bytes_sent(void* ctx) { return at(ctx).sent; }
 
-// A function of the table, from which no exception leaves: this library has its own C++ runtime. Only memory can run out.
+// Only memory can run out.
+int out_of_memory(void* ctx, const std::exception&) { return fail(at(ctx), LOOP_COMM_FAILED, "out of memory"); }
 template <auto function>
-struct Guarded;
-template <class Result, class... Arguments, Result (*function)(void*, Arguments...)>
-struct Guarded<function> {
-  static Result call(void* ctx, Arguments... arguments) {
-    try {
-      return function(ctx, arguments...);
-    } catch (const std::exception&) {
-      fail(at(ctx), LOOP_COMM_FAILED, "out of memory");
-    }
-    if constexpr (std::is_pointer_v<Result>) return nullptr;
-    else return LOOP_COMM_FAILED;
-  }
-};
-template <auto function>
-constexpr auto guarded = Guarded<function>::call;
+constexpr auto guarded = looplm::Guarded<function, out_of_memory>::call;
 
 const LoopComm table = {LOOPLM_COMM_ABI,
                         LOOPLM_MPI_NAME,

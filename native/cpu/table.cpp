@@ -1,30 +1,23 @@
 // The kernel table of one instruction set.
 #include <cstdio>
 
+#include "../guarded.h"
 #include "filtered.h"
 #include "kernels.h"
 #include "memory.h"
 
 namespace looplm::cpu::LOOPLM_ISA {
 
-// Wraps a kernel for the table, so that no exception leaves it. If scratch memory could not be allocated, returns
-// LOOP_OUT_OF_MEMORY; the kernel can be called again.
+// If scratch memory could not be allocated, the kernel can be called again.
+static int out_of_scratch(void* ctx, const std::exception& e) {
+  const auto* scratch = dynamic_cast<const OutOfScratch*>(&e);
+  if (!scratch) throw;
+  auto& error = static_cast<Context*>(ctx)->error;
+  std::snprintf(error, sizeof error, "a kernel could not allocate %zu bytes of scratch memory", scratch->bytes);
+  return LOOP_OUT_OF_MEMORY;
+}
 template <auto kernel>
-struct Guarded;
-template <class... Arguments, int (*kernel)(void*, Arguments...)>
-struct Guarded<kernel> {
-  static int call(void* ctx, Arguments... arguments) {
-    try {
-      return kernel(ctx, arguments...);
-    } catch (const OutOfScratch& e) {
-      auto& error = static_cast<Context*>(ctx)->error;
-      std::snprintf(error, sizeof error, "a kernel could not allocate %zu bytes of scratch memory", e.bytes);
-      return LOOP_OUT_OF_MEMORY;
-    }
-  }
-};
-template <auto kernel>
-constexpr auto guarded = Guarded<kernel>::call;
+constexpr auto guarded = Guarded<kernel, out_of_scratch>::call;
 
 extern const LoopBackend table;
 const LoopBackend table = {

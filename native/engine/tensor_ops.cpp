@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <numeric>
 
 #include "../numeric/half.h"
@@ -128,11 +127,7 @@ Tensor from_host(const std::shared_ptr<Device>& device, LoopDType dtype, const S
 Tensor filled(const std::shared_ptr<Device>& device, LoopDType dtype, const Shape& shape, double value) {
   checked_size(shape, "full");
   if (dtype == LOOP_I32) {
-    if (!(value == std::trunc(value) && value >= -0x1p31 && value < 0x1p31)) {
-      char given[32];
-      std::snprintf(given, sizeof given, "%.17g", value);
-      bad_argument("full", std::string(given) + " is not an int32: pass a whole number from -2147483648 to 2147483647");
-    }
+    if (!(value == std::trunc(value) && value >= -0x1p31 && value < 0x1p31)) bad_argument("full", "the value is not an int32");
     const int32_t element = int32_t(value);
     return broadcast(from_host(device, dtype, {}, &element, false), shape, "full");
   }

@@ -6,6 +6,7 @@ import { type ChatMode, type ChatPiece, type ChatTurnSettings, chatModes } from 
 import { ChatSession } from '../chat/session.js'
 import type { ChatTurn } from '../chat/turn.js'
 import type { ChatMessage } from '../data/chat-template.js'
+import { textOf } from '../data/lines.js'
 import { errorMessage, fileError, LoopLMError } from '../errors.js'
 import { type ModelFlags, modelOptions, openModel } from './arguments.js'
 import { type ChatFlags as TemplateFlags, templateOptions } from './chat-flags.js'
@@ -218,7 +219,7 @@ async function load(path: string): Promise<ChatMessage[]> {
     throw fileError(cause, 'read', path, operation)
   })
   try {
-    return JSON.parse(new TextDecoder().decode(bytes)) // without a byte order mark
+    return JSON.parse(textOf(bytes))
   } catch (cause) {
     const message = `--load: ${path} is not JSON (${errorMessage(cause)}). Pass a file that /save wrote.`
     throw new LoopLMError('INVALID_FILE', message, { operation, cause })

@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
+import { textOf } from '../data/lines.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { type EstimateOptions, estimateMemory, type MemoryEstimate, microBatchTokens } from '../model/estimate.js'
@@ -99,7 +100,7 @@ export async function readConfig(model: string, operation = 'looplm estimate'): 
   })
   let value: unknown
   try {
-    value = JSON.parse(new TextDecoder().decode(bytes)) // without a byte order mark
+    value = JSON.parse(textOf(bytes))
   } catch (cause) {
     throw new LoopLMError('INVALID_FILE', `${model} is not JSON: ${(cause as Error).message}`, { operation, cause })
   }

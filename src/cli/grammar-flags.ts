@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { type Command, InvalidArgumentError, Option } from 'commander'
+import { textOf } from '../data/lines.js'
 import { errorMessage } from '../errors.js'
 import type { GenerateOptions } from '../model/types.js'
 
@@ -49,7 +50,7 @@ function schema(text: string): object | boolean {
 
 function contents(path: string): string {
   try {
-    return new TextDecoder().decode(readFileSync(path)) // without a byte order mark
+    return textOf(readFileSync(path))
   } catch (cause) {
     throw new InvalidArgumentError(`cannot be read (${errorMessage(cause)}).`)
   }

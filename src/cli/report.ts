@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Command } from 'commander'
+import { whenAborted } from '../abort.js'
 import { LoopLMError } from '../errors.js'
 import { writeReport } from '../monitor/report.js'
 import { RunFolder } from '../monitor/run-folder.js'
@@ -34,9 +35,7 @@ export function addReport(program: Command): void {
     .action(async (runs: string[], { port }: { port: number }) => {
       const watcher = await watch(runs, port)
       print(watcher.url)
-      await interruptible(
-        (signal) => new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true })),
-      )
+      await interruptible((signal) => new Promise<void>((done) => whenAborted(signal, done)))
       await watcher.close()
     })
 }

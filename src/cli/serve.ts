@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import type { Command } from 'commander'
+import { whenAborted } from '../abort.js'
 import { LoopLMError } from '../errors.js'
 import { checkServeOptions, type ServeOptions } from '../serve/options.js'
 import { createServer } from '../serve/server.js'
@@ -86,7 +87,7 @@ async function serve(folder: string, flags: ServeFlags): Promise<void> {
   await interruptible(async (signal) => {
     const url = await server.listen()
     print(`${server.settings.name} at ${url}/v1`)
-    await new Promise<void>((done) => signal.addEventListener('abort', () => done(), { once: true }))
+    await new Promise<void>((done) => whenAborted(signal, done))
     await server.close()
   })
 }

@@ -159,7 +159,7 @@ export function chatFormat(model: string, tokenizer: Tokenizer, logprobs: boolea
 function chatLogprob(tokenizer: Tokenizer, { token, logprob, alternatives }: NewToken) {
   const entry = (token: number, logprob: number | null) => {
     const bytes = tokenizer.tokenBytes(token)
-    return { token: new TextDecoder().decode(bytes), logprob, bytes: Array.from(bytes) }
+    return { token: new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes), logprob, bytes: Array.from(bytes) }
   }
   return {
     ...entry(token, logprob),

@@ -8,7 +8,7 @@ import OpenAI, { APIError, APIUserAbortError } from 'openai'
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest'
 import { createServer, LoopLM, type LoopLMServer, type ServeOptions, Tokenizer } from '../../src/index.js'
 import { authorize } from '../../src/serve/access.js'
-import { completionFormat } from '../../src/serve/responses.js'
+import { chatFormat, completionFormat } from '../../src/serve/responses.js'
 import { writeOuroFolder } from '../ouro-folder.js'
 import { refusal } from '../refusal.js'
 
@@ -271,6 +271,14 @@ describe("OpenAI's client", () => {
       tokens: [''],
       top_logprobs: [{ 'token_id:300': -300, A: -65, '': -301, 'token_id:302': -302 }],
     })
+  })
+
+  it('spells a token that is U+FEFF', () => {
+    const tokenizer = Tokenizer.characters('a\ufeff')
+    const tokens = [{ token: tokenizer.tokenId('\ufeff')!, logprob: -1, loop: 1, alternatives: [] }]
+    const piece = { ...{ index: 0, text: '\ufeff', reasoning: '', calls: [] }, tokens, finishReason: null }
+    const { choices } = chatFormat('tiny', tokenizer, true).delta(piece) as OpenAI.ChatCompletionChunk
+    expect(choices[0]!.logprobs!.content).toMatchObject([{ token: '\ufeff', bytes: [0xef, 0xbb, 0xbf] }])
   })
 
   it.each([undefined, 'in no text'])('finds each token in the text by its offset, with stop string %j', async (stop) => {
