@@ -197,7 +197,8 @@ class RegexReader {
     if (['?', '+', '*', '{'].includes(this.#next ?? '')) {
       if (!this.#take('?')) this.#refuse('two quantifiers')
     } // a lazy quantifier matches the same texts
-    return `(${atom})${count}`
+    // With a count of 0, the grammar library (0.1.27) may read outside its memory.
+    return /^\{0+(,0+)?\}$/.test(count) ? '""' : `(${atom})${count}`
   }
 
   #count(): string | undefined {

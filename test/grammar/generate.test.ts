@@ -1,5 +1,6 @@
 // Generated texts that follow a grammar: JSON of a schema, regular expressions, rules.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { regexToEbnf } from '../../src/grammar/regex.js'
 import { type GenerateOptions, type Grammar, LoopLM, Tokenizer } from '../../src/index.js'
 import { refusal } from '../refusal.js'
 import { ajv, generator, mixedTokenizer, randomModel, randomSchema } from './random-schemas.js'
@@ -142,6 +143,13 @@ describe('a grammar', () => {
   ])('is rejected as %j', async (grammar, words) => {
     expect(await message({ grammar })).toMatch(words)
   })
+
+  it.each(['a{0}', 'a{0,0}', 'a{00}', '(ab){0}?'])(
+    'never asks the library to repeat nothing, which reads outside its memory: %s',
+    (regex) => {
+      expect(regexToEbnf(regex)).toBe('""')
+    },
+  )
 
   it('is rejected with logitsProcessor, with speculate and without a tokenizer', async () => {
     const grammar = { regex: 'a' }
