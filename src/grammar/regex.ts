@@ -77,6 +77,9 @@ function byteRanges(first: readonly number[], last: readonly number[]): Range[][
   return [...out, ...end]
 }
 
+/** The empty text. The grammar library (0.1.27) reads outside its memory where one follows another or is repeated. */
+const nothing = '""'
+
 /** A string literal in EBNF. */
 export function literalText(text: string): string {
   const characters = Array.from(text, (character) =>
@@ -185,9 +188,9 @@ class RegexReader {
       const any = `${this.#write(everything)}*`
       if (this.#search && outer && !starts) parts.unshift(any)
       if (this.#search && outer && !ends) parts.push(any)
-      all.push(parts.length === 0 ? '""' : parts.join(' '))
+      all.push(parts.filter((part) => part !== nothing).join(' ') || nothing)
     } while (this.#take('|'))
-    return all.length === 1 ? all[0]! : `(${all.join(' | ')})`
+    return all.length === 1 || all.every((one) => one === nothing) ? all[0]! : `(${all.join(' | ')})`
   }
 
   #repeated(): string {
@@ -197,8 +200,7 @@ class RegexReader {
     if (['?', '+', '*', '{'].includes(this.#next ?? '')) {
       if (!this.#take('?')) this.#refuse('two quantifiers')
     } // a lazy quantifier matches the same texts
-    // With a count of 0, the grammar library (0.1.27) may read outside its memory.
-    return /^\{0+(,0+)?\}$/.test(count) ? '""' : `(${atom})${count}`
+    return atom === nothing || /^\{0+(,0+)?\}$/.test(count) ? nothing : `(${atom})${count}`
   }
 
   #count(): string | undefined {
@@ -232,7 +234,7 @@ class RegexReader {
     }
     const inside = this.#alternatives(false)
     if (!this.#take(')')) this.#refuse('a "(" without its ")"')
-    return `(${inside})`
+    return inside === nothing ? nothing : `(${inside})`
   }
 
   #class(): Range[] {
