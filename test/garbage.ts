@@ -1,5 +1,6 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
+import { memory } from '../src/index.js'
 
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc') as () => void
@@ -10,4 +11,10 @@ export async function collectGarbage(): Promise<void> {
     collect()
     await new Promise((resolve) => setImmediate(resolve))
   }
+}
+
+/** What the engine has allocated, without what earlier tests and test files left behind: the first half of every count of memory. */
+export async function heldBytes(): Promise<number> {
+  await collectGarbage()
+  return memory().bytes
 }

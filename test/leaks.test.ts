@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest'
 import { memory, RLTTTrainer } from '../src/index.js'
 import { LoopLM } from '../src/model/model.js'
-import { collectGarbage } from './garbage.js'
+import { heldBytes } from './garbage.js'
 import { measureLeaks } from './leaks.js'
 import { timeless } from './timeless.js'
 import { parametersOf, tinyBatch, tinyConfig } from './tiny.js'
@@ -47,12 +47,10 @@ describe('two models on one device', () => {
   })
 
   it('stay independent when one is disposed while both compute, which frees exactly its memory', async () => {
-    await collectGarbage()
-    const before = memory().bytes
+    const before = await heldBytes()
     const kept = await LoopLM.create(large, { threads: 2, seed: 2 })
     const wanted = await kept.score(tinyBatch.sequences)
-    await collectGarbage()
-    const one = memory().bytes
+    const one = await heldBytes()
     const going = await LoopLM.create(large, { threads: 2, seed: 3 })
     const pending = [going.score(tinyBatch.sequences), kept.score(tinyBatch.sequences), going.score(tinyBatch.sequences)]
     going.dispose()
@@ -62,7 +60,6 @@ describe('two models on one device', () => {
     await kept.score(tinyBatch.sequences) // the queue is empty behind it
     expect(memory().bytes).toBe(one)
     kept.dispose()
-    await collectGarbage()
-    expect(memory().bytes).toBe(before)
+    expect(await heldBytes()).toBe(before)
   })
 })

@@ -3,6 +3,7 @@
 import { beforeAll, expect, it } from 'vitest'
 import { LoopLM, memory, PretrainTrainer, resetPeakMemory } from '../../src/index.js'
 import { buildEmulated, cublasLtDouble } from '../emulated.js'
+import { heldBytes } from '../garbage.js'
 
 process.env.LOOPLM_CUDA_GEMM = 'library'
 process.env.LOOPLM_CUBLASLT = cublasLtDouble
@@ -16,7 +17,7 @@ it.each([1, 4, 8])('a score and a training step stay below 512 MiB with %i loops
   using model = await LoopLM.create({ ...config, total_ut_steps: loops }, { device, seed: 3 })
   const sequences = [Array.from({ length: 513 }, (_, i) => (i * 97) % 49_152)] // 512 rows of a loop; a chunk has 2048
   const extra = async (run: () => Promise<unknown>) => {
-    const before = memory().bytes
+    const before = await heldBytes()
     resetPeakMemory()
     await run()
     return (memory().peak - before) / mib

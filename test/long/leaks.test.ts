@@ -2,7 +2,7 @@
 import { Worker } from 'node:worker_threads'
 import { expect, it } from 'vitest'
 import { LoopLM, memory } from '../../src/index.js'
-import { collectGarbage } from '../garbage.js'
+import { collectGarbage, heldBytes } from '../garbage.js'
 import { measureLeaks } from '../leaks.js'
 import { tinyBatch, tinyConfig } from '../tiny.js'
 
@@ -35,8 +35,7 @@ it('the engine keeps working after workers are terminated with work pending', as
   const index = new URL('../../dist/src/index.js', import.meta.url).href
   await using(async (model) => {
     const wanted = await model.score(tinyBatch.sequences)
-    await collectGarbage()
-    const before = memory().bytes
+    const before = await heldBytes()
     const resident: number[] = []
     for (let round = 0; round < 20; round++) {
       const workers = Array.from(

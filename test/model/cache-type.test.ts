@@ -13,6 +13,7 @@ import {
 } from '../../src/index.js'
 import { codedRow, prunedRow } from '../coded-rows.js'
 import { buildEmulated } from '../emulated.js'
+import { heldBytes } from '../garbage.js'
 import { forward, greedy, logSoftmax, type Parameters } from '../looped-model.js'
 import { refusal } from '../refusal.js'
 import { parametersOf, smallConfig, tinyConfig } from '../tiny.js'
@@ -171,7 +172,7 @@ describe.each(types)('keys and values in %s', (cacheType) => {
       { device: 'cpu', dtype: 'bfloat16' },
     )
     const held = async (type: CacheType) => {
-      const before = memory().bytes
+      const before = await heldBytes()
       using scheduler = model.scheduler({ cacheType: type, maxTokens: 1025 })
       await scheduler.add(prompt(1023, 1, 50), { maxNewTokens: 2, keep: true }).result()
       const { cachePerToken } = estimateMemory(model.config, { dtype: 'bfloat16', cacheType: type })

@@ -9,6 +9,7 @@ import { ouro } from '../../bench/models.js'
 import { readModelFiles, storedDType } from '../../src/cli/model-files.js'
 import { addition, estimateMemory, LoopLM, memory, PretrainTrainer, Tokenizer } from '../../src/index.js'
 import { OneProcess } from '../cli/program.js'
+import { collectGarbage } from '../garbage.js'
 import { type Entry, ggufMetadata, ggufName, randomData, writeGguf, writeGgufParts } from '../gguf-file.js'
 import { refusal } from '../refusal.js'
 
@@ -41,6 +42,7 @@ const tokens = (model: LoopLM, count: number, length: number) =>
   )
 
 describe('an estimate of memory', () => {
+  beforeAll(collectGarbage) // test files share a process; these tests leave nothing behind
   it.each(
     (['float32', 'bfloat16', 'float64'] as const).flatMap((dtype) =>
       (['none', 'loop', 'layer'] as const).map((recompute) => [dtype, recompute] as const),

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
 import { LoopLM, LoopLMError, memory, resetPeakMemory } from '../../src/index.js'
-import { collectGarbage } from '../garbage.js'
+import { heldBytes } from '../garbage.js'
 import { type Entry, generator, ggufBytes, ggufMetadata, ggufName, type Metadata, randomData, text, u64 } from '../gguf-file.js'
 import { refusal } from '../refusal.js'
 
@@ -281,8 +281,7 @@ it('files with random byte changes load or are rejected with a LoopLMError', asy
   const next = generator(11)
   const whole = good()
   const headerEnd = whole.indexOf(entries[0]!.data.subarray(0, 16))
-  await collectGarbage()
-  const before = memory().bytes
+  const before = await heldBytes()
   resetPeakMemory()
   let refused = 0
   for (let i = 0; i < 600; i++) {

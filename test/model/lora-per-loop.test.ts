@@ -10,6 +10,7 @@ import { expectDerivative } from '../central-differences.js'
 import { describedConfig as described, describedLogSoftmax, describedStates } from '../described-model.js'
 import { buildEmulated } from '../emulated.js'
 import { twoRegisters } from '../fixtures/two-registers.js'
+import { heldBytes } from '../garbage.js'
 import { relativeError } from '../golden-files.js'
 import type { Parameters } from '../looped-model.js'
 import { refusal } from '../refusal.js'
@@ -158,7 +159,7 @@ it('per-loop adapters take the memory of one adapter per loop', async () => {
   const wide = { ...ouro, hidden_size: 256, intermediate_size: 512, num_attention_heads: 4 }
   const bytes = async (perLoop: boolean) => {
     using model = await LoopLM.create(wide, { seed: 1 })
-    const before = memory().bytes
+    const before = await heldBytes()
     await model.addAdapter({ rank: 8, perLoop })
     return memory().bytes - before
   }

@@ -20,6 +20,7 @@ import {
 import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
 import { withoutChecksums } from '../checksums.js'
+import { heldBytes } from '../garbage.js'
 import { relativeError } from '../golden-files.js'
 import { forward, prediction } from '../looped-model.js'
 import { refusal } from '../refusal.js'
@@ -169,7 +170,7 @@ describe('an adapter', () => {
     await model.addAdapter({ rank: 2 })
     const bytes = async () => Buffer.concat([...(await parametersOf(model)).values()].map((v) => Buffer.from(v.buffer)))
     const before = await bytes()
-    const held = memory().bytes
+    const held = await heldBytes()
     using optimizer = new AdamW(model, { learningRate: 0.01, weightDecay: 0.5 })
     await model.backward([[1, 2, 3]], [Array(6).fill(-1)])
     await optimizer.step()
@@ -188,7 +189,7 @@ describe('an adapter', () => {
     const model = await LoopLM.create(wide, { seed: 1 })
     await model.addAdapter({ rank: 2 })
     const { logprobs } = await model.score(sequences)
-    const held = memory().bytes
+    const held = await heldBytes()
     const clone = await model.clone()
     expect(memory().bytes - held).toBeLessThan(0.5 * 2 ** 20) // its own parameters are 5 MiB
     await clone.setParameter('model.norm.weight', Array(256).fill(2))

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { AdamW, LoopLM, type LoopLMConfigInput, memory, Tokenizer } from '../../src/index.js'
-import { collectGarbage } from '../garbage.js'
+import { heldBytes } from '../garbage.js'
 import { refusal } from '../refusal.js'
 import { asBF16, asF16, asF32, readTensors, type Stored, writeTensors } from '../stored-tensors.js'
 
@@ -739,8 +739,7 @@ describe('checkpoints', () => {
     const config = JSON.parse(readFileSync(join(path, 'config.json'), 'utf8'))
     const load = async (fields: object) => {
       writeFileSync(join(path, 'config.json'), JSON.stringify({ ...config, ...fields }))
-      await collectGarbage()
-      const before = memory().bytes
+      const before = await heldBytes()
       const error = await refusal(() => LoopLM.fromPretrained(path))
       expect(memory().bytes).toBe(before)
       return error
@@ -765,8 +764,7 @@ describe('checkpoints', () => {
 
 describe('a disposed model', () => {
   it('frees its memory, rejects new calls and lets running calls finish', async () => {
-    await collectGarbage()
-    const before = memory().bytes
+    const before = await heldBytes()
     const model = await LoopLM.create(small)
     const pending = model.score(sequences)
     model.dispose()

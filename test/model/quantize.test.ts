@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type LoadOptions, LoopLM, memory } from '../../src/index.js'
+import { heldBytes } from '../garbage.js'
 import { refusal } from '../refusal.js'
 import { expectScores, unitRoundoff, yardstick } from '../rounding.js'
 import { smallConfig as config, parametersOf } from '../tiny.js'
@@ -120,7 +121,7 @@ describe.each([
   })
 
   it('takes less memory and rejects training', async () => {
-    const before = memory().bytes
+    const before = await heldBytes()
     using model = await load()
     const taken = memory().bytes - before
     using original = await LoopLM.fromPretrained(join(folder, 'model'), { dtype })
@@ -138,7 +139,7 @@ describe.each([
 it('int4-asymmetric has less error than int4 in as many bytes, also for shifted weights', async () => {
   /** Σ (w - quantized w)² over the matrices of the blocks, and the bytes of the model. */
   const errors = async (quantize: 'int4' | 'int4-asymmetric', path: string) => {
-    const before = memory().bytes
+    const before = await heldBytes()
     using model = await LoopLM.fromPretrained(path, { quantize, groupSize: 32 })
     const { bytes } = memory()
     using original = await LoopLM.fromPretrained(path)

@@ -6,7 +6,7 @@ import { describe, expect, it } from 'vitest'
 import { LoopLM, memory } from '../../src/index.js'
 import { architectureOf, parseConfig } from '../../src/model/config.js'
 import { type NativeBinding, native } from '../../src/native.js'
-import { collectGarbage } from '../garbage.js'
+import { heldBytes } from '../garbage.js'
 
 const root = join(import.meta.dirname, '..', '..')
 const addonPath = (createRequire(import.meta.url)('node-gyp-build') as { resolve(folder: string): string }).resolve(root)
@@ -67,8 +67,7 @@ describe('ending with work pending', () => {
       false,
     ],
   ])('by %s cancels the work of a worker, and the engine keeps working', async (_, script, terminate) => {
-    await collectGarbage()
-    const before = memory().bytes
+    const before = await heldBytes()
     for (let round = 0; round < 2; round++) {
       const worker = new Worker(`const { parentPort } = require('node:worker_threads'); ${startLongWork}; ${script}`, {
         eval: true,
