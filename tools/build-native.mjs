@@ -1,5 +1,5 @@
 // Compiles the engine and the addon to build/Release/looplm.node. Output is shown when something fails, or with --verbose.
-// The CPU kernels are those of this machine's instruction set, so that a change takes seconds; with --all those of every processor.
+// The CPU kernels are those that run on this machine, which takes half the time; with --all those of every processor.
 import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'

@@ -35,7 +35,7 @@ ensure(
   'native engine',
   'build/Release/looplm.node',
   [...native, 'cuda', 'CMakeLists.txt'],
-  [join(root, 'tools', 'build-native.mjs'), '--all'],
+  [join(root, 'tools', 'build-native.mjs')],
 )
 
 const compile = (...args) => [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', ...args]
