@@ -1,6 +1,7 @@
 // Builds the addon and puts it, stripped, where node-gyp-build looks for it in an installed package: prebuilds/<platform>-<arch>/.
 // Refuses an addon that would not run where README says that it does, and says what it asks of the system: the oldest glibc and the libraries.
-// `--any-glibc` takes one that runs on systems as new as this one alone, for a package that stays here.
+// For a package that stays here: `--any-glibc` takes an addon that runs on systems as new as this one alone, `--this-processor` builds
+// only the kernels that run on this machine.
 // `--arch arm64` on Linux x64 compiles for that processor (apt-get install g++-aarch64-linux-gnu).
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
@@ -55,7 +56,8 @@ function inspect(addon) {
 let built = join(root, 'build', 'Release', 'looplm.node')
 if (cross) built = join(crossBuild(['looplm', 'looplm_mpis']), 'looplm.node')
 else {
-  const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs'), '--all'], { stdio: 'inherit' })
+  const kernels = process.argv.includes('--this-processor') ? [] : ['--all']
+  const { status } = spawnSync(process.execPath, [join(root, 'tools', 'build-native.mjs'), ...kernels], { stdio: 'inherit' })
   if (status !== 0) process.exit(status ?? 1)
 }
 

@@ -17,5 +17,5 @@ for (const name of readdirSync(compiled, { recursive: true })) {
   const sources = ['.ts', '.js'].map((end) => join(root, 'src', name.replace(/(\.d\.ts(\.map)?|\.js)$/, end))) // a folder keeps its name
   if (!sources.some(existsSync)) rmSync(join(compiled, name), { recursive: true, force: true })
 }
-// What is published runs on the systems that README names; `npm pack` may be for this one alone.
-run('prebuild.mjs', ...(process.env.npm_command === 'publish' ? [] : ['--any-glibc']))
+// What is published runs on the systems that README names; what `npm pack` makes, on this one.
+run('prebuild.mjs', ...(process.env.npm_command === 'publish' ? [] : ['--any-glibc', '--this-processor']))
