@@ -238,7 +238,12 @@ describe('npm run prebuild', () => {
       )
       const before = readdirSync(join(checkout, prebuilds))
       const tool = join(checkout, 'tools', 'prebuild.mjs')
-      const { status, stderr } = run(process.execPath, [tool, '--this-processor'], { PATH: `${bin}:${process.env.PATH}` }, checkout)
+      const { status, stderr } = run(
+        process.execPath,
+        [tool, '--this-processor'],
+        { PATH: `${bin}:${process.env.PATH}` },
+        checkout,
+      )
       expect(stderr).toMatch('the addon needs glibc 2.99, and a release runs with 2.35: build it on an older system')
       expect(status).toBe(1)
       expect(readdirSync(join(checkout, prebuilds))).toEqual(before)

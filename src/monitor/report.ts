@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { replaceFile } from '../files/write.js'
+import { checkPaths } from '../validation/arguments.js'
 import { type MetricDoc, matchMetric, metricGroups } from './metric-catalogue.js'
 import { lightColours, pageStyle } from './page-style.js'
 import type { ReportChart, ReportData } from './report-data.js'
@@ -25,7 +26,8 @@ export async function reportData(readers: readonly RunReader[], live = false): P
  *
  * @param runs run folders
  * @param path the file; replaced atomically when it is complete
- * @throws LoopLMError NOT_FOUND for a run folder that does not exist, INVALID_FILE if the report cannot be written
+ * @throws LoopLMError NOT_FOUND for a run folder that does not exist, INVALID_FILE if the report cannot be written,
+ *   INVALID_ARGUMENT for runs that are no array of names
  *
  * @example
  * ```ts
@@ -33,6 +35,7 @@ export async function reportData(readers: readonly RunReader[], live = false): P
  * ```
  */
 export async function writeReport(runs: readonly string[], path: string): Promise<void> {
+  checkPaths(runs, 'runs', 'run folder', 'writeReport')
   const html = reportPage(await reportData(runs.map((run) => new RunReader(run))))
   await replaceFile(path, html, 'report')
 }

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { LoopLMError, toLoopLMError } from '../errors.js'
+import { checkPaths } from '../validation/arguments.js'
 import { contentSecurityPolicy, reportData, reportPage } from './report.js'
 import { RunReader } from './run-reader.js'
 
@@ -22,7 +23,8 @@ export interface Watcher {
  *
  * @param runs run folders
  * @param port 0 chooses any free port
- * @throws LoopLMError NOT_FOUND for a folder that does not exist, INVALID_ARGUMENT if the port is in use
+ * @throws LoopLMError NOT_FOUND for a folder that does not exist, INVALID_ARGUMENT if the port is in use or `runs` is no array
+ *   of names
  *
  * @example
  * ```ts
@@ -32,6 +34,7 @@ export interface Watcher {
  * ```
  */
 export async function watch(runs: readonly string[], port = 0): Promise<Watcher> {
+  checkPaths(runs, 'runs', 'run folder', 'watch')
   const feed = new Feed(runs)
   await feed.current()
   const server = createServer((request, response) => {

@@ -2,7 +2,6 @@ import { errorMessage, LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { AdamW } from '../model/optimizer.js'
 import type { RunFacts } from '../monitor/logger.js'
-import { describe } from '../validation/arguments.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import type { Rollout } from './rollout-record.js'
 
@@ -155,10 +154,4 @@ export async function callBack<Name extends keyof TrainerCallbacks>(
 /** The error of a function of the caller that threw `cause`. */
 export function failureOf(name: string, cause: unknown): LoopLMError {
   return new LoopLMError(toLoopLMError(cause).code, errorMessage(cause), { operation: name, cause })
-}
-
-/** @throws LoopLMError INVALID_ARGUMENT if an option is neither a function nor omitted */
-export function checkFunction(value: unknown, name: string, operation: string): void {
-  if (value === undefined || typeof value === 'function') return
-  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a function, got ${describe(value)}`, { operation })
 }

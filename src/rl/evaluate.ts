@@ -8,9 +8,8 @@ import type { LoopLM } from '../model/model.js'
 import type { GenerateOptions, GenerateResult } from '../model/types.js'
 import { exactMatch, type WeightedReward } from '../tasks/rewards.js'
 import type { Task } from '../tasks/task.js'
-import { checkNumber, checkOptions, describe, type Keys } from '../validation/arguments.js'
+import { checkFunction, checkNumber, checkOptions, describe, type Keys } from '../validation/arguments.js'
 import { type Answerer, episodeAnswerer } from './answerer.js'
-import { checkFunction } from './callbacks.js'
 import { type Reader, sourceReaders, unreadOptions } from './config-common.js'
 import type { DatasetSource } from './dataset-rows.js'
 import { areTools, type Environment } from './environment.js'
@@ -157,8 +156,8 @@ const promptsPerCall = 1024 // bounds the KV cache
 export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise<Evaluation[]> {
   checkOptions(options, evaluateOptions, 'evaluate')
   checkSampling(options, 'evaluate')
-  checkFunction(options.onProgress, 'onProgress', 'evaluate')
-  checkFunction(options.environment, 'environment', 'evaluate')
+  if (options.onProgress !== undefined) checkFunction(options.onProgress, 'onProgress', 'evaluate')
+  if (options.environment !== undefined) checkFunction(options.environment, 'environment', 'evaluate')
   const { task, dataset, tokenizer, chatTemplate, problems = 256 } = options
   const ofEpisodes: Reader = [options.environment !== undefined, ['tools', 'maxTurns'], 'an environment']
   const [unread] = unreadOptions({}, options, [...sourceReaders(options), ofEpisodes])

@@ -9,11 +9,11 @@ import type { InputVectors, LossBatch, RealArray, TokenSequence } from '../model
 import type { RunFolder } from '../monitor/run-folder.js'
 import { lockRun } from '../monitor/run-lock.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { checkInstance, checkOptions } from '../validation/arguments.js'
+import { checkFunction, checkInstance, checkOptions } from '../validation/arguments.js'
 import { Advice } from './advice.js'
 import type { Answerer } from './answerer.js'
 import { BestCheckpoints } from './best-checkpoint.js'
-import { type BestEvaluation, checkFunction, failureOf } from './callbacks.js'
+import { type BestEvaluation, failureOf } from './callbacks.js'
 import { checkpointPath } from './checkpoint.js'
 import { type DataDescription, describeProblems } from './data.js'
 import { type Evaluation, evaluationMetrics } from './evaluate.js'
@@ -175,7 +175,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     const operation = `${this.constructor.name}.update`
     checkOptions(options, { onInputVectors: true }, operation)
     const { onInputVectors } = options
-    checkFunction(onInputVectors, 'onInputVectors', operation)
+    if (onInputVectors !== undefined) checkFunction(onInputVectors, 'onInputVectors', operation)
     const taken = readable(this.take(batch, operation), this.model, operation)
     return exclusively(this.model, operation, async () => {
       const clock = new StepClock(this.ranks)

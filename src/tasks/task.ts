@@ -1,6 +1,7 @@
 import { Random } from '../data/random.js'
 import { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
+import { checkFunction, checkNumber, checkOptions, checkText, type Keys } from '../validation/arguments.js'
 
 /** Training or held-out problems. */
 export type Split = 'train' | 'test'
@@ -95,8 +96,11 @@ const maxDraws = 10_000
  *   },
  * })
  * ```
+ *
+ * @throws LoopLMError INVALID_ARGUMENT naming the field
  */
 export function defineTask(definition: TaskDefinition): Task {
+  checkDefinition(definition)
   const { name, maxPromptLength, maxCompletionLength, draw, end, answerOf = (completion) => completion } = definition
   const tokenizer = Tokenizer.characters(definition.alphabet)
   const heldOut = definition.problems >= minHeldOutProblems
@@ -127,6 +131,35 @@ export function defineTask(definition: TaskDefinition): Task {
     sample,
     reward: (_prompt, completion, columns) => (ended(completion) && answerOf(completion) === columns.answer ? 1 : 0),
   }
+}
+
+const definitionFields: Keys<TaskDefinition> = {
+  name: true,
+  alphabet: true,
+  maxPromptLength: true,
+  maxCompletionLength: true,
+  problems: true,
+  end: true,
+  answerOf: true,
+  draw: true,
+}
+
+function checkDefinition(definition: TaskDefinition): void {
+  const operation = 'defineTask'
+  checkOptions(definition, definitionFields, operation, 'definition')
+  const { end, answerOf } = definition
+  checkText(definition.name, 'name', 'the name of the task', operation)
+  checkText(definition.alphabet, 'alphabet', 'the characters of prompts and answers', operation)
+  for (const field of ['maxPromptLength', 'maxCompletionLength'] as const)
+    checkNumber(definition[field], field, { min: 1, integer: true }, operation)
+  checkNumber(definition.problems, 'problems', { min: 1 }, operation) // more than an integer can count, perhaps
+  if (end !== undefined) {
+    checkText(end, 'end', 'a character of the alphabet', operation)
+    if ([...end].length > 1 || !definition.alphabet.includes(end))
+      throw new LoopLMError('INVALID_ARGUMENT', `end must be a character of the alphabet, got '${end}'`, { operation })
+  }
+  if (answerOf !== undefined) checkFunction(answerOf, 'answerOf', operation)
+  checkFunction(definition.draw, 'draw', operation)
 }
 
 /** FNV-1a over the characters, then the finaliser of MurmurHash3 so that every bit of the key reaches the low bits. */

@@ -115,6 +115,19 @@ export function checkText(value: unknown, name: string, what: string, operation:
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${what}, got ${got}`, { operation })
 }
 
+/** @throws LoopLMError INVALID_ARGUMENT */
+export function checkFunction(value: unknown, name: string, operation: string): void {
+  if (typeof value === 'function') return
+  throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a function, got ${describe(value)}`, { operation })
+}
+
+/** Checks for an array of names of files or folders. A string alone is refused, which would be read as its characters. */
+export function checkPaths(value: unknown, name: string, what: string, operation: string): void {
+  if (!Array.isArray(value))
+    throw new LoopLMError('INVALID_ARGUMENT', `${name} must be an array of ${what}s, got ${describe(value)}`, { operation })
+  for (const [i, path] of value.entries()) checkText(path, `${name}[${i}]`, `a ${what}`, operation)
+}
+
 /**
  * Checks that a value is an instance of a class of this package.
  *

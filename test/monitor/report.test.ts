@@ -149,6 +149,10 @@ describe('the report file', () => {
     const { runs: read } = await reportData(runs.map((run) => new RunReader(run)))
     expect(read.map(({ name }) => name)).toEqual(['final (1)', 'final (2)'])
     await expect(writeReport([join(root, 'nowhere')], join(root, 'x.html'))).rejects.toThrow(/no run folder/)
+    await expect(writeReport('runs' as never, 'x.html')).rejects.toThrow(
+      /writeReport: runs must be an array of run folders, got 'runs'/,
+    )
+    await expect(writeReport([runs[0]!, ''], 'x.html')).rejects.toThrow(/runs\[1\] must be a run folder, got an empty string/)
     await expect(writeReport(runs, join(root, 'no', 'such', 'folder.html'))).rejects.toMatchObject({
       code: 'INVALID_FILE',
       message: expect.stringMatching(/cannot write .*folder\.html: it does not exist \(ENOENT\)/),
@@ -220,6 +224,7 @@ describe('the server of looplm watch', () => {
   it('fails with a clear message for a taken port and for a missing folder', async () => {
     await expect(watch([run], Number(new URL(watcher.url).port))).rejects.toThrow(/port \d+ is taken; choose another with --port/)
     await expect(watch([join(root, 'nowhere')])).rejects.toThrow(/no run folder/)
+    await expect(watch(run as never)).rejects.toThrow(/watch: runs must be an array of run folders/)
   })
 })
 

@@ -6,6 +6,7 @@ import {
   addition,
   chain,
   createTask,
+  defineTask,
   mano,
   parity,
   pointerChasing,
@@ -358,5 +359,38 @@ describe('speed', () => {
 
       expect(problems / numbers).toBeLessThan(1)
     }
+  })
+})
+
+describe('a definition of a task', () => {
+  const whole = {
+    name: 'copy',
+    alphabet: 'ab.',
+    maxPromptLength: 1,
+    maxCompletionLength: 2,
+    problems: 2,
+    end: '.',
+    draw: () => ({ problem: { prompt: 'a', answer: 'a' }, key: 'a' }),
+  }
+
+  it.each<[fields: object, message: RegExp]>([
+    [{ name: undefined }, /defineTask: name must be the name of the task, got undefined/],
+    [{ alphabet: '' }, /alphabet must be the characters of prompts and answers, got an empty string/],
+    [{ maxPromptLength: 0 }, /maxPromptLength must be an integer of at least 1, got 0/],
+    [{ maxCompletionLength: 1.5 }, /maxCompletionLength must be an integer of at least 1, got 1\.5/],
+    [{ problems: undefined }, /problems must be a finite number of at least 1, got undefined/],
+    [{ end: 'c' }, /end must be a character of the alphabet, got 'c'/],
+    [{ end: 'ab' }, /end must be a character of the alphabet, got 'ab'/],
+    [{ answerOf: 'all' }, /answerOf must be a function, got 'all'/],
+    [{ draw: undefined }, /draw must be a function, got undefined/],
+    [{ drawn: 1 }, /definition\.drawn: unknown option; .*draw/],
+  ])('with %o is refused by name', (fields, message) => {
+    expect(defineTask(whole).sample('train', 0)).toEqual({ prompt: 'a', answer: 'a' })
+    const define = () => defineTask({ ...whole, ...fields } as never)
+    expect(define).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringMatching(message) }))
+  })
+
+  it('must be given', () => {
+    expect(() => defineTask(undefined as never)).toThrow(/definition must be an object with fields such as name, got undefined/)
   })
 })
