@@ -41,7 +41,7 @@ const sequencesPerCall = 32 // bounds the memory for scores
  * Predicts each token after the prompt from the tokens before it, in one pass for all loop counts. Under a launcher, all
  * processes call it with the same arguments, share the sequences, and get the same results.
  *
- * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the sequence; ABORTED
+ * @throws LoopLMError INVALID_ARGUMENT or INVALID_SHAPE naming the sequence, or if there is nothing to predict; ABORTED
  */
 export async function evaluateSequences(
   model: LoopLM,
@@ -63,6 +63,10 @@ export async function evaluateSequences(
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
   const known = readSequences(sequences, model.config.vocab_size).filter((sequence) => sequence.counted > 0)
+  if (known.length === 0) {
+    const remedy = 'pass sequences with tokens after their prompt, and a mask that counts some of them'
+    throw new LoopLMError('INVALID_ARGUMENT', `nothing to predict: ${remedy}`, { operation: 'evaluateSequences' })
+  }
   const predicted = await ranks.rows('predictions', ranks.strided(known.length), async (own) => {
     const sums: PredictionSum[][] = []
     for (let begin = 0; begin < own.length; begin += sequencesPerCall) {
@@ -80,7 +84,7 @@ export async function evaluateSequences(
       loops,
       loss: -predicted.reduce((sum, one) => sum + one[k]!.logprob, 0) / tokens,
       accuracy: predicted.reduce((sum, one) => sum + one[k]!.correct, 0) / tokens,
-      interval: known.length === 0 ? { low: 0, high: 0 } : await bootstrapInterval(shares, { weights }),
+      interval: await bootstrapInterval(shares, { weights }),
       tokens,
     })
   }

@@ -210,6 +210,8 @@ it.each([
   ['a long prompt', [{ tokens: [0, 1, 2], promptLength: 5 }], /promptLengths\[0\] must be an integer from 1 to the 3 tokens/],
   ['a short mask', [{ tokens: [0, 1, 2], mask: [1] }], /mask\[0\] must have length - 1 = 2 entries/],
   ['a mask of weights', [{ tokens: [0, 1, 2], mask: [1, 0.5] }], /mask\[0\]\[1\] must be 0 or 1, got 0.5/],
+  ['prompts alone', [{ tokens: [0, 1], promptLength: 2 }], /nothing to predict: pass sequences with tokens after their prompt/],
+  ['a mask of zeros', [{ tokens: [0, 1, 2], mask: [0, 0] }], /nothing to predict: .* a mask that counts some of them/],
 ])('evaluateSequences rejects %s', async (_, sequences, message) => {
   expect((await refusal(() => evaluateSequences(model, sequences as never))).message).toMatch(message)
 })
