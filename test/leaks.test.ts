@@ -46,6 +46,14 @@ describe('two models on one device', () => {
     for (const model of together) model.dispose()
   })
 
+  it('are freed by a collection of garbage if nobody disposed of them', async () => {
+    const before = await heldBytes()
+    const leave = async () => void (await LoopLM.create(large))
+    await leave()
+    expect(memory().bytes).toBeGreaterThan(before)
+    expect(await heldBytes()).toBe(before)
+  })
+
   it('stay independent when one is disposed while both compute, which frees exactly its memory', async () => {
     const before = await heldBytes()
     const kept = await LoopLM.create(large, { threads: 2, seed: 2 })

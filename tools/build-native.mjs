@@ -1,5 +1,5 @@
 // Compiles the engine and the addon to build/Release/looplm.node. Output is shown when something fails, or with --verbose.
-// The CPU kernels are those that run on this machine, which takes half the time; with --all those of every processor.
+// The CPU kernels are those that can run on this machine; with --all those of every processor.
 import { spawnSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'

@@ -81,6 +81,8 @@ const maxDraws = 10_000
  * Creates a task with single-character tokens whose answers are compared exactly. A hash of a problem's key, independent of the
  * seed, decides whether it belongs to the test split. `sample` draws until the split is the requested one.
  *
+ * @throws LoopLMError INVALID_ARGUMENT naming the field
+ *
  * @example
  * ```ts
  * const doubling = defineTask({
@@ -96,8 +98,6 @@ const maxDraws = 10_000
  *   },
  * })
  * ```
- *
- * @throws LoopLMError INVALID_ARGUMENT naming the field
  */
 export function defineTask(definition: TaskDefinition): Task {
   checkDefinition(definition)

@@ -115,7 +115,10 @@ export function checkText(value: unknown, name: string, what: string, operation:
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be ${what}, got ${got}`, { operation })
 }
 
-/** @throws LoopLMError INVALID_ARGUMENT */
+/**
+ * Checks for a function.
+ * @throws LoopLMError INVALID_ARGUMENT
+ */
 export function checkFunction(value: unknown, name: string, operation: string): void {
   if (typeof value === 'function') return
   throw new LoopLMError('INVALID_ARGUMENT', `${name} must be a function, got ${describe(value)}`, { operation })

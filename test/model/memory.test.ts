@@ -180,8 +180,8 @@ describe('a group of completions larger than a micro-batch', () => {
     const peak = async (group: number) => {
       using model = await LoopLM.create(sizes, { seed: 2 })
       await model.accumulateLoss(batchOf(1), objective(160)) // takes the memory of gradients
-      resetPeakMemory()
       const before = await heldBytes()
+      resetPeakMemory()
       await model.accumulateLoss(batchOf(group), objective(160))
       return memory().peak - before
     }
