@@ -6,8 +6,8 @@ import { type ChatMode, type ChatPiece, type ChatTurnSettings, chatModes } from 
 import { ChatSession } from '../chat/session.js'
 import type { ChatTurn } from '../chat/turn.js'
 import type { ChatMessage } from '../data/chat-template.js'
-import { textOf } from '../data/lines.js'
 import { errorMessage, fileError, LoopLMError } from '../errors.js'
+import { textOf } from '../files/read.js'
 import { type ModelFlags, modelOptions, openModel } from './arguments.js'
 import { type ChatFlags as TemplateFlags, templateOptions } from './chat-flags.js'
 import { generationOptions, type SamplingFlags, samplingOptions } from './generate.js'
@@ -218,8 +218,9 @@ async function load(path: string): Promise<ChatMessage[]> {
   const bytes = await readFile(path).catch((cause) => {
     throw fileError(cause, 'read', path, operation)
   })
+  const text = textOf(bytes, path, operation)
   try {
-    return JSON.parse(textOf(bytes))
+    return JSON.parse(text)
   } catch (cause) {
     const message = `--load: ${path} is not JSON (${errorMessage(cause)}). Pass a file that /save wrote.`
     throw new LoopLMError('INVALID_FILE', message, { operation, cause })

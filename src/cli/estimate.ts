@@ -1,7 +1,5 @@
-import { readFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
-import { textOf } from '../data/lines.js'
-import { fileError, LoopLMError } from '../errors.js'
+import { maxFileBytes, readJson } from '../files/read.js'
 import { architectureOf, type LoopLMConfig, parseConfig } from '../model/config.js'
 import { type EstimateOptions, estimateMemory, type MemoryEstimate, microBatchTokens } from '../model/estimate.js'
 import { deviceMemory } from '../tensor/devices.js'
@@ -95,16 +93,7 @@ export function trainingBytes({ weights, gradients, optimizer }: MemoryEstimate,
 /** The configuration of a model, or of a config.json. Weights are not read. */
 export async function readConfig(model: string, operation = 'looplm estimate'): Promise<LoopLMConfig> {
   if (!model.endsWith('.json')) return (await readModelFiles(model, operation)).config
-  const bytes = await readFile(model).catch((cause) => {
-    throw fileError(cause, 'read', model, operation)
-  })
-  let value: unknown
-  try {
-    value = JSON.parse(textOf(bytes))
-  } catch (cause) {
-    throw new LoopLMError('INVALID_FILE', `${model} is not JSON: ${(cause as Error).message}`, { operation, cause })
-  }
-  return parseConfig(value, model, true)
+  return parseConfig(await readJson(model, maxFileBytes.config, operation), model, true)
 }
 
 /** Prints a row of the table. */

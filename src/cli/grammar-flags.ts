@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { textOf } from '../data/lines.js'
 import { errorMessage } from '../errors.js'
+import { textOf } from '../files/read.js'
 import type { GenerateOptions } from '../model/types.js'
 
 /** The flags of {@link grammarOptions}. */
@@ -50,7 +50,7 @@ function schema(text: string): object | boolean {
 
 function contents(path: string): string {
   try {
-    return textOf(readFileSync(path))
+    return textOf(readFileSync(path), path)
   } catch (cause) {
     throw new InvalidArgumentError(`cannot be read (${errorMessage(cause)}).`)
   }

@@ -5,6 +5,7 @@ import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { formats } from '../data/formats/format.js'
 import { parseYaml, yamlValue } from '../data/yaml.js'
 import { fileError, LoopLMError } from '../errors.js'
+import { textOf } from '../files/read.js'
 import { loggerNames } from '../monitor/loggers/built-in.js'
 import { sourceReaders, unreadOptions } from '../rl/config-common.js'
 import { trainerNames, trainers } from '../rl/registry.js'
@@ -210,11 +211,7 @@ async function readText(path: string): Promise<string> {
   } catch (cause) {
     throw fileError(cause, 'read the configuration', path, path)
   }
-  try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
-  } catch (cause) {
-    throw new LoopLMError('INVALID_FILE', 'is not valid UTF-8; save the file as UTF-8', { operation: path, cause })
-  }
+  return textOf(bytes, 'the configuration', path)
 }
 
 /**

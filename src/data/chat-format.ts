@@ -1,8 +1,8 @@
 import { readFileSync, statSync } from 'node:fs'
 import { fileError, LoopLMError } from '../errors.js'
+import { textOf } from '../files/read.js'
 import { didYouMean } from '../validation/names.js'
 import { type ChatMessage, type ChatPart, type ChatTemplateOptions, maxTemplateBytes } from './chat-template.js'
-import { textOf } from './lines.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** How conversations are rendered: the option `chatTemplate` of trainers, evaluations and configuration files. */
@@ -168,7 +168,7 @@ function withTemplate(tokenizer: Tokenizer, template: string): Tokenizer {
   try {
     const { size } = statSync(template)
     if (size > maxTemplateBytes) throw refuse(`a template has at most ${maxTemplateBytes} bytes, ${template} has ${size}`)
-    text = textOf(readFileSync(template))
+    text = textOf(readFileSync(template), template, operation)
   } catch (cause) {
     throw cause instanceof LoopLMError ? cause : fileError(cause, 'read the chat template', template, operation)
   }

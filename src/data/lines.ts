@@ -9,9 +9,6 @@ const newline = 0x0a
 /** With which some editors begin a UTF-8 file. */
 export const byteOrderMark = Buffer.from('\ufeff')
 
-/** The text of a whole UTF-8 file, without its byte order mark. */
-export const textOf = (file: Uint8Array): string => new TextDecoder().decode(file)
-
 /** A line of a file, without its newline. */
 export interface Line {
   bytes: Uint8Array

@@ -17,6 +17,22 @@ export const maxFileBytes = {
   tokenizer: 64 * 2 ** 20,
 } as const
 
+const decoder = new TextDecoder('utf-8', { fatal: true })
+
+/**
+ * The text of a whole UTF-8 file, without its byte order mark.
+ *
+ * @param name the file, as the error names it
+ * @throws LoopLMError INVALID_FILE
+ */
+export function textOf(bytes: Uint8Array, name: string, operation?: string): string {
+  try {
+    return decoder.decode(bytes)
+  } catch (cause) {
+    throw new LoopLMError('INVALID_FILE', `${name} is not valid UTF-8; save the file as UTF-8`, { operation, cause })
+  }
+}
+
 /**
  * The text of a regular file of bounded size, without a byte order mark.
  *
@@ -32,7 +48,7 @@ export async function readText(path: string, maxBytes: number, operation?: strin
         const got = found.isFile() ? `, it has ${found.size}` : ''
         throw new LoopLMError('INVALID_FILE', `${path} must be a regular file of at most ${maxBytes} bytes${got}`, { operation })
       }
-      return new TextDecoder().decode(await file.readFile())
+      return textOf(await file.readFile(), path, operation)
     } finally {
       await file.close()
     }

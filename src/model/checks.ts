@@ -57,7 +57,8 @@ export interface SequenceLimits {
   /** Positions to reserve for new tokens. Defaults to 0. */
   room?: number
   promptLengths?: ArrayLike<number> | undefined
-  name?: string
+  /** What the caller calls the sequences, or the only one of them. Defaults to `sequences`. */
+  name?: 'prompt' | 'prompts'
 }
 
 /** The limits that apply to every sequence of a model. */
@@ -157,21 +158,25 @@ export function positionProblem(name: string, length: number, positions: number,
   return `${problem} (max_position_embeddings of its configuration). Shorten the sequence`
 }
 
+/** What the caller calls one of its sequences. */
+export const sequenceName = (name: string, i: number): string => (name === 'prompt' ? name : `${name}[${i}]`)
+
 /** Checks token ids and lengths, and copies the sequences into one array. */
 export function packSequences(sequences: readonly TokenSequence[], limits: SequenceLimits, operation: string): NativeSequences {
   const { vocabulary, minLength, positions = Infinity, room = 0, promptLengths, name = 'sequences' } = limits
+  const nameOf = (i: number) => sequenceName(name, i)
   const refuse = (message: string) => new LoopLMError('INVALID_ARGUMENT', message, { operation })
   if (!Array.isArray(sequences)) throw refuse(`${name} must be an array of token id arrays, got ${describe(sequences)}`)
   if (sequences.length === 0) throw refuse(`${name} is empty; give at least one sequence`)
   let total = 0
   for (const [i, sequence] of sequences.entries()) {
     if (!Array.isArray(sequence) && !types.isInt32Array(sequence)) {
-      throw refuse(`${name}[${i}] must be number[] or Int32Array, got ${describe(sequence)}`)
+      throw refuse(`${nameOf(i)} must be number[] or Int32Array, got ${describe(sequence)}`)
     }
     if (sequence.length < minLength) {
-      throw refuse(`${name}[${i}] has ${sequence.length} tokens; at least ${minLength} are needed`)
+      throw refuse(`${nameOf(i)} has ${sequence.length} tokens; at least ${minLength} are needed`)
     }
-    const problem = positionProblem(`${name}[${i}]`, sequence.length, positions, room)
+    const problem = positionProblem(nameOf(i), sequence.length, positions, room)
     if (problem !== undefined) throw refuse(problem)
     total += sequence.length
   }
@@ -183,7 +188,7 @@ export function packSequences(sequences: readonly TokenSequence[], limits: Seque
     for (let j = 0; j < sequence.length; j++) {
       const token = sequence[j]!
       if (!Number.isInteger(token) || token < 0 || token >= vocabulary) {
-        throw refuse(`${name}[${i}][${j}] is ${describe(token)}; token ids are integers from 0 to ${vocabulary - 1}`)
+        throw refuse(`${nameOf(i)}[${j}] is ${describe(token)}; token ids are integers from 0 to ${vocabulary - 1}`)
       }
       tokens[end++] = token
     }

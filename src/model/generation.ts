@@ -38,7 +38,7 @@ export async function* stream(
   options: GenerateOptions,
 ): AsyncGenerator<GenerateChunk, void, undefined> {
   const operation = 'LoopLM.stream'
-  const [request] = readRequests(model, [prompt], 'prompts', options, operation)
+  const [request] = readRequests(model, [prompt], 'prompt', options, operation)
   using scheduler = new Scheduler(model, handle(), operation, own(1, options), options.signal)
   const entered = scheduler.enter(request!, 'token')
   scheduler.drive()

@@ -13,6 +13,7 @@ import {
   packValues,
   readStates,
   sequenceLimits,
+  sequenceName,
   withVectors,
 } from './checks.js'
 import type { LoopLMConfig } from './config.js'
@@ -103,11 +104,16 @@ function splitStates(
 }
 
 /** Every prompt as token ids, checked to leave a position for a new token. */
-function encode(model: GeneratingModel, prompts: readonly Prompt[], name: string, operation: string): NativeSequences {
+function encode(
+  model: GeneratingModel,
+  prompts: readonly Prompt[],
+  name: 'prompt' | 'prompts',
+  operation: string,
+): NativeSequences {
   const tokens = prompts.map((prompt: Prompt, i): TokenSequence => {
     if (typeof prompt !== 'string') return prompt
     if (model.tokenizer !== undefined) return model.tokenizer.encode(prompt)
-    const message = `${name}[${i}] is a string, and the model has no tokenizer; pass token ids or set model.tokenizer`
+    const message = `${sequenceName(name, i)} is a string, and the model has no tokenizer; pass token ids or set model.tokenizer`
     throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
   })
   return packSequences(tokens, { ...sequenceLimits(model.config), room: 1, minLength: 1, name }, operation)

@@ -210,7 +210,12 @@ describe('arguments', () => {
     expect(await generate({}, [])).toMatch(/LoopLM\.generate: prompts is empty/)
     expect(await generate({}, [[1], []])).toMatch(/prompts\[1\] has 0 tokens; at least 1/)
     expect(await generate({}, [[20]])).toMatch(/prompts\[0\]\[0\] is 20.*0 to 19/)
-    expect(await generate({}, ['1'])).toMatch(/no tokenizer/)
+    expect(await generate({}, ['1'])).toMatch(/prompts\[0\] is a string, and the model has no tokenizer/)
+    const only = async (prompt: unknown) => (await refusal(() => model.stream(prompt as number[]).next())).message
+    expect(await only(null)).toMatch(/LoopLM\.stream: prompt must be number\[\] or Int32Array, got null/)
+    expect(await only([1, 20])).toMatch(/ prompt\[1\] is 20; /)
+    expect(await only([])).toMatch(/ prompt has 0 tokens/)
+    expect(await only('1')).toMatch(/ prompt is a string, and the model has no tokenizer/)
     expect(await generate({ stop: ['1'] })).toMatch(/stop\[0\].*no tokenizer/)
     expect(await generate({ stop: [20] })).toMatch(/stop\[0\].*at most 19, got 20/)
     expect(await generate({ maxNewTokens: 0 })).toMatch(/maxNewTokens.*at least 1/)
