@@ -5,6 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import { build, buildTargets, runTests } from '../native-tests.js'
+import { faults, sourceOf } from './planted-faults.js'
 
 const isas = ['avx512_bf16', 'avx512_vnni', 'avx512', 'avx2_vnni', 'avx2', 'baseline']
 /** A table's kernels, and its products of bytes, which other tables have too (native/cpu/cpu.cpp). */
@@ -143,5 +144,12 @@ describe.concurrent('native tests', () => {
     const { stdout, status } = await runTests('looplm_fuzz_replay', [target, join(corpus, target)])
     expect(stdout.trimEnd().split('\n')).toEqual(inputs)
     expect(status, `the last of ${stdout.slice(-100)}`).toBe(0)
+  })
+})
+
+describe('the faults of test/long/planted-faults.test.ts', () => {
+  it.each(faults)('have their place: $kernel, $what', (fault) => {
+    const text = readFileSync(join(import.meta.dirname, '..', '..', 'cuda', sourceOf(fault)), 'utf8')
+    expect(text, 'the source has changed: plant the fault elsewhere').toContain(fault.right)
   })
 })
