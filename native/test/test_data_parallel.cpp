@@ -4,6 +4,7 @@
 //
 // DEVICE: tests this device, such as cuda-emulated, instead of cpu and reference. some: only the quick tests. every: the large
 // model with every number of ranks. fault: checks that the fault set in LOOPLM_NCCL_DOUBLE_FAULT is an error on every rank.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -200,6 +201,8 @@ void early_exchange(const Kind& kind, int size) {
     DataParallel& parallel = *rank.optimizer->parallel();
     for (int step = 1; step <= steps; step++) {
       write_gradients(*rank.model, own, own + 1, step);
+      const std::atomic<bool> cancelled = true;  // a call that is aborted now still exchanges all, as the other ranks expect
+      rank.model->device->cancel = &cancelled;
       // Ranks announce final gradients at different points, and one rank never does.
       if (own + 1 < size)
         for (size_t i = trained.size(); i > 0; i -= std::min(i, size_t(own) + 1))
@@ -210,6 +213,7 @@ void early_exchange(const Kind& kind, int size) {
         claim("an exchange begins early where gradients are final, and not in the first step" + of,
               (parallel.begun() > 0) == (own + 1 < size && step > 1));
       rank.optimizer->step(options_of(step));
+      rank.model->device->cancel = nullptr;
       if (step == steps)
         claim("an exchange that begins in the backward pass gives the bits of one rank" + of, raw(*rank.model) == expected);
     }
