@@ -9,6 +9,7 @@ import {
   onlyLastLoop,
   type RatedRollouts,
   ratioLoop,
+  surrogateOf,
   usesRatio,
   usesTeacher,
 } from './objective/compile.js'
@@ -18,7 +19,7 @@ import type { PolicyConfig } from './options.js'
 import type { Ranks } from './ranks.js'
 
 /** Puts the values of some rows at their places among all rows. Other rows get `empty`. */
-function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
+export function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
   const whole = Array<Value>(count).fill(empty)
   for (const [k, i] of rows.entries()) whole[i] = values[k]!
   return whole
@@ -137,12 +138,14 @@ export interface Scoring {
 
 /** Whether each sequence has a gradient. */
 export function activeRows(
-  { lengths, counted, moving }: RatedBatch,
-  { config, objective, custom }: Pick<Scoring, 'config' | 'objective' | 'custom'>,
+  { batch, lengths, counted, moving }: RatedBatch,
+  { config, objective, custom, several }: Pick<Scoring, 'config' | 'objective' | 'custom' | 'several'>,
 ): boolean[] {
-  const { kl, lazy, entropy } = objective
+  const { kl, lazy, entropy, terms } = objective
   const regularised = kl !== undefined || lazy !== undefined || entropy.token !== 0 || entropy.exit !== 0
-  const all = custom || regularised || !config.skipFlatGroups
+  // K1.5 pulls the policy back to that of the rollouts, whatever the advantage: nothing as long as they are the same.
+  const pulled = (several || batch.oldLogprobs !== undefined) && terms.some((term) => surrogateOf(term).kind === 'k15')
+  const all = custom || regularised || pulled || !config.skipFlatGroups
   return counted.map((is, i) => is && lengths[i]! > 0 && (all || moving[i]!))
 }
 

@@ -20,7 +20,7 @@ import {
 } from './batch.js'
 import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-model.js'
 import { failureOf } from './callbacks.js'
-import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, withLogprobs } from './complete-rollouts.js'
+import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, scattered, withLogprobs } from './complete-rollouts.js'
 import type { DataDescription } from './data.js'
 import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { Metrics, SampledCompletion } from './events.js'
@@ -272,13 +272,14 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
       const { sequences, promptLengths } = batch
       const options = { lastLoop: true, temperature: config.temperature, signal, ...this.#loops.scoring }
       const logprobs = await this.ranks.rows('logprobs', this.ranks.strided(sequences.length), async (rows) => {
-        const own = { ...options, promptLengths: rows.map((i) => promptLengths[i]!) }
-        return (
-          await model.score(
-            rows.map((i) => sequences[i]!),
-            own,
-          )
-        ).logprobs
+        const answered = rows.filter((i) => sequences[i]!.length > promptLengths[i]!) // a rollout may be its prompt alone
+        if (answered.length === 0) return rows.map((): number[] => [])
+        const scored = await model.score(
+          answered.map((i) => sequences[i]!),
+          { ...options, promptLengths: answered.map((i) => promptLengths[i]!) },
+        )
+        const found = scattered<ArrayLike<number>>(sequences.length, answered, scored.logprobs, [])
+        return rows.map((i) => found[i]!)
       })
       Object.assign(metrics, logprobDifference(rollouts, logprobs))
       const { run } = this.#loops
@@ -334,7 +335,7 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { model, config, ranks, step } = this
     const objective = this.#objective()
     const custom = this.#custom
-    const active = activeRows(rated, { config, objective, custom })
+    const active = activeRows(rated, { config, objective, custom, several })
     const shares = parts.map((part) =>
       sharesOf(
         ranks.size,

@@ -72,6 +72,25 @@ describe('a rollout function', () => {
     expect(metrics[0]!['sampling/logprob_difference/mean']).toBeCloseTo(0.25 + 0.75 / tokens, 9)
   })
 
+  it.each(['some', 'all'])('can return a prompt without an answer: %s of them', async (which) => {
+    const rollout: RolloutFunction = async (problems, context) =>
+      (await plain(problems, context)).map((made, i) => {
+        if (which === 'some' && i % 4 > 0) return { ...made, reward: i % 2 }
+        return {
+          tokens: made.tokens.slice(0, made.promptLength),
+          ...{ promptLength: made.promptLength, columns: made.columns },
+          reward: i % 2,
+          truncated: false,
+          text: '',
+        }
+      })
+    const answered = await run({ rollout, loops: 2 })
+    const compared = 'sampling/logprob_difference/max'
+    expect(answered.metrics[0]![compared]).toBeLessThan(1e-4)
+    expect(answered.metrics[0]!.grad_norm! > 0).toBe(which === 'some')
+    expect((await run({ rollout, loops: 2, logprobCheckEvery: 0 })).parameters).toEqual(answered.parameters)
+  })
+
   it('that ignores its signal does not keep an aborted run, evaluation or other trainer waiting', async () => {
     using model = await tinyModel()
     let asked = 0

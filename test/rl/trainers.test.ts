@@ -3,6 +3,7 @@ import { describe, expect, it, vi } from 'vitest'
 import type { LoopLM } from '../../src/model/model.js'
 import type { TrainerEvent } from '../../src/rl/events.js'
 import { GRPOTrainer } from '../../src/rl/grpo.js'
+import { ObjectiveTrainer } from '../../src/rl/objective-trainer.js'
 import type { PretrainOptions, RLTTOptions } from '../../src/rl/options.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
 import { RLTTTrainer } from '../../src/rl/rltt.js'
@@ -76,6 +77,42 @@ describe('loss and gradients', () => {
     const kept = await gradientsOf({ skipFlatGroups: false }, tinyBatch)
     expect(skipped.loss).toBeCloseTo(kept.loss, 12)
     expect(difference(skipped.gradients, kept.gradients)).toBeLessThan(1e-12)
+  })
+
+  it('do not depend on skipping flat groups, which K1.5 pulls back to the policy of the rollouts', async () => {
+    using model = await tinyModel()
+    const { logprobs } = await model.score(tinyBatch.sequences, { lastLoop: true })
+    const oldLogprobs = logprobs.map((row) => row.map((value) => value - 0.5))
+    const objective = { terms: [{ weights: 'last', surrogate: { kind: 'k15', tau: 0.5 } }] } as const
+    const losses = async (skipFlatGroups: boolean, given: object) => {
+      using trainer = new ObjectiveTrainer(model, { groupSize: 4, skipFlatGroups, objective })
+      return await trainer.gradients({ ...batch, rewards: [1, 0, 0, 0, 0, 0, 0, 0], ...given })
+    }
+    for (const given of [{ oldLogprobs }, {}]) {
+      const [skipped, kept] = [await losses(true, given), await losses(false, given)]
+      expect(skipped.loss).toBeCloseTo(kept.loss, 12)
+      expect(difference(skipped.gradients, kept.gradients)).toBeLessThan(1e-12)
+    }
+  })
+
+  it('have the baseline of the completions that keepPerGroup keeps', async () => {
+    using model = await tinyModel()
+    const gradients = async (filter: object, given: object) => {
+      using trainer = new ObjectiveTrainer(model, {
+        groupSize: 4,
+        objective: { filter, terms: [{ weights: 'last', advantage: { scale: 'none' } }] },
+      })
+      return await trainer.gradients({ ...tinyBatch, ...given })
+    }
+    const kept = await gradients({ keepPerGroup: 2 }, { rewards: [1, 0, 0, 0, 0, 0, 1, 1] })
+    const rows = [0, 1, 4, 5]
+    const first = (values: readonly number[][]) => rows.map((i) => values[i]!)
+    const alone = await gradients(
+      {},
+      { sequences: first(tinyBatch.sequences), promptLengths: [4, 4, 4, 4], rewards: undefined, advantages: [0.5, -0.5, 0, 0] },
+    )
+    expect(kept.loss).toBeCloseTo(alone.loss, 12)
+    expect(difference(kept.gradients, alone.gradients)).toBeLessThan(1e-12)
   })
 
   it('do not depend on recomputing activations', async () => {

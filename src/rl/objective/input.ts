@@ -76,7 +76,7 @@ export interface FilterInput {
   minGroupStd?: number | undefined
   /** Drop completions that were cut off at the length limit from their group. Default `false`. */
   dropTruncated?: boolean | undefined
-  /** Train only this many completions of each group, the first ones. All of them count for votes and baselines. */
+  /** Train only this many completions of each group, the first ones. All of them vote; the baseline is that of the kept ones. */
   keepPerGroup?: number | undefined
   /**
    * DAPO dynamic sampling: sample at most this many more rounds of prompts, until a step has enough groups whose rewards differ.

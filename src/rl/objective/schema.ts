@@ -55,7 +55,9 @@ export const filter = z.strictObject({
   dropTruncated: z.boolean().default(false).describe('Drop completions that were cut off at the length limit from their group.'),
   keepPerGroup: positiveInt
     .optional()
-    .describe('Train only this many completions of each group, the first ones. All of them count for votes and baselines.'),
+    .describe(
+      'Train only this many completions of each group, the first ones. All of them vote; the baseline is that of the kept ones.',
+    ),
   resample: z
     .int()
     .min(0)
