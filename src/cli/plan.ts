@@ -65,7 +65,7 @@ async function showPlan(path: string, { set = [], promptTokens, answerTokens, ti
     return
   }
   print(`${plan.parameters} parameters, ${plan.trained} trained, ${plan.dtype}`)
-  printRow('weights', plan.weights, plan.copies > 1 ? `of ${plan.copies} models: ${copyNote(config)}` : '')
+  printRow('weights', plan.weights, copyNote(config, plan))
   printRow('gradients', plan.gradients)
   printRow('optimizer', plan.optimizer)
   printRow(
@@ -90,8 +90,10 @@ async function showPlan(path: string, { set = [], promptTokens, answerTokens, ti
   if (plan.remedy !== undefined) print(plan.remedy)
 }
 
-function copyNote({ trainer }: TrainConfig): string {
-  return trainer === 'looprpt' ? 'with the teacher' : 'with the reference model of the objective'
+function copyNote({ trainer }: TrainConfig, { copies, average }: { copies: number; average: number }): string {
+  const other = trainer === 'looprpt' ? 'with the teacher' : 'with the reference model of the objective'
+  const kept = average > 0 ? ['its moving average in float32'] : []
+  return copies > 1 ? [`of ${copies} models: ${other}`, ...kept].join(', ') : kept.join()
 }
 
 /** Seconds of sampling and of the rest of a step. */
@@ -135,7 +137,8 @@ export function makePlan(
   const tokensPerMicroBatch = Math.min(usual, Math.ceil(largest)) // a small step is one micro-batch
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)
   const copies = 1 + step.copies
-  const weights = copies * estimate.weights
+  const average = step.averaged && dtype === 'bfloat16' ? 4 * (trained ?? estimate.parameters) : 0
+  const weights = copies * estimate.weights + average
   const train = trainingBytes({ ...estimate, weights }, activations)
   return {
     step,
@@ -144,6 +147,7 @@ export function makePlan(
     trained: options.stage === 2 ? architecture.hidden + 1 : (trained ?? estimate.parameters), // stage 2: the gate's weight and bias
     dtype,
     copies,
+    average,
     weights,
     gradients: estimate.gradients,
     optimizer: estimate.optimizer,

@@ -32,8 +32,10 @@ export interface PlannedRollouts {
 export interface PlannedStep {
   rollouts: PlannedRollouts | undefined
   passes: PlannedPass[]
-  /** Number of additional models of the same size: frozen references, teachers, averages. */
+  /** Number of additional models of the same size: frozen references, teachers, averages. An adapter's share the weights. */
   copies: number
+  /** Whether a moving average of what is trained is kept, which takes float32 for a bfloat16 model. */
+  averaged: boolean
   /** Tokens of a row of data or of a rollout, including its prompt. */
   rowTokens: number
 }
@@ -63,7 +65,7 @@ export function plannedStep(
       : classicSchedule(options as ClassicConfig)
   const first = schedule.at(0)
   if (typeof first === 'function') throw new TypeError('a file has no functions')
-  return policyStep(options as PolicyConfig, first, schedule.reference(0) !== undefined, loops, lengths)
+  return policyStep(options as PolicyConfig, first, schedule.reference(0), loops, lengths)
 }
 
 type Loops = Pick<PolicyConfig, 'loops' | 'readLoops' | 'backwardLoops'>
@@ -77,7 +79,7 @@ function loopsOf({ loops, readLoops, backwardLoops }: Loops, own: number): { run
 function policyStep(
   config: PolicyConfig,
   objective: Objective,
-  reference: boolean,
+  reference: 'frozen' | 'ema' | undefined,
   own: number,
   { promptTokens, newTokens: usual }: PlannedLengths,
 ): PlannedStep {
@@ -99,7 +101,8 @@ function policyStep(
   return {
     rollouts: { prompts, completions, promptTokens, newTokens, loops: run },
     passes,
-    copies: reference && lora === undefined ? 1 : 0, // an adapter's reference shares the weights
+    copies: reference !== undefined && lora === undefined ? 1 : 0,
+    averaged: reference === 'ema',
     rowTokens: promptTokens + newTokens,
   }
 }
@@ -114,7 +117,7 @@ function pretraining(config: PretrainConfig, own: number, lengths: PlannedLength
   const tokens = config.batchSize * row
   const read = config.weights === 'last' ? 1 : reads
   const pass = { tokens, loops: run, reads: read, backward: config.stage === 2 ? 0 : backward }
-  return { rollouts: undefined, passes: [pass], copies: 0, rowTokens: row }
+  return { rollouts: undefined, passes: [pass], copies: 0, averaged: false, rowTokens: row }
 }
 
 /**
@@ -134,5 +137,5 @@ function latentSteps(config: LoopRPTConfig, loops: number, lengths: PlannedLengt
   ]
   const again = rollouts * row > tokensPerMicroBatch
   if (again) passes.push({ tokens: tokens * (rollouts - 1), loops: noisy, reads: rho, backward: 0 })
-  return { rollouts: undefined, passes, copies: 1, rowTokens: row }
+  return { rollouts: undefined, passes, copies: config.lora === undefined ? 1 : 0, averaged: true, rowTokens: row }
 }

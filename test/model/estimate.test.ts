@@ -7,9 +7,18 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { stringify } from 'yaml'
 import { ouro } from '../../bench/models.js'
 import { readModelFiles, storedDType } from '../../src/cli/model-files.js'
-import { addition, estimateMemory, LoopLM, memory, PretrainTrainer, Tokenizer } from '../../src/index.js'
+import {
+  addition,
+  estimateMemory,
+  LoopLM,
+  LoopRPTTrainer,
+  memory,
+  ObjectiveTrainer,
+  PretrainTrainer,
+  Tokenizer,
+} from '../../src/index.js'
 import { OneProcess } from '../cli/program.js'
-import { collectGarbage } from '../garbage.js'
+import { collectGarbage, heldBytes } from '../garbage.js'
 import { type Entry, ggufMetadata, ggufName, randomData, writeGguf, writeGgufParts } from '../gguf-file.js'
 import { refusal } from '../refusal.js'
 
@@ -257,6 +266,33 @@ describe('on the command line', () => {
       expect([loaded.dtype, stderr]).toEqual([dtype, ''])
       expect(JSON.parse(stdout)).toMatchObject({ dtype, weights: estimateMemory(loaded.config, { dtype }).weights })
     })
+  })
+
+  const averaged = {
+    looprpt: (model: LoopLM) => new LoopRPTTrainer(model),
+    lora: (model: LoopLM) => new LoopRPTTrainer(model, { lora: { rank: 4 } }),
+    reference: (model: LoopLM) => new ObjectiveTrainer(model, followed),
+  }
+  const terms = [{ weights: 'last' as const }]
+  const followed = { groupSize: 2, objective: { terms, kl: { beta: 0.1, reference: 'ema' as const } } }
+  it.each<['float32' | 'bfloat16', keyof typeof averaged, object, number]>([
+    ['float32', 'looprpt', { trainer: 'looprpt' }, 2],
+    ['bfloat16', 'looprpt', { trainer: 'looprpt' }, 2],
+    ['bfloat16', 'lora', { trainer: 'looprpt', options: { lora: { rank: 4 } } }, 1],
+    ['bfloat16', 'reference', { trainer: 'objective', options: followed, reward: 'exactMatch' }, 2],
+  ])('a plan counts moving averages, which are in float32: %s, %s', async (dtype, name, run, copies) => {
+    const wide = { ...sizes, hidden_size: 256, intermediate_size: 512 } // a few tokens take little beside the parameters
+    await writeFile(join(root, 'average.yaml'), stringify({ model: wide, dtype, dataset: 'rows.jsonl', ...run }))
+    const { stdout, stderr } = await looplm('plan', 'average.yaml', '--no-time', '--json')
+    expect(stderr).toBe('')
+    const plan = JSON.parse(stdout)
+    expect(plan).toMatchObject({ copies, average: dtype === 'bfloat16' ? 4 * plan.trained : 0 })
+    const before = await heldBytes()
+    using model = await LoopLM.create(wide, { dtype })
+    using trainer = averaged[name](model)
+    const rated = name === 'reference' ? { rewards: [0, 1] } : {}
+    await trainer.update({ sequences: [1, 2].map((token) => [token, 3, 4]), promptLengths: [2, 2], ...rated } as never)
+    within(plan.weights + plan.gradients + plan.optimizer, memory().bytes - before, 2 ** 22) // the activations take some MB
   })
 
   it('a plan counts the reference model, the rollouts and an adapter, without reading the data', async () => {
