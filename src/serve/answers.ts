@@ -36,7 +36,7 @@ export class Answers {
   }
 
   /** A counter of the scheduler. 0 before the first request. */
-  count(name: 'cachedTokens' | 'passes' | 'passRows' | 'drafted' | 'accepted'): number {
+  count(name: 'cachedTokens' | 'retained' | 'passes' | 'passRows' | 'drafted' | 'accepted'): number {
     return this.#scheduler?.stats()[name] ?? 0
   }
 

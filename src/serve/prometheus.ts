@@ -82,6 +82,7 @@ type Readable =
   | 'requests'
   | 'cachedTokens'
   | 'cachedTokensLimit'
+  | 'retained'
   | 'passes'
   | 'passRows'
   | 'drafted'
@@ -123,6 +124,7 @@ export class Metrics {
       new Reading('looplm_requests_open', 'Requests being answered.', state.requests),
       new Reading('looplm_cached_tokens', 'Tokens of the cache in use: prompts, and room for the answers.', state.cachedTokens),
       new Reading('looplm_cached_tokens_limit', 'Tokens that the cache may hold.', state.cachedTokensLimit),
+      new Reading('looplm_retained_tokens', 'Of these, tokens of ended prompts, kept until room is needed.', state.retained),
       new Reading('looplm_passes_total', 'Passes over the weights of the loop.', state.passes, 'counter'),
       new Reading('looplm_pass_rows_total', 'Tokens in all passes.', state.passRows, 'counter'),
       new Reading('looplm_drafted_tokens_total', 'Tokens drafted ahead.', state.drafted, 'counter'),

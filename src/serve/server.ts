@@ -66,6 +66,7 @@ export class LoopLMServer {
       waiting: () => this.#admission.waiting,
       requests: () => this.#open.size,
       cachedTokens: () => this.#answers.count('cachedTokens'),
+      retained: () => this.#answers.count('retained'),
       passes: () => this.#answers.count('passes'),
       passRows: () => this.#answers.count('passRows'),
       drafted: () => this.#answers.count('drafted'),

@@ -108,8 +108,8 @@ describe("OpenAI's client", () => {
   })
 
   it('gets the same answers with the prompt cache, which reuses earlier tokens', async () => {
-    const { client } = await serve()
-    const { client: without } = await serve({ promptCache: false })
+    const { client, metric } = await serve()
+    const { client: without, metric: metricWithout } = await serve({ promptCache: false })
     const ask = async (one: OpenAI, content: string) => {
       const messages = [
         { role: 'system' as const, content: 'You answer in few words and never say more than you know.' },
@@ -132,6 +132,11 @@ describe("OpenAI's client", () => {
     let last: typeof usage | null
     for await (const chunk of await client.completions.create(streamed)) last = chunk.usage
     expect(last!.prompt_tokens_details!.cached_tokens).toBe(usage!.prompt_tokens - 1)
+    // nothing runs any more: the cache holds ended prompts alone, or nothing
+    const [kept, used] = [await metric('looplm_retained_tokens'), await metric('looplm_cached_tokens')]
+    expect(kept).toBeGreaterThan(usage!.prompt_tokens)
+    expect(used).toBe(kept)
+    expect([await metricWithout('looplm_retained_tokens'), await metricWithout('looplm_cached_tokens')]).toEqual([0, 0])
   })
 
   it('gets a chat answer to the prompt that the template renders', async () => {
