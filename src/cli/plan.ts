@@ -129,10 +129,10 @@ export function makePlan(
   const trained =
     lora && adapterParameterCount(architecture, { ...lora, modules: lora.targetModules ?? adaptableModules(architecture) })
   const run = { dtype, recompute, trained, loops: readLoops?.at(-1) ?? loops } as const
-  const estimate = estimateMemory(model, run)
   const usual = given === 0 ? microBatchTokens(model, run, config.device as 'cpu' | undefined) : given
   const corpus = config.corpus === undefined ? {} : { corpus: config.corpus }
   const step = plannedStep(config.trainer, { ...options, ...corpus, tokensPerMicroBatch: usual }, architecture, lengths)
+  const estimate = estimateMemory(model, { ...run, replayExits: step.replayExits })
   const largest = Math.max(...step.passes.filter(({ backward }) => backward > 0).map(({ tokens }) => tokens), step.rowTokens)
   const tokensPerMicroBatch = Math.min(usual, Math.ceil(largest)) // a small step is one micro-batch
   const activations = tokensPerMicroBatch * (estimate.activationsPerToken + estimate.headPerToken)

@@ -1,7 +1,7 @@
 import { type Architecture, parameterCount, type Step } from '../native/architecture.js'
 import { context, native } from '../native.js'
 import type { DeviceName } from '../tensor/types.js'
-import { checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
+import { checkFlag, checkNumber, checkOptions, checkWord, type Keys } from '../validation/arguments.js'
 import { cachePerToken, cacheTypes } from './cache-type.js'
 import { architectureOf, type LoopLMConfig } from './config.js'
 import type { CacheType, ModelDType } from './types.js'
@@ -18,6 +18,8 @@ export interface EstimateOptions {
   trained?: number | undefined
   /** What the cache stores of keys and values. Defaults to `model`. */
   cacheType?: CacheType | undefined
+  /** Whether training replays sampled exits, as the recipe `exit-sampled` does. Defaults to false. */
+  replayExits?: boolean | undefined
 }
 
 /** The memory that a model takes, in bytes. */
@@ -53,6 +55,7 @@ const estimateOptions = {
   recompute: true,
   trained: true,
   cacheType: true,
+  replayExits: true,
 } satisfies Keys<EstimateOptions>
 const operation = 'estimateMemory'
 const bytesOf = { bfloat16: 2, float32: 4, float64: 8 }
@@ -76,6 +79,7 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
   const { dtype = 'float32', recompute = 'none' } = options
   checkWord(dtype, 'dtype', ['float32', 'bfloat16', 'float64'], operation)
   checkWord(recompute, 'recompute', ['none', 'loop', 'layer'], operation)
+  const replayExits = checkFlag(options.replayExits ?? false, 'replayExits', operation)
   const cacheType = checkWord(options.cacheType ?? 'model', 'cacheType', cacheTypes, operation)
   const architecture = architectureOf(config)
   const loops = checkNumber(options.loops ?? architecture.loops, 'loops', { min: 1, integer: true }, operation)
@@ -90,7 +94,8 @@ export function estimateMemory(config: LoopLMConfig, options: EstimateOptions = 
     gradients: trained * real,
     optimizer: trained * real * (dtype === 'bfloat16' ? 3 : 2),
     cachePerToken: cachePerToken(architecture, loops, dtype, cacheType),
-    activationsPerToken: activations(architecture, loops, recompute, act),
+    activationsPerToken:
+      activations(architecture, loops, recompute, act) + (replayExits ? replayBytes(architecture, loops, act) : 0),
     headPerToken: loops * (vocabulary * real + hidden * (act + real)),
   }
 }
@@ -125,6 +130,12 @@ function activations(a: Architecture, loops: number, recompute: NonNullable<Esti
     (normed ? attention * real : 0) + (normed || gated ? attention * act : 0) + (gated ? (qkv + attention) * act : 0)
   const gradients = (loops + (read.length > 0 ? 2 : 1) * registers) * D * real
   return (registers + loops + values + boundaries) * state + kept * blockBytes(a, act) + scratch + ofHeads + gradients
+}
+
+/** Bytes per token that replayed exits take, as native/engine/exit_replay.cpp allocates them. */
+function replayBytes({ loop, kvHeads, headDim }: Architecture, loops: number, act: number): number {
+  const blocks = loop.filter(({ kind }) => kind === 'block').length
+  return (3 * blocks + 3) * 2 * kvHeads * headDim * act + 3 * loops * 4 // keys, values and gradients; places in three tables
 }
 
 /** Bytes per token that a block stores for its backward pass. */

@@ -170,9 +170,8 @@ export function copyBatch<Batch extends object>(
   const unknown = Object.fromEntries(extra.map((name) => [name, true]))
   checkNames(unknown, fields, 'field', operation)
   const known = fields.filter((field) => !isAbsent(batch[field]))
-  return Object.fromEntries(
-    known.map((field) => [field, field === 'inputVectors' ? copyVectors(batch[field]) : copyRows(batch[field])]),
-  ) as Batch
+  const copies: Partial<Record<string, (values: unknown) => unknown>> = { inputVectors: copyVectors, turns: copyTurns }
+  return Object.fromEntries(known.map((field) => [field, (copies[field] ?? copyRows)(batch[field])])) as Batch
 }
 
 function isAbsent(value: unknown): boolean {
@@ -187,6 +186,11 @@ function copyVectors(values: unknown): unknown {
   if (!Array.isArray(values)) return values
   const own = (vectors: object) => Object.entries(vectors).map(([name, rows]) => [name, copyRow(rows)])
   return values.map((vectors) => (typeof vectors === 'object' && vectors !== null ? Object.fromEntries(own(vectors)) : undefined))
+}
+
+function copyTurns(values: unknown): unknown {
+  const own = (turn: unknown) => (typeof turn === 'object' && turn !== null ? { ...turn } : turn)
+  return Array.isArray(values) ? values.map((turns) => (Array.isArray(turns) ? turns.map(own) : turns)) : values
 }
 
 function copyRow(values: unknown): unknown {

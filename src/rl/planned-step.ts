@@ -34,6 +34,8 @@ export interface PlannedStep {
   passes: PlannedPass[]
   /** Number of additional models of the same size: frozen references, teachers, averages. An adapter's share the weights. */
   copies: number
+  /** Whether training replays sampled exits. */
+  replayExits: boolean
   /** Whether a moving average of what is trained is kept, which takes float32 for a bfloat16 model. */
   averaged: boolean
   /** Tokens of a row of data or of a rollout, including its prompt. */
@@ -103,6 +105,7 @@ function policyStep(
     passes,
     copies: reference !== undefined && lora === undefined ? 1 : 0,
     averaged: reference === 'ema',
+    replayExits: objective.exits === 'sampled',
     rowTokens: promptTokens + newTokens,
   }
 }
@@ -117,7 +120,7 @@ function pretraining(config: PretrainConfig, own: number, lengths: PlannedLength
   const tokens = config.batchSize * row
   const read = config.weights === 'last' ? 1 : reads
   const pass = { tokens, loops: run, reads: read, backward: config.stage === 2 ? 0 : backward }
-  return { rollouts: undefined, passes: [pass], copies: 0, averaged: false, rowTokens: row }
+  return { rollouts: undefined, passes: [pass], copies: 0, averaged: false, replayExits: false, rowTokens: row }
 }
 
 /**
@@ -137,5 +140,12 @@ function latentSteps(config: LoopRPTConfig, loops: number, lengths: PlannedLengt
   ]
   const again = rollouts * row > tokensPerMicroBatch
   if (again) passes.push({ tokens: tokens * (rollouts - 1), loops: noisy, reads: rho, backward: 0 })
-  return { rollouts: undefined, passes, copies: config.lora === undefined ? 1 : 0, averaged: true, rowTokens: row }
+  return {
+    rollouts: undefined,
+    passes,
+    copies: config.lora === undefined ? 1 : 0,
+    averaged: true,
+    replayExits: false,
+    rowTokens: row,
+  }
 }

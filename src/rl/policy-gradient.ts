@@ -242,7 +242,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     const { groupSize, promptsPerStep, gradientAccumulation } = this.config
     const { run } = this.#loops
     const loops = run === this.model.architecture.loops ? undefined : run
-    const source = rolloutSource(this.model, problems, () => this.rewardFunctions(problems), {
+    const unrated = this.#rewards === undefined && problems.task === undefined && isLabelFree(objective.rewards)
+    const source = rolloutSource(this.model, problems, () => (unrated ? [] : this.rewardFunctions(problems)), {
       ...this.config,
       maxNewTokens,
       loops,

@@ -119,7 +119,7 @@ export function defineTask(definition: TaskDefinition): Task {
   }
 
   /** Whether a completion ended with the end token, which is not part of its text. A completion that was cut off is longer. */
-  const ended = (completion: string) => end === undefined || completion.length < maxCompletionLength
+  const ended = (completion: string) => end === undefined || [...completion].length < maxCompletionLength
 
   return {
     name,

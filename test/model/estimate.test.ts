@@ -84,6 +84,17 @@ describe('an estimate of memory', () => {
     within(estimate.gradients + 64 * 24 * (estimate.activationsPerToken + estimate.headPerToken), rest)
   })
 
+  it.each(['none', 'loop', 'layer'] as Recompute[])('counts replayed exits, recompute %s', async (recompute) => {
+    using model = await LoopLM.create({ ...sizes, num_key_value_heads: 4 })
+    const estimate = estimateMemory(model.config, { recompute, replayExits: true })
+    const trainer = new ObjectiveTrainer(model, { objective: 'exit-sampled', recompute, tokensPerMicroBatch: 1024 })
+    const sequences = tokens(model, 8, 65)
+    const exits = sequences.map(() => Array.from({ length: 64 }, (_, j) => j % 4))
+    const batch = { sequences, exits, promptLengths: Array(8).fill(1), advantages: Array(8).fill(1) }
+    const { rest } = await heldBy(trainer, batch)
+    within(estimate.gradients + 8 * 64 * (estimate.activationsPerToken + estimate.headPerToken), rest)
+  })
+
   it('counts parameters, and the keys and values of a token in every loop', async () => {
     using model = await LoopLM.create(sizes)
     const { parameters, cachePerToken } = estimateMemory(model.config)

@@ -232,6 +232,17 @@ describe('a batch', () => {
     }
   })
 
+  it('can have its turns changed as soon as the call returns', async () => {
+    using model = await tinyModel()
+    using trainer = new ObjectiveTrainer(model, { groupSize: 4, objective: { terms: [{ advantage: { source: 'turn' } }] } })
+    const fresh = () => ({ ...batch, turns: sequences.map(({ length }, i) => [{ begin: 4, end: length, reward: i % 3 }]) })
+    const want = await trainer.gradients(fresh())
+    const given = fresh()
+    const pending = trainer.gradients(given)
+    for (const turn of given.turns.flat()) turn.reward = 1
+    expect(await pending).toEqual(want)
+  })
+
   it.each([
     [[1, 0, 1, 0], 'a row with a gradient'],
     [[1, 1, 1, 0], 'a row of a flat group'],

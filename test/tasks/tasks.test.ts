@@ -390,6 +390,12 @@ describe('a definition of a task', () => {
     expect(define).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringMatching(message) }))
   })
 
+  it('counts characters of two UTF-16 units as one', () => {
+    const draw = () => ({ problem: { prompt: '😀', answer: '😀😁' }, key: '😀' })
+    const task = defineTask({ ...whole, alphabet: '😀😁.', maxCompletionLength: 3, draw })
+    expect([task.reward('😀', '😀😁', { answer: '😀😁' }), task.reward('😀', '😀😁😁', { answer: '😀😁😁' })]).toEqual([1, 0])
+  })
+
   it('must be given', () => {
     expect(() => defineTask(undefined as never)).toThrow(/definition must be an object with fields such as name, got undefined/)
   })

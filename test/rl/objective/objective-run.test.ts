@@ -535,6 +535,20 @@ describe('mistakes in objectives and batches', () => {
     expect(error.message).toMatch(message)
   })
 
+  it.each(['ttrl', 'evol-rl'] as const)('need no reward for rows without answers: %s', async (objective) => {
+    const run = async (extra: Options) => {
+      using model = await tinyModel()
+      const dataset = ['1+2=', '3+4='].map((prompt) => ({ prompt }))
+      const { task: _task, reward: _reward, ...rest } = runOptions
+      const own = { dataset, tokenizer: tinyTask.tokenizer, steps: 1, objective, answerOf: (text: string) => text.slice(0, 1) }
+      using trainer = new ObjectiveTrainer(model, { ...rest, ...own, ...extra, onWarning: () => {} })
+      const [metrics] = await stepsOf(trainer)
+      expect(metrics!.grad_norm).toBeGreaterThan(0)
+      return await parametersOf(model)
+    }
+    expect(await run({})).toEqual(await run({ reward: () => null }))
+  })
+
   it('read undefined of answerOf as no answer', async () => {
     const run = async (none: null | undefined) => {
       using model = await tinyModel('cpu')
