@@ -1,12 +1,14 @@
 // Answers held-out problems by episodes or by a caller's own function.
+import type { Tokenizer } from '../data/tokenizer.js'
 import type { LoopLM } from '../model/model.js'
 import type { WeightedReward } from '../tasks/rewards.js'
-import { type EpisodesSettings, playEpisodes } from './episodes.js'
+import { playEpisodes } from './episodes.js'
+import { type EpisodesConfig, episodesSettings } from './episodes-settings.js'
 import type { ProblemSource } from './problems.js'
 import { addRewards, type RewardOptions, scoreCompletions } from './rewards.js'
+import type { Sampling } from './rollout.js'
 import { callRollout, checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
-import { type Constrained, constrained } from './sampling.js'
 
 /** A response with its measurements. */
 export interface Answered {
@@ -17,18 +19,14 @@ export interface Answered {
   cut: boolean
 }
 
-/** How problems are answered. */
-export interface AnswerSettings {
-  loops: number
-  temperature: number
-  seed: number
-  signal: AbortSignal | undefined
-}
-
-/** Answers problems. Each response depends only on the seed and the problem's number. */
+/**
+ * Answers problems. Each response depends only on the seed and the problem's number.
+ *
+ * @param generation how the model writes, the same as in single completions
+ */
 export type Answerer = (
   problems: readonly { problem: Problem; number: number }[],
-  settings: AnswerSettings,
+  generation: Sampling & { seed: number },
 ) => Promise<Answered[]>
 
 /**
@@ -36,11 +34,16 @@ export type Answerer = (
  *
  * @param rewards judge the text of the last turn
  */
-export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewards: readonly WeightedReward[]): Answerer {
-  return async (problems, { loops, temperature, seed, signal }) => {
+export function episodeAnswerer(
+  model: LoopLM,
+  source: ProblemSource,
+  config: EpisodesConfig,
+  rewards: readonly WeightedReward[],
+): Answerer {
+  return async (problems, { signal, ...generation }) => {
     const seeded = problems.map(({ problem, number }) => ({ problem, seed: number, sequence: number }))
-    const generation = { ...settings.generation, loops, temperature, seed, topK: 0, topP: 1 }
-    const { records } = await playEpisodes(model, seeded, 1, { ...settings, branch: undefined, generation }, signal)
+    const settings = episodesSettings(model, source, { ...config, branch: undefined }, generation)
+    const { records } = await playEpisodes(model, seeded, 1, settings, signal)
     const completions = records.map(({ prompt, text }, i) => ({ prompt, completion: text, columns: problems[i]!.problem }))
     const scored = rewards.length === 0 ? undefined : await scoreCompletions(rewards, completions, { signal })
     return records.map(({ text, reward, mask, truncated }, i) => ({
@@ -55,14 +58,13 @@ export function episodeAnswerer(model: LoopLM, settings: EpisodesSettings, rewar
 /** Answers problems with a function that makes rollouts. The reward functions add to their rewards, as in training. */
 export function functionAnswerer(
   model: LoopLM,
-  { tokenizer, maxNewTokens, stop, grammar }: Pick<ProblemSource, 'tokenizer' | 'maxNewTokens' | 'stop'> & Constrained,
+  tokenizer: Tokenizer,
   config: RewardOptions & { rollout: RolloutFunction },
   step: number,
 ): Answerer {
-  return async (problems, { loops, temperature, seed, signal = new AbortController().signal }) => {
-    const exit = { rule: 'fixed' } as const
-    const generation = { maxNewTokens, stop, ...constrained({ grammar }), loops, temperature, seed, signal, exit }
-    const context = { model, tokenizer, step, seed, groupSize: 1, generation, signal }
+  return async (problems, { signal = new AbortController().signal, ...options }) => {
+    const generation = { ...options, signal }
+    const context = { model, tokenizer, step, seed: options.seed, groupSize: 1, generation, signal }
     const { vocab_size: vocabulary, max_position_embeddings: maxLength } = model.config
     const asked = problems.map(({ problem }) => problem)
     const answered = await callRollout(config.rollout, asked, context, `evaluation of step ${step}`)

@@ -1,26 +1,25 @@
 // Reads the settings of episodes from the options of a trainer or an evaluation.
 import type { LoopLM } from '../model/model.js'
-import type { GenerateOptions } from '../model/types.js'
 import type { EpisodesSettings } from './episodes.js'
 import type { EpisodeConfig, PolicyConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
-import { generation } from './rollout.js'
+import { generation, type Sampling } from './rollout.js'
 import { samplingOptions } from './sampling.js'
 
-/** How a trainer samples turns and completions. */
-export function samplingOf(source: ProblemSource, config: PolicyConfig): SampledTurns {
-  return { ...generation(source, config.maxNewTokens), ...samplingOptions(config) } as SampledTurns
+/** How a trainer samples turns and completions. `maxNewTokens` applies to a turn. */
+export function samplingOf(source: ProblemSource, config: PolicyConfig): Sampling {
+  return { ...generation(source, config.maxNewTokens), ...samplingOptions(config) }
 }
 
-/** `maxNewTokens` applies to a turn. */
-export type SampledTurns = GenerateOptions & { maxNewTokens: number }
+/** The options of episodes. */
+export type EpisodesConfig = Partial<EpisodeConfig> & Pick<PolicyConfig, 'environment' | 'tools'>
 
 /** The settings of an environment's episodes. Options that `config` lacks have the defaults of trainers. */
 export function episodesSettings(
   model: LoopLM,
   source: ProblemSource,
-  config: Partial<EpisodeConfig> & Pick<PolicyConfig, 'environment' | 'tools'>,
-  sampling: SampledTurns,
+  config: EpisodesConfig,
+  sampling: Sampling,
 ): EpisodesSettings {
   const { environment, tools = [], maxTurns = 8, reencode = false, branch } = config
   const { toolConcurrency = 16, toolTimeout = 30, environmentTimeout: timeout = 300 } = config

@@ -13,7 +13,6 @@ import { type Answerer, episodeAnswerer } from './answerer.js'
 import { type Reader, sourceReaders, unreadOptions } from './config-common.js'
 import type { DatasetSource } from './dataset-rows.js'
 import { areTools, type Environment } from './environment.js'
-import { episodesSettings, type SampledTurns } from './episodes-settings.js'
 import type { Metrics } from './events.js'
 import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
 import type { Rewards } from './options.js'
@@ -168,19 +167,17 @@ export async function evaluate(model: LoopLM, options: EvaluateOptions): Promise
   const ranks = Ranks.found('evaluate')
   if (options.environment !== undefined) {
     const maxTurns = checkNumber(options.maxTurns ?? 8, 'maxTurns', { min: 1, max: 2 ** 16, integer: true }, 'evaluate')
-    const { environment, tools, maxNewTokens } = options
+    const { environment, tools } = options
     if (tools !== undefined && !areTools(tools)) {
       const message = `tools must be a list of tools, as defineTool makes them, got ${describe(tools)}`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'evaluate' })
     }
-    const sampling = { ...generation(source, maxNewTokens), ...constrained(options) } as SampledTurns
-    const settings = episodesSettings(model, source, { environment, tools, maxTurns }, sampling)
     const rewards = options.reward === undefined ? [] : namedRewards(options.reward)
     return answerProblems(model, source, rewards, {
       ...options,
       problems,
       ranks,
-      answer: episodeAnswerer(model, settings, rewards),
+      answer: episodeAnswerer(model, source, { environment, tools, maxTurns }, rewards),
     })
   }
   const reward = options.reward ?? (task === undefined ? exactMatch : [{ name: task.name, reward: task.reward }])
@@ -226,7 +223,7 @@ export async function answerProblems(
     const results = await ranks.rows('answers', ranks.strided(count), async (own) => {
       if (answer !== undefined) {
         const asked = own.map((row) => ({ problem: problems[Math.floor(row / samples)]!, number: row }))
-        const answered = await answer(asked, { loops, temperature, seed: new Random(seed, 0, loops).word(), signal })
+        const answered = await answer(asked, { ...settings, loops, seed: new Random(seed, 0, loops).word() })
         onProgress?.({ loops, answered: count, of: count })
         return answered
       }

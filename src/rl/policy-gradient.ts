@@ -22,7 +22,6 @@ import { answerKey, forcedExitBeliefs, goldAnswerBeliefs } from './beliefs-of-mo
 import { failureOf } from './callbacks.js'
 import { activeRows, addModelsView, checkOldLogprobs, type ModelsView, scattered, withLogprobs } from './complete-rollouts.js'
 import type { DataDescription } from './data.js'
-import { episodesSettings, samplingOf } from './episodes-settings.js'
 import type { Metrics, SampledCompletion } from './events.js'
 import type { Measured } from './loss-metrics.js'
 import { groupAdvantages } from './objective/advantages.js'
@@ -174,14 +173,9 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
 
   protected override answerer(source: ProblemSource): Answerer | undefined {
     const { config, model, step } = this
-    const { rollout, grammar } = config
-    if (rollout !== undefined) {
-      const maxNewTokens = this.maxNewTokens ?? source.maxNewTokens
-      return functionAnswerer(model, { ...source, maxNewTokens, grammar }, { ...config, rollout }, step)
-    }
-    if (config.environment === undefined) return undefined
-    const settings = episodesSettings(model, source, config, samplingOf(source, config))
-    return episodeAnswerer(model, settings, this.#rewards ?? [])
+    const { rollout, environment } = config
+    if (rollout !== undefined) return functionAnswerer(model, source.tokenizer, { ...config, rollout }, step)
+    return environment === undefined ? undefined : episodeAnswerer(model, source, config, this.#rewards ?? [])
   }
 
   protected rewardFunctions(source: ProblemSource): readonly WeightedReward[] {

@@ -21,7 +21,7 @@ export interface RolloutContext {
   seed: number
   /** Rollouts per problem. */
   groupSize: number
-  /** The trainer's options for `model.generate`. */
+  /** Options for `model.generate`: the trainer's or, in an evaluation, those of the evaluation. */
   generation: GenerateOptions
   /** Fires when the run is aborted. */
   signal: AbortSignal

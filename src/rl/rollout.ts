@@ -205,8 +205,11 @@ export function rolloutMetrics({ rollouts, cost, metrics = {} }: SampledRollouts
   }
 }
 
+/** Options of `model.generate` for completions or the turns of episodes, with their limit. */
+export type Sampling = GenerateOptions & { maxNewTokens: number }
+
 /** Generation options that rollouts and evaluations share: full depth, and the end of a completion. */
-export function generation(source: ProblemSource, maxNewTokens: number | undefined): GenerateOptions {
+export function generation(source: ProblemSource, maxNewTokens: number | undefined): Sampling {
   return {
     maxNewTokens: maxNewTokens ?? source.maxNewTokens,
     exit: { rule: 'fixed' },

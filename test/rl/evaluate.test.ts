@@ -3,13 +3,18 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import {
   bootstrapInterval,
   type Dataset,
+  type Environment,
   type EvaluateOptions,
   evaluate,
   evaluateSequences,
+  type GenerateOptions,
+  type GRPOOptions,
+  GRPOTrainer,
   LoopLM,
   type Metrics,
   PretrainTrainer,
   passAtK,
+  type RolloutFunction,
   Tokenizer,
   wilsonInterval,
 } from '../../src/index.js'
@@ -167,6 +172,44 @@ describe('the evaluations of a run', () => {
     expect((await refusal(() => trainer.evaluate({ temperature: 0 }))).message).toMatch(
       /^PretrainTrainer\.evaluate: samples: 3 greedy answers are all the same; give a temperature above 0, or ask for one/,
     )
+  })
+
+  it.each<[GRPOOptions, number]>([
+    [{ exit: { rule: 'gate', threshold: 0.01 } }, 6],
+    [{ logitBias: { 0: 50 }, frequencyPenalty: 3 }, 6],
+    [{ evalMaxNewTokens: 2 }, 2],
+    [{ stop: [1, 'a:'] }, 6],
+    [{ bannedTokens: [1], minP: 0.9 }, 6],
+  ])('answer alike in single turns, by episodes and by rollout functions: %j', async (change, maxNewTokens) => {
+    using own = await LoopLM.create({ ...model.config, total_ut_steps: 3, initializer_range: 0.3 }, { seed: 5 })
+    own.tokenizer = tokenizer
+    const options = { dataset, evalDataset: dataset, tokenizer, maxNewTokens: 6, steps: 1, ...change }
+    const asked = { problems: 6, loops: [1, 3] }
+    using plain = new GRPOTrainer(own, { ...options, reward: first })
+    const single = await plain.evaluate(asked)
+    expect(single[0]!.answers).not.toEqual(single[1]!.answers)
+
+    const environment: Environment = ({ prompt }) => ({
+      prompt: prompt as string,
+      step: ({ text }) => ({ reward: first('', text) }),
+    })
+    using episodic = new GRPOTrainer(own, { ...options, environment })
+    expect(await episodic.evaluate(asked)).toEqual(single)
+
+    const seen: GenerateOptions[] = []
+    const rollout: RolloutFunction = async (problems, { generation }) => {
+      seen.push(generation)
+      return problems.map((columns) => ({
+        ...{ tokens: Int32Array.of(1, 2), promptLength: 1, reward: 0, truncated: false, text: 'x', columns },
+      }))
+    }
+    using written = new GRPOTrainer(own, { ...options, rollout })
+    await written.evaluate(asked)
+    const stop = change.stop ?? [tokenizer.eosTokenId]
+    for (const [i, loops] of asked.loops.entries()) {
+      const same = { maxNewTokens, stop, exit: { rule: 'fixed' }, temperature: 0, loops }
+      expect(seen[i]).toEqual({ ...same, seed: expect.any(Number), signal: expect.any(AbortSignal) })
+    }
   })
 
   it('use a conversation without its last message as the prompt', async () => {
