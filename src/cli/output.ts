@@ -17,7 +17,11 @@ export type Interruption = (typeof interruptions)[number]
  * SIGHUP.
  */
 export function interruptedCode(reason: unknown): number {
-  return 128 + constants.signals[interruptions.find((signal) => signal === reason) ?? 'SIGINT']
+  return 128 + constants.signals[isInterruption(reason) ? reason : 'SIGINT']
+}
+
+function isInterruption(reason: unknown): reason is Interruption {
+  return interruptions.some((signal) => signal === reason)
 }
 
 const usageCodes = new Set(['INVALID_ARGUMENT', 'INVALID_CONFIG', 'INVALID_FILE', 'INVALID_SHAPE', 'NOT_FOUND', 'UNSUPPORTED'])
@@ -51,7 +55,7 @@ export function reportError(error: unknown): number {
     if (speaks) process.stderr.write(`${message}${world === undefined ? '' : ` (rank ${world.rank} of ${world.size})`}\n`)
   }
   if (error instanceof LoopLMError) {
-    if (error.code === 'ABORTED') {
+    if (error.code === 'ABORTED' && isInterruption(error.cause)) {
       tell('interrupted\n')
       return interruptedCode(error.cause)
     }

@@ -5,7 +5,7 @@ import type { WeightedReward } from '../tasks/rewards.js'
 import { playEpisodes } from './episodes.js'
 import { type EpisodesConfig, episodesSettings } from './episodes-settings.js'
 import type { ProblemSource } from './problems.js'
-import { addRewards, type RewardOptions, scoreCompletions } from './rewards.js'
+import { addRewards, type RewardLimits, type RewardOptions, scoreCompletions } from './rewards.js'
 import type { Sampling } from './rollout.js'
 import { callRollout, checkRollouts, type RolloutFunction } from './rollout-function.js'
 import type { Problem } from './rollout-record.js'
@@ -37,7 +37,7 @@ export type Answerer = (
 export function episodeAnswerer(
   model: LoopLM,
   source: ProblemSource,
-  config: EpisodesConfig,
+  config: EpisodesConfig & RewardLimits,
   rewards: readonly WeightedReward[],
 ): Answerer {
   return async (problems, { signal, ...generation }) => {
@@ -45,7 +45,7 @@ export function episodeAnswerer(
     const settings = episodesSettings(model, source, { ...config, branch: undefined }, generation)
     const { records } = await playEpisodes(model, seeded, 1, settings, signal)
     const completions = records.map(({ prompt, text }, i) => ({ prompt, completion: text, columns: problems[i]!.problem }))
-    const scored = rewards.length === 0 ? undefined : await scoreCompletions(rewards, completions, { signal })
+    const scored = rewards.length === 0 ? undefined : await scoreCompletions(rewards, completions, { ...config, signal })
     return records.map(({ text, reward, mask, truncated }, i) => ({
       completion: text,
       reward: scored === undefined ? reward : scored.rewards[i]!,

@@ -8,6 +8,7 @@ import { answerProblems } from './evaluate.js'
 import { answeredSequence } from './lessons.js'
 import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
+import type { RewardLimits } from './rewards.js'
 import type { Problem } from './rollout-record.js'
 
 /**
@@ -62,7 +63,7 @@ export async function forcedExitBeliefs(
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
   rewards: readonly WeightedReward[],
-  options: {
+  options: RewardLimits & {
     groupSize: number
     maxNewTokens: number | undefined
     loops: readonly number[]
@@ -70,12 +71,12 @@ export async function forcedExitBeliefs(
     ranks: Ranks
   },
 ): Promise<number[][]> {
-  const { groupSize, maxNewTokens, signal, ranks } = options
+  const { groupSize, ...settings } = options
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)
   const trial = { ...source, heldOut: async () => unique }
   const curves = unique.map(() => [0])
   for (const loops of options.loops) {
-    const asked = { problems: unique.length, loops: [loops], maxNewTokens, signal, ranks }
+    const asked = { ...settings, problems: unique.length, loops: [loops], temperature: 0 }
     const results = await answerProblems(model, trial, rewards, asked)
     for (const [k, reward] of results[0]!.rewards.entries()) curves[k]!.push(Math.min(1, Math.max(0, reward ?? 0)))
   }

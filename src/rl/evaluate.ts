@@ -18,7 +18,7 @@ import { type EncodedPrompt, encodePrompt, encodePrompts } from './lessons.js'
 import type { Rewards } from './options.js'
 import { openProblems, type ProblemSource, taskProblems } from './problems.js'
 import { Ranks } from './ranks.js'
-import { namedRewards, scoreCompletions } from './rewards.js'
+import { namedRewards, type RewardLimits, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 import type { Problem } from './rollout-record.js'
 import { checkGrammarTokenizer, constrained } from './sampling.js'
@@ -205,11 +205,12 @@ export async function answerProblems(
   model: LoopLM,
   source: ProblemSource,
   rewards: readonly WeightedReward[],
-  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward' | 'environment' | 'tools' | 'maxTurns'> & {
-    problems: number
-    ranks: Ranks
-    answer?: Answerer | undefined
-  },
+  options: Omit<EvaluateOptions, 'task' | 'dataset' | 'tokenizer' | 'reward' | 'environment' | 'tools' | 'maxTurns'> &
+    RewardLimits & {
+      problems: number
+      ranks: Ranks
+      answer?: Answerer | undefined
+    },
 ): Promise<Evaluation[]> {
   const { samples = 1, temperature = samples === 1 ? 0 : 1, seed = 0, signal, onProgress, ranks, answer } = options
   const problems = await source.heldOut(options.problems)
@@ -242,7 +243,7 @@ export async function answerProblems(
         const row = own[k]!
         return completionOf(source, problems[Math.floor(row / samples)]!, prompts[row]!, result)
       })
-      const { rewards: scored } = await scoreCompletions(rewards, completions, { signal })
+      const { rewards: scored } = await scoreCompletions(rewards, completions, options)
       return generated.map(({ tokens, finishReason }, k) => ({
         completion: completions[k]!.completion,
         reward: scored[k]!,

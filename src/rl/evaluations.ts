@@ -17,21 +17,25 @@ import type { Metrics } from './events.js'
 import type { TrainerConfig } from './options.js'
 import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
+import type { RewardLimits } from './rewards.js'
 import type { Problem } from './rollout-record.js'
 import type { Constrained } from './sampling.js'
 
 /** The options of a trainer's `evaluate`. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
 
+/** The options of a run that its evaluations read. Not every trainer has the limits of rewards. */
+type EvaluatedConfig = TrainerConfig & RewardLimits
+
 /** The evaluations of a run, on its own data and on `evalTasks`. */
 export class Evaluations {
   readonly #model: LoopLM
-  readonly #config: TrainerConfig
+  readonly #config: EvaluatedConfig
   readonly #selection: BestCheckpoints
 
   readonly #ranks: Ranks
 
-  constructor(model: LoopLM, config: TrainerConfig, selection: BestCheckpoints, ranks: Ranks) {
+  constructor(model: LoopLM, config: EvaluatedConfig, selection: BestCheckpoints, ranks: Ranks) {
     this.#ranks = ranks
     this.#model = model
     this.#config = config
@@ -98,9 +102,9 @@ export class Evaluations {
     asked: Asked & { problems: number },
     { maxNewTokens, answer, grammar }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } & Constrained = {},
   ): Promise<Evaluation[]> {
-    const { evalMaxNewTokens, seed } = this.#config
+    const { evalMaxNewTokens, seed, rewardConcurrency, rewardTimeout } = this.#config
     return answerProblems(this.#model, source, answer === undefined ? rewards() : [], {
-      ...{ ...asked, answer, grammar, seed },
+      ...{ ...asked, answer, grammar, seed, rewardConcurrency, rewardTimeout },
       maxNewTokens: evalMaxNewTokens ?? maxNewTokens,
       ranks: this.#ranks,
     })

@@ -299,15 +299,16 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     signal: AbortSignal | undefined,
   ): Promise<BeliefCurves> {
     const problems = rollouts.map(({ columns }) => columns)
-    const { groupSize, temperature } = this.config
+    const { groupSize, temperature, maxNewTokens, rewardConcurrency, rewardTimeout } = this.config
     const { ranks } = this
-    const scoring = { groupSize, temperature, maxNewTokens: this.maxNewTokens, loops: this.#loops.read, signal, ranks }
+    const shared = { groupSize, loops: this.#loops.read, signal, ranks }
+    const answers = { ...shared, maxNewTokens, rewardConcurrency, rewardTimeout }
     const beliefs: BeliefCurves = {}
     for (const belief of beliefsOf(objective)) {
       beliefs[belief] =
         belief === 'gold-answer'
-          ? await goldAnswerBeliefs(this.model, source, problems, scoring)
-          : await forcedExitBeliefs(this.model, source, problems, this.rewardFunctions(source), scoring)
+          ? await goldAnswerBeliefs(this.model, source, problems, { ...shared, temperature })
+          : await forcedExitBeliefs(this.model, source, problems, this.rewardFunctions(source), answers)
     }
     return beliefs
   }

@@ -9,7 +9,8 @@ import { type World, worldOfLauncher } from '../parallel.js'
 interface Outcome {
   operation: string
   value?: unknown
-  failed?: { code: ErrorCode; message: string }
+  /** `reason`: why a signal aborted the operation, for example SIGINT. */
+  failed?: { code: ErrorCode; message: string; reason: string | undefined }
 }
 
 const failures = new WeakMap<object, number>() // errors that every process throws, and the rank where they occurred
@@ -83,8 +84,10 @@ export class Ranks {
       told = serialize({ operation, value } satisfies Outcome)
     } catch (cause) {
       error = cause
-      const { code, message } = toLoopLMError(cause, operation)
-      told = serialize({ operation, failed: { code, message } } satisfies Outcome)
+      const failed = toLoopLMError(cause, operation)
+      const { code, message } = failed
+      const reason = typeof failed.cause === 'string' ? failed.cause : undefined
+      told = serialize({ operation, failed: { code, message, reason } } satisfies Outcome)
     }
     const begun = performance.now()
     const outcomes = (await world.gatherBytes(told)).map((bytes) => deserialize(bytes) as Outcome)
@@ -96,8 +99,8 @@ export class Ranks {
     }
     const failed = firstFailure(outcomes)
     if (failed !== undefined) {
-      const { code, message } = outcomes[failed]!.failed!
-      const thrown = failed === this.rank ? error : new LoopLMError(code, `rank ${failed}: ${message}`, { operation })
+      const { code, message, reason: cause } = outcomes[failed]!.failed!
+      const thrown = failed === this.rank ? error : new LoopLMError(code, `rank ${failed}: ${message}`, { operation, cause })
       if (typeof thrown === 'object' && thrown !== null) failures.set(thrown, failed)
       throw thrown
     }

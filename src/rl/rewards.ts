@@ -5,7 +5,7 @@ import { checkScore, type RewardFunction, rewardFields, type WeightedReward } fr
 import { checkOptions } from '../validation/arguments.js'
 import { prototypeKey } from '../validation/json-value.js'
 import type { Metrics } from './events.js'
-import type { Rewards, RolloutConfig } from './options.js'
+import type { Rewards } from './options.js'
 import type { Rollout } from './rollout-record.js'
 
 /** A completion, and what reward functions get about it. */
@@ -53,22 +53,24 @@ export function namedRewards(rewards: Rewards): WeightedReward[] {
   return list
 }
 
-/** A trainer's options of rewards. */
-export type RewardOptions = Pick<RolloutConfig, 'rewardConcurrency' | 'rewardTimeout'> & { reward?: Rewards | undefined }
+/** A trainer's limits of reward functions. Without them, all calls run at the same time and may take any time. */
+export interface RewardLimits {
+  /** Most calls of one function that run at the same time. */
+  rewardConcurrency?: number | undefined
+  /** Seconds after which an unfinished call fails; 0 sets no limit. */
+  rewardTimeout?: number | undefined
+}
 
 /** How reward functions are called. */
-export interface RewardCalls {
-  /** How many calls of one function may run at the same time. Defaults to all. */
-  concurrency?: number | undefined
-  /** Seconds after which an unfinished call fails. Defaults to 0: no limit. */
-  timeout?: number | undefined
-  /** Aborts the calls. It is also passed to the functions. */
-  signal?: AbortSignal | undefined
-}
+type RewardCalls = RewardLimits & { signal?: AbortSignal | undefined }
+
+/** A trainer's options of rewards. */
+export type RewardOptions = RewardLimits & { reward?: Rewards | undefined }
 
 /**
  * Runs every reward function on every completion. Asynchronous functions run concurrently.
  *
+ * @param calls.signal aborts the calls; it is also passed to the functions
  * @throws LoopLMError naming the reward that failed, returned neither a finite number nor null, or timed out; ABORTED
  */
 export async function scoreCompletions(
@@ -92,14 +94,15 @@ export async function scoreCompletions(
 /** Adds the reward functions of a trainer's options to the rewards that rollouts already have. */
 export async function addRewards(
   rollouts: readonly Rollout[],
-  { reward, rewardConcurrency: concurrency, rewardTimeout: timeout }: RewardOptions,
+  config: RewardOptions,
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  const { reward } = config
   if (reward === undefined) return
   const completions = rollouts.map(
     ({ text, columns, prompt = String(columns.prompt) }): Completion => ({ prompt, completion: text, columns }),
   )
-  const scored = await scoreCompletions(namedRewards(reward), completions, { concurrency, timeout, signal })
+  const scored = await scoreCompletions(namedRewards(reward), completions, { ...config, signal })
   for (const [i, rollout] of rollouts.entries()) {
     const more = scored.rewards[i]!
     if (more !== null) rollout.reward = (rollout.reward ?? 0) + more
@@ -130,7 +133,7 @@ async function scoreWith(
   name: string,
   reward: RewardFunction,
   completions: readonly Completion[],
-  { concurrency = completions.length, timeout = 0, signal }: RewardCalls,
+  { rewardConcurrency = completions.length, rewardTimeout = 0, signal }: RewardCalls,
 ): Promise<(number | null)[]> {
   const operation = `reward ${name}`
   const controller = new AbortController()
@@ -138,7 +141,7 @@ async function scoreWith(
   const scores: (number | null)[] = Array(completions.length)
   let next = 0
   const late = () => {
-    const message = `no answer within rewardTimeout = ${timeout} s; raise it, or return null if there is no score`
+    const message = `no answer within rewardTimeout = ${rewardTimeout} s; raise it, or return null if there is no score`
     return new LoopLMError('ABORTED', message, { operation })
   }
   const abort = () => controller.abort(new LoopLMError('ABORTED', 'the run was aborted', { operation, cause: signal?.reason }))
@@ -147,13 +150,13 @@ async function scoreWith(
       const i = next++
       const { prompt, completion, columns } = completions[i]!
       const answer = async () => reward(prompt, completion, columns, { signal: controller.signal })
-      scores[i] = checkScore(name, await within(answer(), timeout, controller.signal, late))
+      scores[i] = checkScore(name, await within(answer(), rewardTimeout, controller.signal, late))
     }
   }
   signal?.addEventListener('abort', abort, { once: true })
   if (signal?.aborted === true) abort()
   try {
-    await Promise.all(Array.from({ length: Math.min(concurrency, completions.length) }, worker))
+    await Promise.all(Array.from({ length: Math.min(rewardConcurrency, completions.length) }, worker))
     controller.signal.throwIfAborted()
     return scores
   } catch (error) {

@@ -90,8 +90,7 @@ export function singleTurn(
     }
     const seconds = (performance.now() - start) / 1000
     const completions = results.map((result, i) => completionOf(source, problems[i]!, prompts[i]!, result))
-    const { rewardConcurrency: concurrency, rewardTimeout: timeout } = config
-    const scored = await scoreCompletions(rewards, completions, { concurrency, timeout, signal })
+    const scored = await scoreCompletions(rewards, completions, { ...config, signal })
     const rollouts = results.map((result, i): Rollout => {
       const { tokens, logprobs: samplingLogprobs, loops, finishReason } = result
       return {

@@ -248,6 +248,17 @@ describe('looplm', () => {
     expect(jsonLines(stdout).map(({ type }) => type)).toEqual(['step', 'done'])
   })
 
+  it('a reward that takes too long is an error, not an interruption', async () => {
+    await writeFile(join(root, 'slow.mjs'), 'export const judge = () => new Promise(() => {})\n')
+    const options = { steps: 1, promptsPerStep: 1, groupSize: 2, rewardTimeout: 0.1 }
+    await writeConfig('slow.yaml', { trainer: 'grpo', reward: [{ reward: 'slow.mjs' }], options })
+    const { code, stderr } = await looplm(['train', 'slow.yaml', '--json'])
+    expect(stderr).toBe(
+      'error: reward judge: no answer within rewardTimeout = 0.1 s; raise it, or return null if there is no score\n',
+    )
+    expect(code).toBe(1)
+  })
+
   it('generate prints "interrupted" and no error on Ctrl-C', async () => {
     await writeOuroFolder(join(root, 'endless'), {
       config: { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 8, max_position_embeddings: 100_000 },

@@ -384,7 +384,7 @@ describe('asynchronous rewards', () => {
       waiting--
       return Number(completion)
     }
-    const { rewards } = await scoreCompletions([{ name: 'slow', reward }], completions, { concurrency: 3 })
+    const { rewards } = await scoreCompletions([{ name: 'slow', reward }], completions, { rewardConcurrency: 3 })
     expect(most).toBe(3)
     expect(rewards).toEqual(completions.map((_, i) => i))
   })
@@ -396,7 +396,7 @@ describe('asynchronous rewards', () => {
       if (completion === '3') await new Promise(() => {}) // never
       return 1
     }
-    const error = await refusal(() => scoreCompletions([{ name: 'judge', reward }], completions, { timeout: 0.4 }))
+    const error = await refusal(() => scoreCompletions([{ name: 'judge', reward }], completions, { rewardTimeout: 0.4 }))
     expect(error.message).toMatch(/reward judge: no answer within rewardTimeout = 0.4 s/)
     expect(told).toBe(20)
   })
@@ -419,7 +419,7 @@ describe('asynchronous rewards', () => {
       asked++
       throw new Error('no connection')
     }
-    const error = await refusal(() => scoreCompletions([{ name: 'judge', reward }], completions, { concurrency: 2 }))
+    const error = await refusal(() => scoreCompletions([{ name: 'judge', reward }], completions, { rewardConcurrency: 2 }))
     expect(error.message).toBe('reward judge: no connection')
     expect(asked).toBe(2)
   })

@@ -12,6 +12,8 @@ import {
   GRPOTrainer,
   LoopLM,
   type Metrics,
+  ObjectiveTrainer,
+  type ObjectiveTrainerOptions,
   PretrainTrainer,
   passAtK,
   type RolloutFunction,
@@ -19,7 +21,7 @@ import {
   wilsonInterval,
 } from '../../src/index.js'
 import { refusal } from '../refusal.js'
-import { tinyTask } from '../tiny.js'
+import { tinyModel, tinyTask } from '../tiny.js'
 
 const tokenizer = Tokenizer.characters('ab:', { special: { eos: '<eos>' } })
 const dataset: Dataset = Array.from({ length: 12 }, (_, i) => ({ prompt: `${'ab'[i % 2]}:`, answer: 'a' }))
@@ -210,6 +212,28 @@ describe('the evaluations of a run', () => {
       const same = { maxNewTokens, stop, exit: { rule: 'fixed' }, temperature: 0, loops }
       expect(seen[i]).toEqual({ ...same, seed: expect.any(Number), signal: expect.any(AbortSignal) })
     }
+  })
+
+  const alone: Environment = ({ prompt }) => ({ prompt: prompt as string })
+  const forced = { weights: 'uniform', advantage: { loops: { belief: 'forced-exit', value: 'probability' } } } as const
+  it.each<[string, ObjectiveTrainerOptions]>([
+    ['single turns', { evalEvery: 1 }],
+    ['episodes', { evalEvery: 1, environment: alone }],
+    ['beliefs in training', { objective: { terms: [forced] } }],
+  ])('limit the calls of rewards as rollouts do: %s', async (_, options) => {
+    let [running, most] = [0, 0]
+    const reward = async () => {
+      most = Math.max(most, ++running)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      return running--
+    }
+    const all = { ...options, task: tinyTask, reward, promptsPerStep: 4, groupSize: 2, steps: 1, evalProblems: 4 }
+    using own = await tinyModel()
+    using trainer = new ObjectiveTrainer(own, { ...all, rewardConcurrency: 2 })
+    for await (const _ of trainer.run());
+    expect(most).toBe(2)
+    using hasty = new ObjectiveTrainer(own, { ...all, rewardTimeout: 1e-3 })
+    expect((await refusal(() => hasty.evaluate({ loops: [1] }))).message).toMatch(/no answer within rewardTimeout = 0.001 s/)
   })
 
   it('use a conversation without its last message as the prompt', async () => {
