@@ -57,6 +57,7 @@ import type {
   SaveOptions,
   SchedulerOptions,
   ScoreOptions,
+  StateOptions,
   TokenSequence,
 } from './types.js'
 
@@ -596,7 +597,7 @@ export class LoopLM {
    */
   async responseMeans(
     sequences: readonly TokenSequence[],
-    options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'> = {},
+    options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | keyof StateOptions | 'signal'> = {},
   ): Promise<{
     /** Per sequence T values: the mean log P of the response tokens after each loop. */
     logprobs: number[][]
@@ -624,7 +625,7 @@ export class LoopLM {
    */
   async embed(
     sequences: readonly TokenSequence[],
-    options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | 'signal'> = {},
+    options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | keyof StateOptions | 'signal'> = {},
   ): Promise<RealArray[]> {
     return embed(this, sequences, options)
   }

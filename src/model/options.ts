@@ -56,7 +56,7 @@ export const scoreOptions = {
   ...inputOptions,
 } satisfies Keys<ScoreOptions>
 
-export const embedOptions = { promptLengths: true, loops: true, ...inputOptions, signal: true } as const
+export const embedOptions = { promptLengths: true, loops: true, ...stateOptions, ...inputOptions, signal: true } as const
 
 export const responseMeansOptions = { ...embedOptions, temperature: true } as const
 

@@ -230,7 +230,7 @@ export function packForBackward(
 export async function responseMeans(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
-  options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | 'signal'>,
+  options: Pick<ScoreOptions, 'promptLengths' | 'temperature' | 'loops' | 'inputVectors' | keyof StateOptions | 'signal'>,
 ): Promise<{ logprobs: number[][]; exitLoop: number[] }> {
   const operation = 'LoopLM.responseMeans'
   checkOptions(options, responseMeansOptions, operation)
@@ -251,7 +251,7 @@ export async function responseMeans(
 export async function embed(
   model: ScoringModel,
   sequences: readonly TokenSequence[],
-  options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | 'signal'>,
+  options: Pick<ScoreOptions, 'promptLengths' | 'loops' | 'inputVectors' | keyof StateOptions | 'signal'>,
 ): Promise<RealArray[]> {
   const operation = 'LoopLM.embed'
   checkOptions(options, embedOptions, operation)

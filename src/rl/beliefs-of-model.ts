@@ -10,6 +10,7 @@ import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { RewardLimits } from './rewards.js'
 import type { Problem } from './rollout-record.js'
+import { type StateChoice, startingFrom } from './sampling.js'
 
 /**
  * A completion's answer in the form that label-free rewards compare: the last box, otherwise the whole completion, without
@@ -33,7 +34,13 @@ export async function goldAnswerBeliefs(
   model: LoopLM,
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
-  options: { groupSize: number; temperature: number; loops: readonly number[]; signal: AbortSignal | undefined; ranks: Ranks },
+  options: {
+    groupSize: number
+    temperature: number
+    loops: readonly number[]
+    signal: AbortSignal | undefined
+    ranks: Ranks
+  } & StateChoice,
 ): Promise<number[][]> {
   const { groupSize, temperature, loops, signal, ranks } = options
   const { vocab_size: vocabulary } = model.config
@@ -45,7 +52,8 @@ export async function goldAnswerBeliefs(
       const drawn = await inTurns(own, (j) => answeredSequence(source, unique[known[j]!]!))
       const promptLengths = drawn.map(({ promptLength }) => promptLength)
       const sequences = drawn.map(({ tokens }) => tokens)
-      return (await model.responseMeans(sequences, { promptLengths, temperature, loops: loops.at(-1)!, signal })).logprobs
+      const scoring = { ...startingFrom(options), promptLengths, temperature, loops: loops.at(-1)!, signal }
+      return (await model.responseMeans(sequences, scoring)).logprobs
     })
     for (const [j, k] of known.entries()) curves[k] = [1 / vocabulary, ...loops.map((t) => Math.exp(logprobs[j]![t - 1]!))]
   }
@@ -63,13 +71,14 @@ export async function forcedExitBeliefs(
   source: ProblemSource,
   problems: readonly Record<string, unknown>[],
   rewards: readonly WeightedReward[],
-  options: RewardLimits & {
-    groupSize: number
-    maxNewTokens: number | undefined
-    loops: readonly number[]
-    signal: AbortSignal | undefined
-    ranks: Ranks
-  },
+  options: RewardLimits &
+    StateChoice & {
+      groupSize: number
+      maxNewTokens: number | undefined
+      loops: readonly number[]
+      signal: AbortSignal | undefined
+      ranks: Ranks
+    },
 ): Promise<number[][]> {
   const { groupSize, ...settings } = options
   const unique = problems.filter((_, i) => i % groupSize === 0).map((problem) => problem as Problem)

@@ -17,6 +17,7 @@ import type { TrainedLoops } from './objective/loops.js'
 import type { Objective } from './objective/schema.js'
 import type { PolicyConfig } from './options.js'
 import type { Ranks } from './ranks.js'
+import { startingFrom } from './sampling.js'
 
 /** Puts the values of some rows at their places among all rows. Other rows get `empty`. */
 export function scattered<Value>(count: number, rows: readonly number[], values: readonly Value[], empty: Value): Value[] {
@@ -40,21 +41,21 @@ export async function addModelsView(
   { model, ranks, signal }: ModelsView,
   batch: RolloutBatch,
   objective: Objective,
-  { run }: TrainedLoops,
+  { run, scoring }: TrainedLoops,
 ): Promise<RolloutBatch> {
   const complete = { ...batch }
   const count = batch.sequences.length
   const rows = [...batch.sequences.keys()].filter((i) => batch.sequences[i]!.length > batch.promptLengths[i]!)
   if (rows.length === 0 || batch.advantages !== undefined) return batch // nothing to learn from, or nothing to rate
   const shares = ranks.strided(rows.length)
-  const { inputVectors } = batch
-  const ask = (own: readonly number[]) => ({
-    sequences: own.map((k) => batch.sequences[rows[k]!]!),
-    options: {
-      ...{ promptLengths: own.map((k) => batch.promptLengths[rows[k]!]!), loops: run, signal },
-      ...(inputVectors === undefined ? {} : { inputVectors: own.map((k) => inputVectors[rows[k]!]) }),
-    },
-  })
+  const ask = (own: readonly number[]) => {
+    const mine = own.map((k) => rows[k]!)
+    const promptLengths = mine.map((i) => batch.promptLengths[i]!)
+    return {
+      sequences: mine.map((i) => batch.sequences[i]!),
+      options: { ...startingFrom(scoring), ...inputsOf(batch, mine), promptLengths, loops: run, signal },
+    }
+  }
   if (complete.embeddings === undefined && objective.rewards.some(({ kind }) => kind === 'novelty')) {
     const vectors = await ranks.rows('embeddings', shares, (own) => {
       const { sequences, options } = ask(own)
@@ -175,7 +176,10 @@ function marginal({ sequences, promptLengths, mask }: RolloutBatch, { config, mo
 }
 
 /** The initial states and input vectors of some rows, if the batch has them. */
-export function inputsOf({ initialStates, inputVectors }: RatedRollouts, rows: readonly number[]) {
+export function inputsOf(
+  { initialStates, inputVectors }: Pick<RatedRollouts, 'initialStates' | 'inputVectors'>,
+  rows: readonly number[],
+) {
   return {
     ...(initialStates === undefined ? {} : { initialStates: rows.map((i) => initialStates[i]!) }),
     ...(inputVectors === undefined ? {} : { inputVectors: rows.map((i) => inputVectors[i]) }),

@@ -9,6 +9,7 @@ import type { Metrics } from './events.js'
 import type { TrainingSequence } from './lessons.js'
 import { type PredictionSum, predictCached } from './predict-cached.js'
 import { Ranks } from './ranks.js'
+import { type StateChoice, startingFrom } from './sampling.js'
 import { bootstrapInterval, type Interval } from './statistics.js'
 
 /** Tokens to predict. */
@@ -56,9 +57,10 @@ export async function evaluateSequences(
     cacheType?: CacheType | undefined
     /** Aborts the evaluation with code ABORTED. */
     signal?: AbortSignal | undefined
-  } = {},
+  } & StateChoice = {},
 ): Promise<SequenceEvaluation[]> {
-  checkOptions(options, { loops: true, cacheType: true, signal: true }, 'evaluateSequences')
+  const names = { loops: true, cacheType: true, initialState: true, stateSeed: true, signal: true } as const
+  checkOptions(options, names, 'evaluateSequences')
   if (options.loops !== undefined) checkLoopCounts(options.loops, 'evaluateSequences')
   const ranks = Ranks.found('evaluateSequences')
   const wanted = options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)
@@ -96,16 +98,20 @@ async function predict(
   model: LoopLM,
   part: readonly TrainingSequence[],
   wanted: readonly number[],
-  { cacheType, signal }: { cacheType?: CacheType | undefined; signal?: AbortSignal | undefined },
+  { cacheType, signal, ...choice }: { cacheType?: CacheType | undefined; signal?: AbortSignal | undefined } & StateChoice,
 ): Promise<PredictionSum[][]> {
+  const states = startingFrom(choice)
   if (cacheType !== undefined) {
     const byLoops: PredictionSum[][] = []
-    for (const loops of wanted) byLoops.push(await predictCached(model, part, { loops, cacheType, signal }))
+    for (const loops of wanted) byLoops.push(await predictCached(model, part, { ...states, loops, cacheType, signal }))
     return part.map((_, i) => byLoops.map((sums) => sums[i]!))
   }
   const { logprobs, predicted } = await model.score(
     part.map(({ tokens }) => tokens),
-    { loops: largest(wanted), promptLengths: part.map(({ promptLength }) => promptLength), predictions: true, signal },
+    {
+      ...{ ...states, loops: largest(wanted), predictions: true, signal },
+      promptLengths: part.map(({ promptLength }) => promptLength),
+    },
   )
   return part.map(({ tokens, promptLength, mask }, i) =>
     wanted.map((loops) => {

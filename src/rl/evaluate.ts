@@ -21,7 +21,7 @@ import { Ranks } from './ranks.js'
 import { namedRewards, type RewardLimits, scoreCompletions } from './rewards.js'
 import { completionOf, generation } from './rollout.js'
 import type { Problem } from './rollout-record.js'
-import { checkGrammarTokenizer, constrained } from './sampling.js'
+import { checkGrammarTokenizer, constrained, type StateChoice, startingFrom } from './sampling.js'
 import { bootstrapInterval, type Interval, passAtK, wilsonInterval } from './statistics.js'
 
 /** A response and its reward. */
@@ -67,7 +67,7 @@ export interface Evaluation {
 }
 
 /** Options of {@link evaluate}. */
-export interface EvaluateOptions {
+export interface EvaluateOptions extends StateChoice {
   /** Task whose held-out problems are used. */
   task?: Task | undefined
   /** Rows to use instead of a task, or where to read them. */
@@ -132,6 +132,8 @@ const evaluateOptions = {
   tools: true,
   maxTurns: true,
   grammar: true,
+  initialState: true,
+  stateSeed: true,
   onProgress: true,
   signal: true,
 } satisfies Keys<EvaluateOptions>
@@ -217,7 +219,10 @@ export async function answerProblems(
   const encoded = answer === undefined ? await encodePrompts(source, problems) : []
   const count = problems.length * samples
   const prompts = encoded.flatMap((prompt) => Array<EncodedPrompt>(samples).fill(prompt))
-  const settings = { ...generation(source, options.maxNewTokens), ...constrained(options), temperature, signal }
+  const settings = {
+    ...generation(source, options.maxNewTokens),
+    ...{ ...constrained(options), ...startingFrom(options), temperature, signal },
+  }
   const fixedLength = source.task !== undefined && source.stop.length === 0
   const evaluations: Evaluation[] = []
   for (const loops of options.loops ?? Array.from({ length: model.config.total_ut_steps }, (_, i) => i + 1)) {

@@ -19,13 +19,13 @@ import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { RewardLimits } from './rewards.js'
 import type { Problem } from './rollout-record.js'
-import type { Constrained } from './sampling.js'
+import type { Constrained, StateChoice } from './sampling.js'
 
 /** The options of a trainer's `evaluate`. */
 export type Asked = Pick<EvaluateOptions, 'problems' | 'loops' | 'samples' | 'temperature' | 'signal'>
 
-/** The options of a run that its evaluations read. Not every trainer has the limits of rewards. */
-type EvaluatedConfig = TrainerConfig & RewardLimits
+/** The options of a run that its evaluations read. Not every trainer has the limits of rewards and the initial states. */
+type EvaluatedConfig = TrainerConfig & RewardLimits & StateChoice
 
 /** The evaluations of a run, on its own data and on `evalTasks`. */
 export class Evaluations {
@@ -102,9 +102,9 @@ export class Evaluations {
     asked: Asked & { problems: number },
     { maxNewTokens, answer, grammar }: { maxNewTokens?: number | undefined; answer?: Answerer | undefined } & Constrained = {},
   ): Promise<Evaluation[]> {
-    const { evalMaxNewTokens, seed, rewardConcurrency, rewardTimeout } = this.#config
+    const { evalMaxNewTokens, seed, rewardConcurrency, rewardTimeout, initialState, stateSeed } = this.#config
     return answerProblems(this.#model, source, answer === undefined ? rewards() : [], {
-      ...{ ...asked, answer, grammar, seed, rewardConcurrency, rewardTimeout },
+      ...{ ...asked, answer, grammar, seed, rewardConcurrency, rewardTimeout, initialState, stateSeed },
       maxNewTokens: evalMaxNewTokens ?? maxNewTokens,
       ranks: this.#ranks,
     })

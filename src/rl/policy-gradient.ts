@@ -286,7 +286,8 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     }
     const beliefs = await this.#beliefs(source, rollouts, objective, signal)
     const spec = objective.terms.find(({ advantage }) => advantage.gain !== undefined)?.advantage.gain
-    const scoring = { temperature: config.temperature, loops: this.#loops.run, signal, ranks: this.ranks }
+    const { initialState, stateSeed, temperature } = config
+    const scoring = { initialState, stateSeed, temperature, loops: this.#loops.run, signal, ranks: this.ranks }
     const gains = spec === undefined ? undefined : await turnGains(model, source, rollouts, spec, scoring)
     if (gains !== undefined) metrics['turns/gain'] = meanOf(gains.flat())
     return { batch: await addModelsView(this.#view(signal), batch, objective, this.#loops), beliefs, gains, metrics }
@@ -299,9 +300,9 @@ export abstract class PolicyGradientTrainer<Config extends PolicyConfig = Policy
     signal: AbortSignal | undefined,
   ): Promise<BeliefCurves> {
     const problems = rollouts.map(({ columns }) => columns)
-    const { groupSize, temperature, maxNewTokens, rewardConcurrency, rewardTimeout } = this.config
+    const { groupSize, temperature, maxNewTokens, rewardConcurrency, rewardTimeout, initialState, stateSeed } = this.config
     const { ranks } = this
-    const shared = { groupSize, loops: this.#loops.read, signal, ranks }
+    const shared = { groupSize, initialState, stateSeed, loops: this.#loops.read, signal, ranks }
     const answers = { ...shared, maxNewTokens, rewardConcurrency, rewardTimeout }
     const beliefs: BeliefCurves = {}
     for (const belief of beliefsOf(objective)) {

@@ -1,5 +1,5 @@
 import type { LoopLM } from '../model/model.js'
-import type { CacheType, LogitsContext, RealArray } from '../model/types.js'
+import type { CacheType, LogitsContext, RealArray, StateOptions } from '../model/types.js'
 import type { TrainingSequence } from './lessons.js'
 
 /** Sums over the tokens of one sequence that count. */
@@ -17,7 +17,7 @@ export interface PredictionSum {
 export async function predictCached(
   model: LoopLM,
   sequences: readonly TrainingSequence[],
-  { loops, cacheType, signal }: { loops: number; cacheType: CacheType; signal: AbortSignal | undefined },
+  options: { loops: number; cacheType: CacheType; signal: AbortSignal | undefined } & Omit<StateOptions, 'initialStates'>,
 ): Promise<PredictionSum[]> {
   const counts = ({ mask }: TrainingSequence, position: number) => mask?.[position - 1] !== 0
   const sums = sequences.map(() => ({ logprob: 0, correct: 0 }))
@@ -39,7 +39,7 @@ export async function predictCached(
       stop: [],
       exit: { rule: 'fixed' },
       logitsProcessor: force,
-      ...{ loops, cacheType, signal },
+      ...options,
     },
   )
   for (const [i, { logprobs }] of results.entries()) {

@@ -2,7 +2,7 @@ import type { Tokenizer } from '../data/tokenizer.js'
 import { LoopLMError } from '../errors.js'
 import type { ExitRule } from '../model/exit-rules.js'
 import type { LoopLM } from '../model/model.js'
-import type { GenerateOptions } from '../model/types.js'
+import type { GenerateOptions, StateOptions } from '../model/types.js'
 import type { PolicyConfig } from './options.js'
 
 /** A trainer's options for sampling rollouts. The caller adds a seed, a signal and lengths. */
@@ -17,6 +17,19 @@ export function samplingOptions(config: PolicyConfig): GenerateOptions {
     ...(loops === undefined ? {} : { loops }),
     ...{ exit: rolloutExit(config), speculate },
   }
+}
+
+/** A choice of initial states, for families whose loops start from one. */
+export interface StateChoice {
+  /** `zeros`, or `drawn` from `stateSeed` and the tokens. Defaults to `drawn`. */
+  initialState?: 'drawn' | 'zeros' | undefined
+  /** Seed of drawn initial states. Defaults to 0. */
+  stateSeed?: number | undefined
+}
+
+/** Options of the model with the initial states, if they are chosen. */
+export function startingFrom({ initialState, stateSeed }: StateChoice): Omit<StateOptions, 'initialStates'> {
+  return { ...(initialState === undefined ? {} : { initialState }), ...(stateSeed === undefined ? {} : { stateSeed }) }
 }
 
 /** A constraint on responses. */

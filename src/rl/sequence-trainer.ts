@@ -17,6 +17,7 @@ import type { SequenceConfig } from './options.js'
 import { checkTokenizer, type ProblemSource } from './problems.js'
 import { namedRewards } from './rewards.js'
 import type { Problem } from './rollout-record.js'
+import type { StateChoice } from './sampling.js'
 import { type Prepared, Trainer } from './trainer.js'
 import type { LogicalBatch, StepWork } from './updates.js'
 
@@ -101,14 +102,16 @@ export abstract class SequenceTrainer<
 
   /** Evaluates text and datasets by predicting their tokens, and tasks by answering them. */
   protected override async evaluateData(signal: AbortSignal | undefined): Promise<Metrics> {
-    const { evalProblems, evalLoops, task, evalDataset, reward } = this.config
+    const { evalProblems, evalLoops, task, evalDataset, reward, initialState, stateSeed }: SequenceConfig & StateChoice =
+      this.config
     if (task !== undefined || (this.#corpus === undefined && evalDataset === undefined)) return super.evaluateData(signal)
     const held = this.#evalCorpus ?? this.#corpus
     const sequences =
       held === undefined
         ? await trainingSequences(this.problems, await this.problems.heldOut(evalProblems), this.lessons)
         : (await held.heldOut(evalProblems)).map((tokens) => ({ tokens, promptLength: 1 }))
-    const metrics = sequenceMetrics(await evaluateSequences(this.model, sequences, { loops: evalLoops, signal }))
+    const options = { loops: evalLoops, initialState, stateSeed, signal }
+    const metrics = sequenceMetrics(await evaluateSequences(this.model, sequences, options))
     if (reward === undefined || held !== undefined) return metrics
     return { ...metrics, ...evaluationMetrics(await this.evaluate({ signal })) }
   }

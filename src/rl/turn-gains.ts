@@ -1,4 +1,5 @@
 import type { LoopLM } from '../model/model.js'
+import type { StateOptions } from '../model/types.js'
 import type { ProblemSource } from './problems.js'
 import type { Ranks } from './ranks.js'
 import type { Problem, Rollout } from './rollout-record.js'
@@ -18,7 +19,11 @@ export async function turnGains(
   source: ProblemSource,
   rollouts: readonly Rollout[],
   spec: { weight: number; value: 'probability' | 'log'; prefix: string },
-  { temperature, loops, signal, ranks }: { temperature: number; loops: number; signal: AbortSignal | undefined; ranks: Ranks },
+  {
+    ranks,
+    loops,
+    ...scoring
+  }: { temperature: number; loops: number; signal: AbortSignal | undefined; ranks: Ranks } & Omit<StateOptions, 'initialStates'>,
 ): Promise<number[][]> {
   const encode = (text: string) => source.tokenizer.encode(text, { addSpecialTokens: false })
   const begins = rollouts.map(({ turns = [] }) => turns.map(({ begin }) => begin))
@@ -42,7 +47,7 @@ export async function turnGains(
       const part = own.slice(at, at + sequencesPerCall).map((k) => unique.get(keys[k]!)!)
       const sequences = part.map(({ sequence }) => sequence)
       const promptLengths = part.map(({ promptLength }) => promptLength)
-      const { logprobs } = await model.responseMeans(sequences, { promptLengths, temperature, loops, signal })
+      const { logprobs } = await model.responseMeans(sequences, { ...scoring, promptLengths, loops })
       for (const row of logprobs) logs.push(row[loops - 1]!)
     }
     return logs

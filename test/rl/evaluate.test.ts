@@ -209,7 +209,7 @@ describe('the evaluations of a run', () => {
     await written.evaluate(asked)
     const stop = change.stop ?? [tokenizer.eosTokenId]
     for (const [i, loops] of asked.loops.entries()) {
-      const same = { maxNewTokens, stop, exit: { rule: 'fixed' }, temperature: 0, loops }
+      const same = { maxNewTokens, stop, exit: { rule: 'fixed' }, temperature: 0, loops, initialState: 'drawn', stateSeed: 0 }
       expect(seen[i]).toEqual({ ...same, seed: expect.any(Number), signal: expect.any(AbortSignal) })
     }
   })

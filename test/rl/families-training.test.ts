@@ -2,8 +2,23 @@
 // identities between models, and central differences.
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { describe, expect, it } from 'vitest'
-import { GRPOTrainer, LoopLM, memory, ObjectiveTrainer, PretrainTrainer, RLTTTrainer, resetPeakMemory } from '../../src/index.js'
+import { describe, expect, it, vi } from 'vitest'
+import {
+  type Environment,
+  evaluateSequences,
+  type GenerateOptions,
+  GRPOTrainer,
+  LoopLM,
+  memory,
+  type ObjectiveInput,
+  ObjectiveTrainer,
+  type ObjectiveTrainerOptions,
+  PretrainTrainer,
+  RLTTTrainer,
+  type RolloutFunction,
+  resetPeakMemory,
+  Tokenizer,
+} from '../../src/index.js'
 import { norm, readGolden, relativeError } from '../golden-files.js'
 import { refusal } from '../refusal.js'
 import { tinyModel, tinyTask, variedReward } from '../tiny.js'
@@ -270,6 +285,141 @@ describe('initial states in training', () => {
     using changed = new PretrainTrainer(model, change)
     using plain = new PretrainTrainer(model, {})
     expect((await changed.gradients({ sequences })).loss).not.toBeCloseTo((await plain.gradients({ sequences })).loss, 3)
+  })
+
+  const rows = ['abcabc', 'bcdbcd', 'aabbcc'].map((text) => ({ prompt: text.slice(0, 3), answer: text.slice(3) }))
+  const data = { dataset: rows, evalDataset: rows, tokenizer: Tokenizer.characters('abcdefghijklmnopqrstuvwxyz') }
+  const textOf = (tokens: readonly number[]) => data.tokenizer.decode(tokens, { skipUnknownTokens: true })
+  const choices = [{}, { stateSeed: 5 }, { initialState: 'zeros' }] as const
+
+  it('are the same in evaluations of predictions: the loss of the next step', async () => {
+    const losses = []
+    for (const choice of choices) {
+      using model = await load('huginn')
+      const options = { ...data, ...choice, steps: 1, evalEvery: 1, evalLoops: [3], batchSize: 3, weights: 'last' as const }
+      using trainer = new PretrainTrainer(model, options)
+      const seen: Record<string, number> = {}
+      for await (const { type, step, metrics } of trainer.run())
+        if (type === 'step' || (type === 'eval' && step === 0)) Object.assign(seen, metrics)
+      expect(seen['eval/loop_3/loss']).toBeCloseTo(seen.loss!, 12)
+      losses.push(seen.loss)
+    }
+    expect(new Set(losses).size).toBe(choices.length)
+  })
+
+  it.each(['single turns', 'episodes', 'rollout functions'])('are the same in evaluations of answers: %s', async (kind) => {
+    const texts = []
+    for (const choice of choices) {
+      using model = await load('huginn')
+      model.tokenizer = data.tokenizer
+      const generate = (prompts: readonly string[], options: GenerateOptions) =>
+        model.generate(
+          prompts.map((prompt) => data.tokenizer.encode(prompt)),
+          options,
+        )
+      const environment: Environment = ({ prompt }) => ({ prompt: prompt as string })
+      const rollout: RolloutFunction = async (problems, { generation }) => {
+        const results = await generate(
+          problems.map(({ prompt }) => prompt as string),
+          generation,
+        )
+        return results.map(({ tokens }, i) => ({
+          tokens: Int32Array.of(1, ...tokens),
+          ...{ promptLength: 1, reward: 0, truncated: true, text: textOf(tokens), columns: problems[i]! },
+        }))
+      }
+      const how = { 'single turns': {}, episodes: { environment }, 'rollout functions': { rollout } }[kind]
+      using trainer = new GRPOTrainer(model, { ...data, ...choice, ...how, reward: () => 0, maxNewTokens: 5 })
+      const [answered] = await trainer.evaluate({ loops: [3] })
+      const options = { ...choice, maxNewTokens: 5, temperature: 0 }
+      const wanted = await generate(
+        rows.map(({ prompt }) => prompt),
+        options,
+      )
+      const answers = answered!.answers.map(([answer]) => answer!.completion)
+      expect(answers).toEqual(wanted.map(({ tokens }) => textOf(tokens)))
+      texts.push(answers.join())
+    }
+    expect(new Set(texts).size).toBe(choices.length)
+  })
+
+  it.each<[string, ObjectiveTrainerOptions]>([
+    ['novelty', { objective: { rewards: [{ kind: 'novelty' }], terms: [{ weights: 'last' }] } }],
+    ['frugal', { objective: { rewards: [{ kind: 'frugal' }], terms: [{ weights: 'last' }] } }],
+    [
+      'frugal in episodes',
+      { objective: { rewards: [{ kind: 'frugal' }], terms: [{ weights: 'last' }] }, environment: () => ({ prompt: 'ab' }) },
+    ],
+    ['gold answers', { objective: { terms: [{ weights: 'uniform', advantage: { loops: { belief: 'gold-answer' } } }] } }],
+    ['forced exits', { objective: { terms: [{ weights: 'uniform', advantage: { loops: { belief: 'forced-exit' } } }] } }],
+    [
+      'gains of turns',
+      {
+        objective: 'igpo',
+        environment: () => ({ prompt: 'ab', step: ({ index }) => (index === 0 ? { reply: 'c' } : {}) }),
+      },
+    ],
+  ])('are the same wherever a step asks the model: %s', async (name, options) => {
+    using model = await LoopLM.fromPretrained(join(root, 'huginn'), { device: 'reference', dtype: 'float64', exitGate: true })
+    const asked: object[] = []
+    for (const method of ['generate', 'score', 'responseMeans', 'embed', 'accumulateLoss'] as const) {
+      const call = model[method].bind(model) as (first: never, options: object) => unknown
+      vi.spyOn(model, method as 'score').mockImplementation(((first: never, options: object) => {
+        asked.push(options)
+        return call(first, options)
+      }) as never)
+    }
+    const choice = { initialState: 'zeros', stateSeed: 5 } as const
+    const sizes = { promptsPerStep: 2, groupSize: 2, maxNewTokens: 3, steps: 1, logprobCheckEvery: 0 }
+    let rewarded = 0
+    const reward = () => rewarded++ % 2
+    using trainer = new ObjectiveTrainer(model, { ...data, ...sizes, ...choice, reward, ...options })
+    for await (const _ of trainer.run());
+    expect(asked.length, name).toBeGreaterThan(options.environment === undefined ? 2 : 1)
+    for (const options of asked) expect(options).toMatchObject(choice)
+  })
+
+  it('of a batch are those of its embeddings and exit loops', async () => {
+    using model = await LoopLM.fromPretrained(join(root, 'huginn'), { device: 'reference', dtype: 'float64', exitGate: true })
+    const objective: ObjectiveInput = { rewards: [{ kind: 'novelty' }, { kind: 'frugal' }], terms: [{ weights: 'last' }] }
+    const initialStates = sequences.map(({ length }) => new Float64Array(length * hidden))
+    using zeros = new ObjectiveTrainer(model, { groupSize: 4, objective, initialState: 'zeros' })
+    using drawn = new ObjectiveTrainer(model, { groupSize: 4, objective })
+    const batch = { sequences, promptLengths, rewards, answers: ['a', 'b', 'c', 'd'] }
+    const { loss } = await zeros.gradients(batch)
+    expect((await drawn.gradients({ ...batch, initialStates })).loss).toBe(loss)
+    expect((await drawn.gradients(batch)).loss).not.toBeCloseTo(loss, 3)
+  })
+
+  it('are the same with and without a cache in evaluateSequences', async () => {
+    using model = await load('huginn')
+    const given = sequences.map((tokens) => ({ tokens }))
+    const losses = []
+    for (const choice of choices) {
+      const [plain] = await evaluateSequences(model, given, { ...choice, loops: [3] })
+      const [cached] = await evaluateSequences(model, given, { ...choice, loops: [3], cacheType: 'model' })
+      expect(cached!.loss).toBeCloseTo(plain!.loss, 10)
+      losses.push(plain!.loss)
+    }
+    expect(new Set(losses).size).toBe(choices.length)
+  })
+
+  it('change what responseMeans and embed return, as they change scores', async () => {
+    using model = await load('huginn')
+    const embedded = []
+    for (const choice of choices) {
+      const { logprobs } = await model.responseMeans(sequences, { promptLengths, ...choice })
+      const scores = await model.score(sequences, { promptLengths, ...choice })
+      for (const [i, { length }] of sequences.entries())
+        for (let t = 0; t < 3; t++) {
+          const row = Array.from(scores.logprobs[i]!.subarray(t * (length - 1) + 2, (t + 1) * (length - 1)))
+          expect(logprobs[i]![t]).toBeCloseTo(row.reduce((sum, l) => sum + l, 0) / row.length, 12)
+        }
+      embedded.push((await model.embed(sequences, choice))[0]!.join())
+    }
+    expect(new Set(embedded).size).toBe(choices.length)
+    const zeros = { initialStates: sequences.map(({ length }) => new Float64Array(length * hidden)) }
+    expect((await model.embed(sequences, zeros))[0]!.join()).toBe(embedded[2])
   })
 })
 
