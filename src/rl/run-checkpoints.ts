@@ -56,6 +56,7 @@ export interface FoundCheckpoint {
 export class RunCheckpoints {
   readonly #parts: CheckpointedParts
   #refused: LoopLMError | undefined // the error of a resume that failed after parts of the checkpoint were loaded
+  #opened = false // whether this trainer has opened its folder before, so that the run in it is its own
 
   constructor(parts: CheckpointedParts) {
     this.#parts = parts
@@ -90,7 +91,7 @@ export class RunCheckpoints {
   /** @throws LoopLMError INVALID_ARGUMENT if a new run would begin in the folder of another run */
   async checkFolder(found: FoundCheckpoint | undefined): Promise<void> {
     const { runDir, resume } = this.#parts.config
-    if (found !== undefined || runDir === undefined || resume !== false || !this.begins) return
+    if (found !== undefined || runDir === undefined || resume !== false || this.#opened) return
     await this.#parts.ranks.first('run folder', () => RunFolder.requireNew(runDir))
   }
 
@@ -139,9 +140,10 @@ export class RunCheckpoints {
   async openFolder(given: Record<string, unknown> | undefined): Promise<RunFolder | undefined> {
     const { runDir } = this.#parts.config
     if (runDir === undefined) return undefined
-    return this.#parts.ranks.each('run folder', async () =>
-      this.#parts.ranks.leads ? this.#openFolder(runDir, given) : undefined,
-    )
+    const { ranks } = this.#parts
+    const folder = await ranks.each('run folder', async () => (ranks.leads ? this.#openFolder(runDir, given) : undefined))
+    this.#opened = true
+    return folder
   }
 
   async #openFolder(runDir: string, given: Record<string, unknown> | undefined): Promise<RunFolder> {

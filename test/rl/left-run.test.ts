@@ -171,6 +171,14 @@ describe('several runs of one trainer', () => {
     expect(await finish(trainer.run())).toEqual(['step 1', 'step 2', 'eval 2', 'checkpoint 2', 'done 2'])
   })
 
+  it('continue in the folder that the first run opened, even if it was aborted before its first step', async () => {
+    const runDir = join(root, 'again-unstepped')
+    using model = await tinyModel('cpu')
+    const trainer = train(model, { runDir, steps: 1 })
+    expect(await finish(trainer.run({ signal: AbortSignal.abort() }))).toEqual(['checkpoint 0', 'done 0'])
+    expect(await finish(trainer.run())).toEqual(['step 1', 'checkpoint 1', 'done 1'])
+  })
+
   it('are rejected while the first one computes', async () => {
     using model = await tinyModel('cpu')
     const trainer = train(model, { runDir: join(root, 'computing') })
