@@ -4,7 +4,7 @@ import type { Command } from 'commander'
 import { uploadModel } from '../data/upload.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { RunReader } from '../monitor/run-reader.js'
-import { checkpointPath, newestCheckpoint, readTrainerState } from '../rl/checkpoint.js'
+import { bestPath, newestCheckpoint, readTrainerState } from '../rl/checkpoint.js'
 import { modelCard } from './model-card.js'
 import { interruptible, print } from './output.js'
 
@@ -72,6 +72,6 @@ async function findCheckpoint(source: string): Promise<string> {
   if (newest === undefined)
     throw new LoopLMError('NOT_FOUND', `${source} is neither a run with a checkpoint nor a checkpoint folder`, { operation })
   const [best] = (await readTrainerState(newest, undefined, operation)).best
-  const path = best && checkpointPath(source, best.step)
+  const path = best && bestPath(source, best)
   return path !== undefined && (await isFile(join(path, 'trainer_state.json'))) ? path : newest
 }

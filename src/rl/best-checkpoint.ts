@@ -6,6 +6,8 @@ import type { TrainerConfig } from './options.js'
 export interface RankedStep {
   step: number
   value: number
+  /** Its checkpoint, if that is in the folder of another run, which this run continues. */
+  path?: string | undefined
 }
 
 /** A held-out metric that is worse than at the first evaluation. */

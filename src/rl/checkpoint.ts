@@ -1,5 +1,5 @@
 import { readdir, rename, rm, writeFile } from 'node:fs/promises'
-import { basename, join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import { z } from 'zod'
 import { LoopLMError } from '../errors.js'
 import { checksumOf, sha256 } from '../files/folder-files.js'
@@ -7,6 +7,7 @@ import { maxFileBytes, readJson } from '../files/read.js'
 import { type FolderPart, namesIn, replaceFolder, settleFolder, unsettledFolders } from '../files/replace-folder.js'
 import { exists, jsonText, onDisk } from '../files/write.js'
 import { checkSchema } from '../validation/schema.js'
+import type { RankedStep } from './best-checkpoint.js'
 
 /*
  * A checkpoint is the folder runDir/checkpoints/step-<n>. It holds the model as a Hugging Face folder, optimizer.safetensors
@@ -44,7 +45,7 @@ const stateSchema = z.object({
     .max(2 ** 32)
     .default(-1),
   stalled: z.int().min(0).default(0),
-  best: z.array(z.object({ step, value: z.number() })).default([]),
+  best: z.array(z.object({ step, value: z.number(), path: z.string().optional() })).default([]),
   firstEvaluation: z.object({ step, metrics: z.record(z.string(), z.number()) }).optional(),
   config: z.record(z.string(), z.unknown()),
 })
@@ -98,6 +99,35 @@ function stateChecksum(content: object): string {
 /** The path of a step's checkpoint. */
 export function checkpointPath(runDir: string, step: number): string {
   return join(runDir, 'checkpoints', `step-${step}`)
+}
+
+/** The path of the checkpoint of one of a run's best evaluations. */
+export function bestPath(runDir: string, { step, path }: RankedStep): string {
+  return path ?? checkpointPath(runDir, step)
+}
+
+/**
+ * The best evaluations of a checkpoint, each with its own checkpoint: in the folder that the checkpoint was itself resumed
+ * from, beside the checkpoint, or in the folder of the run that resumes. Evaluations without a checkpoint are omitted.
+ */
+export async function findBest(checkpoint: string, { step, best }: TrainerState, runDir: string): Promise<RankedStep[]> {
+  const found: RankedStep[] = []
+  for (const ranked of best) {
+    const own = resolve(checkpointPath(runDir, ranked.step))
+    const beside = join(dirname(resolve(checkpoint)), basename(own))
+    const places = [ranked.path ?? beside, beside, own]
+    const held = await Promise.all(places.map((place) => isOf(place, ranked)))
+    const path = ranked.step === step ? own : places[held.indexOf(true)] // a run in another folder writes `checkpoint` again
+    if (path !== undefined) found.push({ step: ranked.step, value: ranked.value, ...(path === own ? {} : { path }) })
+  }
+  return found
+}
+
+/** Whether a folder is the checkpoint of an evaluation. One of another run was evaluated with another value. */
+async function isOf(folder: string, { step, value }: RankedStep): Promise<boolean> {
+  const state = await readTrainerState(folder).catch(() => undefined)
+  if (state?.step !== step) return false
+  return state.evaluated < step || state.best.some((ranked) => ranked.step === step && ranked.value === value)
 }
 
 /**

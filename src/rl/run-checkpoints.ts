@@ -4,11 +4,12 @@ import { parametersChecksum } from '../model/checksum.js'
 import type { LoopLM } from '../model/model.js'
 import type { AdamW } from '../model/optimizer.js'
 import { RunFolder } from '../monitor/run-folder.js'
-import type { BestCheckpoints } from './best-checkpoint.js'
+import type { BestCheckpoints, RankedStep } from './best-checkpoint.js'
 import {
+  bestPath,
   changesSince,
-  checkpointPath,
   checkUpdates,
+  findBest,
   findCheckpoint,
   newestCheckpoint,
   readTrainerState,
@@ -50,6 +51,8 @@ export interface CheckpointedParts {
 export interface FoundCheckpoint {
   path: string
   state: TrainerState
+  /** The best evaluations of the state that still have a checkpoint. */
+  best: RankedStep[]
 }
 
 /** Begins, resumes and saves the runs of a trainer. */
@@ -78,7 +81,9 @@ export class RunCheckpoints {
     return this.#parts.ranks.first('resume', async () => {
       if (runDir !== undefined) await settle(runDir).catch(() => {}) // a folder that cannot be written is rejected later
       const path = await findCheckpoint(resume, runDir, operation)
-      return path === undefined ? undefined : { path, state: await readTrainerState(path, name) }
+      if (path === undefined) return undefined
+      const state = await readTrainerState(path, name)
+      return { path, state, best: runDir === undefined ? state.best : await findBest(path, state, runDir) }
     })
   }
 
@@ -222,7 +227,9 @@ export class RunCheckpoints {
   get best(): { step: number; value: number; path?: string } | undefined {
     const { selection, config } = this.#parts
     const { best } = selection
-    return best === undefined || config.runDir === undefined ? best : { ...best, path: checkpointPath(config.runDir, best.step) }
+    if (best === undefined) return undefined
+    const { step, value } = best
+    return config.runDir === undefined ? { step, value } : { step, value, path: bestPath(config.runDir, best) }
   }
 
   /** Loads the best parameters. Returns their step, or undefined if the option is off or there is no best checkpoint. */
@@ -239,11 +246,16 @@ export class RunCheckpoints {
     return this.#parts.position.step === 0 && this.#parts.selection.state.evaluated < 0
   }
 
-  #goOnFrom({ path, state }: FoundCheckpoint, data: DataDescription): void {
+  #goOnFrom({ path, state, best }: FoundCheckpoint, data: DataDescription): void {
     const { position, selection, config, warn } = this.#parts
     const { step, tokens, skippedUpdates } = state
     Object.assign(position, { step, tokens, skippedUpdates })
-    selection.state = state
+    selection.state = { ...state, best }
+    const lost = state.best.filter(({ step }) => !best.some((found) => found.step === step))
+    if (lost.length > 0 && config.metricForBestModel !== undefined) {
+      const names = lost.map(({ step }) => `step-${step}`).join(', ')
+      warn(`of the best checkpoints, ${names} was found neither in ${config.runDir} nor beside ${path}, and no longer counts`)
+    }
     for (const message of changesSince(path, state, plainConfig(config), data)) warn(message)
   }
 }

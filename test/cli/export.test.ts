@@ -70,6 +70,11 @@ describe('looplm export', () => {
     expect((await refusal(() => exportRun(root, join(root, 'x')))).message).toMatch(
       /is neither a run with a checkpoint nor a checkpoint folder/,
     )
+
+    const other = { runDir: join(root, 'continued'), resume: join(runDir, 'checkpoints', 'step-3') }
+    using later = new RLTTTrainer(model, { ...quiet, ...policy, ...other, steps: 4 })
+    for await (const _ of later.run());
+    expect(await exportRun(other.runDir, join(root, 'of-continued'))).toContain(`: ${path}, with`)
   })
 
   it('names a base model only if the run says so', async () => {

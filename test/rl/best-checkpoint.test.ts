@@ -1,5 +1,5 @@
 // Best checkpoints, early stopping, evaluations on several tasks, rewards that take their time, and what a run says about itself.
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
+import { cp, mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
@@ -103,6 +103,48 @@ describe('the best checkpoints', () => {
     expect(await checkpoints(cut)).toEqual(await checkpoints(whole))
     expect(resumed.trainer.best).toMatchObject({ step: 4, value: 0.7 })
     expect(await parametersOf(resumed.model)).toEqual(await parametersOf(straight.model))
+  })
+
+  it('are found beside the checkpoint that a run in another folder resumes from', async () => {
+    const [one, two, copy] = ['resumed-one', 'resumed-two', 'resumed-copy'].map((name) => join(root, name))
+    const step = (runDir: string, number: number) => join(runDir, 'checkpoints', `step-${number}`)
+    const options = { loadBestModelAtEnd: true, saveEvery: 1, keepCheckpoints: 1 }
+    await scripted({ ...options, runDir: one! }, [0.9, 0.1, 0.2])
+    await scripted({ runDir: two! }, [0.5]) // its step-1 is not that of the first run
+    using best = await LoopLM.fromPretrained(step(one!, 1))
+    const wanted = { step: 1, value: 0.9, path: step(one!, 1) }
+    const goOn = async (runDir: string, resume: string | boolean, script: number[]) => {
+      const onWarning = vi.fn()
+      const resumed = await scripted({ ...options, runDir, resume, onWarning }, script)
+      return { ...resumed, warnings: onWarning.mock.calls.map(([message]) => message).join('\n') }
+    }
+    for (const [resume, script] of [
+      [step(one!, 3), [0, 0, 0, 0.3]],
+      [true, [0, 0, 0, 0, 0.4]],
+    ] as const) {
+      const { model, trainer, warnings } = await goOn(two!, resume, [...script])
+      expect(trainer.best).toEqual(wanted)
+      expect(await parametersOf(model)).toEqual(await parametersOf(best))
+      expect(warnings).not.toMatch(/best/)
+    }
+
+    await cp(step(one!, 3), join(copy!, 'step-3'), { recursive: true })
+    expect((await goOn(one!, join(copy!, 'step-3'), [0, 0, 0, 0.3])).trainer.best).toEqual(wanted)
+
+    await rm(one!, { recursive: true })
+    const { trainer, warnings } = await goOn(two!, true, [0, 0, 0, 0, 0, 0.1])
+    expect(warnings).toMatch(
+      /of the best checkpoints, step-1 was found neither in .*two nor beside .*two.*step-5, and no longer counts/,
+    )
+    expect(trainer.best).toEqual({ step: 6, value: 0.1, path: step(two!, 6) })
+  })
+
+  it('are found on resume even if they were written before their evaluation', async () => {
+    const runDir = join(root, 'evaluated-later')
+    await scripted({ runDir, steps: 2, evalEvery: 0, metricForBestModel: undefined } as PretrainOptions, [0, 0])
+    await scripted({ runDir, resume: true }, [0, 0.9, 0.1])
+    const { trainer } = await scripted({ runDir, resume: true }, [0, 0.9, 0.1, 0.2])
+    expect(trainer.best).toMatchObject({ step: 2, value: 0.9 })
   })
 
   it('require a known metric and the options that they depend on', async () => {
