@@ -83,8 +83,6 @@ interface OpenRun {
   folder: RunFolder | undefined
   log: RunLog
   begin(): Promise<void>
-  /** Step of the newest checkpoint in the folder. -1: none. */
-  saved: number
 }
 
 /**
@@ -112,6 +110,7 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
   readonly #ongoing = new OngoingRun()
   #problems: ProblemSource | undefined
   #log: RunLog | undefined // log of the current run
+  #saved = -1 // step of the checkpoint that this trainer wrote last, or resumed from in its folder
 
   constructor(name: string, model: LoopLM, config: Config) {
     checkInstance(model, 'model', LoopLM, 'LoopLM.create and LoopLM.fromPretrained resolve to', new.target.name)
@@ -441,14 +440,14 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
    * Writes a checkpoint if one is due, and returns its path.
    * @param ends whether the run ends here
    */
-  async #save(run: OpenRun, ends: boolean): Promise<string | undefined> {
+  async #save({ folder, data, log }: OpenRun, ends: boolean): Promise<string | undefined> {
     const { step } = this
     const { saveEvery } = this.config
-    const { folder, data, log } = run
     const due = step > 0 && saveEvery > 0 && step % saveEvery === 0
-    if (this.config.runDir === undefined || run.saved === step || !(ends || due || this.#selection.holds(step))) return undefined
-    run.saved = step
+    if (this.config.runDir === undefined || this.#saved === step || !(ends || due || this.#selection.holds(step)))
+      return undefined
     const path = await this.#exclusively(() => this.#checkpoints.save(folder, data, () => log.flush()))
+    this.#saved = step
     await log.saved(path)
     return path
   }
@@ -501,12 +500,12 @@ export abstract class Trainer<Config extends TrainerConfig, Batch extends GivenB
     }
     await this.#exclusively(() => this.#checkpoints.begin(found, data))
     const folder = await this.#checkpoints.openFolder(config)
-    const resumed = found !== undefined && found.path === (runDir && checkpointPath(runDir, this.step))
+    if (found !== undefined) this.#saved = found.path === (runDir && checkpointPath(runDir, this.step)) ? this.step : -1
     const written = { trainer: this.name, ...config, options: plainConfig(this.config) }
     const step = this.#checkpoints.begins ? -1 : this.step
     const facts = runFacts(this.model, this.trained, data)
     const begin = () => log.begin(folder, written, { step, facts, warn: (message) => this.warn(message) })
-    return { data, folder, log, begin, saved: resumed ? this.step : -1 }
+    return { data, folder, log, begin }
   }
 
   /** Runs an action on the whole model, but never in the middle of another trainer's step. */

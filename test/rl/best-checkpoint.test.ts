@@ -93,6 +93,16 @@ describe('the best checkpoints', () => {
     expect(await parametersOf(newest)).not.toEqual(await parametersOf(best))
   })
 
+  it('are loaded again by another run, which writes no checkpoint because it makes no step', async () => {
+    const runDir = join(root, 'load-best-again')
+    const { model, trainer } = await scripted({ runDir, loadBestModelAtEnd: true }, [0.1, 0.9, 0.2])
+    const weights = () => readFile(join(runDir, 'checkpoints', 'step-3', 'model.safetensors'))
+    const [before, best] = [await weights(), await parametersOf(model)]
+    expect((await finish(trainer.run())).map(({ type }) => type)).toEqual(['done'])
+    expect((await weights()).equals(before)).toBe(true)
+    expect(await parametersOf(model)).toEqual(best)
+  })
+
   it('are the same after a resume', async () => {
     const script = [0.3, 0.6, 0.1, 0.7, 0.2, 0.65]
     const options = { saveBest: 2, saveEvery: 1, keepCheckpoints: 1 }
