@@ -1,8 +1,7 @@
-import { createReadStream } from 'node:fs'
 import { type FileHandle, mkdir, open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import { stringify } from 'yaml'
+import { readLines } from '../data/lines.js'
 import { fileError, LoopLMError } from '../errors.js'
 import { exists, replaceFile } from '../files/write.js'
 
@@ -149,22 +148,24 @@ async function requireFiles(path: string): Promise<void> {
   }
 }
 
+const lineEnd = Buffer.from('\n')
+
 async function truncate(path: string, step: number): Promise<number> {
   if ((await stat(path).catch(() => undefined)) === undefined) return 0
   let damaged = 0
   let lastDamaged = false
   const copy = async (output: FileHandle) => {
-    let kept: string[] = []
-    for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Infinity })) {
-      const found = stepOf(line)
-      lastDamaged = found === undefined && line.trim() !== ''
-      if (lastDamaged) damaged++
-      if (found !== undefined && found <= step) kept.push(`${line}\n`)
-      if (kept.length < 1024) continue
-      await output.appendFile(kept.join(''))
-      kept = []
+    for await (const lines of readLines(path, { maxRowBytes: Number.POSITIVE_INFINITY, operation: 'run' })) {
+      const kept: Uint8Array[] = []
+      for (const { bytes } of lines) {
+        const text = Buffer.from(bytes).toString()
+        const found = stepOf(text)
+        lastDamaged = found === undefined && text.trim() !== ''
+        if (lastDamaged) damaged++
+        if (found !== undefined && found <= step) kept.push(bytes, lineEnd)
+      }
+      await output.appendFile(Buffer.concat(kept))
     }
-    await output.appendFile(kept.join(''))
   }
   await replaceFile(path, copy, 'run')
   return damaged - Number(lastDamaged)

@@ -45,6 +45,15 @@ describe('run folder', () => {
     expect(JSON.parse(await readFile(join(path, 'run.json'), 'utf8'))).toMatchObject({ trainer: 'grpo', parameters: 1 })
   })
 
+  it('keeps lines whole that contain other line breaks, such as U+2028', async () => {
+    const folder = await RunFolder.open(join(root, 'breaks'), { config: {} })
+    const records = [0, 1, 2].map((step) => JSON.stringify({ step, prompt: 'one\u2028two\u2029three\u0085four' }))
+    const lines = [...records, '{"step":2,\r"loss":1}', '{"step":2}\r']
+    await writeFile(folder.pathOf('completions.jsonl'), lines.map((line) => `${line}\n`).join(''))
+    expect(await folder.keep('completions.jsonl', 1)).toBe(0)
+    expect(await readFile(folder.pathOf('completions.jsonl'), 'utf8')).toBe(`${records[0]}\n${records[1]}\n`)
+  })
+
   it('rejects a new run when it already holds one', async () => {
     await expect(RunFolder.requireNew(join(root, 'run'))).rejects.toThrow(/already holds a run; continue it with resume/)
     await RunFolder.requireNew(join(root, 'other'))
