@@ -3,6 +3,7 @@ import { errorMessage, LoopLMError, toLoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
 import type { LoggedRun, Logger, RunFacts, RunNote, RunOutcome } from '../monitor/logger.js'
 import { builtInLoggers, type LoggerName } from '../monitor/loggers/built-in.js'
+import { lineFields } from '../monitor/loggers/json-lines.js'
 import type { RunFolder } from '../monitor/run-folder.js'
 import { memory } from '../tensor/devices.js'
 import { type CallbackArgument, callBack, failureOf, type RunningTrainer, type TrainerCallbacks } from './callbacks.js'
@@ -160,10 +161,13 @@ function nameOf(logger: Logger, i: number): string {
  * @throws LoopLMError INVALID_ARGUMENT
  */
 function checkMetrics(metrics: Metrics): void {
+  const refuse = (problem: string) => {
+    throw new LoopLMError('INVALID_ARGUMENT', `metrics: ${problem}`, { operation: 'callbacks' })
+  }
   const wrong = Object.entries(metrics).find(([, value]) => typeof value !== 'number')
-  if (wrong === undefined) return
-  const message = `metrics: ${wrong[0]} must be a number, got ${typeof wrong[1]}; a callback has added it`
-  throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'callbacks' })
+  if (wrong !== undefined) refuse(`${wrong[0]} must be a number, got ${typeof wrong[1]}; a callback has added it`)
+  const taken = lineFields.find((name) => Object.hasOwn(metrics, name))
+  if (taken !== undefined) refuse(`${taken} is the name of another field of metrics.jsonl; a callback has added it: rename it`)
 }
 
 /** @param trained names of the parameters that optimizer steps change; undefined: all */

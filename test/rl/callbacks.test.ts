@@ -119,6 +119,21 @@ describe('callbacks', () => {
     expect((await refusal(() => finish(other.run()))).message).toMatch(/metrics: colour must be a number, got string/)
   })
 
+  it.each(['type', 'step', 'time'])('cannot add a metric %s, which is another field of metrics.jsonl', async (name) => {
+    const runDir = join(root, `taken-${name}`)
+    using model = await tinyModel('cpu')
+    const callbacks: TrainerCallbacks = {
+      onStep: ({ metrics }) => {
+        metrics[name] = 100
+      },
+    }
+    using trainer = pretrain(model, { runDir, callbacks })
+    const { code, message } = await refusal(() => finish(trainer.run()))
+    expect(code).toBe('INVALID_ARGUMENT')
+    expect(message).toMatch(`metrics: ${name} is the name of another field of metrics.jsonl; a callback has added it: rename it`)
+    expect(await jsonLines(join(runDir, 'metrics.jsonl'))).toEqual([])
+  })
+
   it.each([
     ['onRunBegin', 0],
     ['onRollouts', 1],

@@ -1,6 +1,9 @@
 import type { LoggedCompletion, LoggedRun, Logger, RunNote, RunOutcome } from '../logger.js'
 import { files, type RunFolder } from '../run-folder.js'
 
+/** The fields of a line of metrics.jsonl that are not metrics. */
+export const lineFields = ['type', 'step', 'time'] as const
+
 /**
  * Writes metrics.jsonl, completions.jsonl, notes.jsonl and run.json of a run folder. Every line is written immediately, so that
  * a crash loses none. `looplm report` and `looplm watch` read these files.
