@@ -309,6 +309,18 @@ describe('events for TensorBoard', () => {
     ])
   })
 
+  it('are in a separate file for every opening, even within one second', async () => {
+    const path = join(root, 'event-files')
+    for (const step of [0, 1, 0]) {
+      const logger = new TensorBoardLogger(await RunFolder.open(path, { config: {} }))
+      logger.start({}, { step })
+      await logger.log(step + 1, { loss: 1 })
+    }
+    const names = (await readdir(path)).filter((file) => file.includes('tfevents')).sort() // the order in which they are read
+    const starts = await Promise.all(names.map(async (name) => readEvents(await readFile(join(path, name)))[1]![1]))
+    expect(starts).toEqual([1, 2, 1].map((step) => [2, step]))
+  })
+
   it('count steps beyond 32 bits', () => {
     const [event] = readEvents(Buffer.from(scalarEvent(2 ** 40 + 5, { x: 1 }, 0)))
     expect(event![1]).toEqual([2, 2 ** 40 + 5])
