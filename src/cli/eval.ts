@@ -1,15 +1,15 @@
-import { writeFile } from 'node:fs/promises'
 import { type Command, Option } from 'commander'
 import { type ReadyColumns, readyColumns } from '../data/columns.js'
 import { Corpus } from '../data/corpus.js'
-import { fileError, LoopLMError } from '../errors.js'
+import { LoopLMError } from '../errors.js'
+import { type OutputFile, openOutput } from '../files/write.js'
 import { cacheTypes } from '../model/cache-type.js'
 import type { LoopLM } from '../model/model.js'
 import { stopTokens } from '../model/special-tokens.js'
 import type { CacheType } from '../model/types.js'
 import { formatNumber } from '../monitor/progress.js'
 import { openRows } from '../rl/dataset-rows.js'
-import { type Evaluation, evaluate } from '../rl/evaluate.js'
+import { type EvaluateOptions, type Evaluation, evaluate } from '../rl/evaluate.js'
 import { evaluateSequences } from '../rl/evaluate-sequences.js'
 import type { Interval } from '../rl/statistics.js'
 import { builtInRewards } from '../tasks/rewards.js'
@@ -122,13 +122,28 @@ function checkFlags(flags: EvalFlags): void {
 }
 
 async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
-  await joinProcesses({ backend: flags.parallel })
+  const ranks = await joinProcesses({ backend: flags.parallel })
   checkFlags(flags)
   if (flags.text !== undefined) return evaluateText(folder, flags.text, flags)
   const { dataset: path, split, config, columns } = flags
   const dataset = path === undefined ? undefined : { path, split, config, columns }
   // fails before a large model is loaded
   if (dataset !== undefined) await openRows(dataset, 'dataset', 0, 'looplm eval').head(1)
+  const { save } = flags
+  const output = await ranks.each('save', () => (save !== undefined && ranks.leads ? openOutput(save, 'looplm eval') : undefined))
+  try {
+    await answerProblems(folder, flags, dataset, output)
+  } finally {
+    await output?.close()
+  }
+}
+
+async function answerProblems(
+  folder: string,
+  flags: EvalFlags,
+  dataset: EvaluateOptions['dataset'],
+  output: OutputFile | undefined,
+): Promise<void> {
   const chatTemplate = chatSettings(flags)
   const reward = flags.reward && (await openRewards(flags.reward.map((reward) => ({ reward }))))
   using model = await openModel(folder, flags)
@@ -148,11 +163,13 @@ async function evaluateModel(folder: string, flags: EvalFlags): Promise<void> {
       signal,
     }),
   )
-  if (flags.save !== undefined && leads()) await saveAnswers(flags.save, results)
-  if (flags.json) {
+  if (flags.json)
     printJson({ model: folder, results: results.map(({ answers: _answers, columns: _columns, ...result }) => result) })
-    return
-  }
+  else printResults(results, temperature)
+  await output?.write(answerLines(results))
+}
+
+function printResults(results: readonly Evaluation[], temperature: number | undefined): void {
   const one = (results[0]?.samples ?? 1) === 1
   const how =
     one && (temperature ?? 0) === 0 ? 'greedy' : `${results[0]?.samples} samples, temperature ${temperature ?? (one ? 0 : 1)}`
@@ -177,17 +194,15 @@ function showProgress({ loops, answered, of }: { loops: number; answered: number
     stderr.write(`\r\x1b[2K${loops} loops: ${answered} of ${of} answers${answered === of ? '\r\x1b[2K' : ''}`)
 }
 
-/** Writes a line per response: loops, the problem's number and prompt, the sample's number, the completion and its reward. */
-async function saveAnswers(path: string, results: readonly Evaluation[]): Promise<void> {
+/** A line per response: loops, the problem's number and prompt, the sample's number, the completion and its reward. */
+function answerLines(results: readonly Evaluation[]): string {
   const lines = results.flatMap(({ loops, answers, columns }) =>
     answers.flatMap((own, problem) => {
       const { prompt, answer } = columns[problem]!
       return own.map((given, sample) => JSON.stringify({ loops, problem, sample, prompt, answer, ...given }))
     }),
   )
-  await writeFile(path, lines.map((line) => `${line}\n`).join('')).catch((cause) => {
-    throw fileError(cause, 'write', path, 'looplm eval')
-  })
+  return lines.map((line) => `${line}\n`).join('')
 }
 
 async function evaluateText(folder: string, paths: readonly string[], flags: EvalFlags): Promise<void> {

@@ -36,6 +36,42 @@ export async function replaceFile(
   }
 }
 
+/** A file that is open for writing and still has its old content. */
+export interface OutputFile {
+  /** Replaces the content. */
+  write(text: string): Promise<void>
+  /** Closes the file. A new file without a text is removed. */
+  close(): Promise<void>
+}
+
+/**
+ * Opens a file that is written after long work, so that one that cannot be written is refused before it. It may be a pipe or a
+ * device.
+ *
+ * @throws LoopLMError INVALID_FILE naming the file
+ */
+export async function openOutput(path: string, operation: string): Promise<OutputFile> {
+  let unused = true // whether the file is new and empty
+  const old = (cause: { code?: string }) => {
+    if (cause.code !== 'EEXIST') throw cause
+    unused = false
+    return open(path, 'a')
+  }
+  const file = await onDisk('write', path, open(path, 'wx').catch(old), operation)
+  const replace = async (text: string) => {
+    unused = false
+    if ((await file.stat()).isFile()) await file.truncate()
+    await file.writeFile(text)
+  }
+  return {
+    write: (text) => onDisk('write', path, replace(text), operation),
+    close: async () => {
+      await file.close()
+      if (unused) await rm(path, { force: true })
+    },
+  }
+}
+
 /**
  * Awaits an operation of the file system and converts its errors.
  *

@@ -393,6 +393,7 @@ describe('a new model with a tokenizer', () => {
     await writeFile(join(root, 'parts', 'test.jsonl'), `${JSON.stringify({ problem: '1:', answer: 'yes' })}\n`)
     const part = ['--dataset', 'parts', '--split', 'test', '--columns', 'math', '--reward', 'exactMatch']
     const sampled = ['--loops', '2', '--samples', '4', '--temperature', '0.1', '--save', 'answers.jsonl']
+    await writeFile(join(root, 'answers.jsonl'), 'earlier answers\n'.repeat(100))
     const { code, stdout, stderr } = await looplm(['eval', checkpoint, ...part, ...sampled])
     expect([code, stderr]).toEqual([0, ''])
     const line = '2 loops  reward 1.00 (1.000 to 1.000)  pass@1 1.00  pass@2 1.00  pass@4 1.00  tokens 4.00'
@@ -400,6 +401,21 @@ describe('a new model with a tokenizer', () => {
     const answers = (await readFile(join(root, 'answers.jsonl'), 'utf8')).trimEnd().split('\n')
     const answer = { loops: 2, problem: 0, prompt: '1:', answer: 'yes', completion: 'yes', reward: 1 }
     expect(answers.map((one) => JSON.parse(one))).toEqual([0, 1, 2, 3].map((sample) => ({ ...answer, sample })))
+  })
+
+  it('is not evaluated if the answers cannot be saved, and an evaluation that fails leaves the file as it was', async () => {
+    const save = (model: string, file: string) =>
+      looplm(['eval', model, '--dataset', 'yes.jsonl', '--loops', '2', '--problems', '1', '--save', file])
+    expectRefusal(await save('no-model', 'nowhere/answers.jsonl'), /cannot write nowhere\/answers\.jsonl: .*\(ENOENT\)/)
+    expectRefusal(await save('no-model', 'runs'), /cannot write runs: .*\(EISDIR\)/)
+    await writeFile(join(root, 'earlier.jsonl'), 'earlier answers\n')
+    for (const file of ['earlier.jsonl', 'later.jsonl']) expectRefusal(await save('no-model', file), /no-model/)
+    expect(await readFile(join(root, 'earlier.jsonl'), 'utf8')).toBe('earlier answers\n')
+    expect(existsSync(join(root, 'later.jsonl'))).toBe(false)
+    if (!existsSync('/dev/full')) return // Linux has it
+    const full = await save(checkpoint, '/dev/full')
+    expect(full.stderr).toMatch(/cannot write \/dev\/full: .*\(ENOSPC\)/)
+    expect(full.stdout).toMatch(/^1 problems, greedy/)
   })
 
   it('is not evaluated or trained on conversations that lack prompts', async () => {
