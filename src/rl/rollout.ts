@@ -133,18 +133,15 @@ export async function sampleStep(
       for (const rollout of rollouts.slice(group * groupSize, (group + 1) * groupSize)) kept.push(rollout)
   }
   keep(first.rollouts)
-  const cost = { ...first.cost }
-  let rounds = 1
-  while (kept.length < wanted * groupSize && rounds <= resample) {
-    const more = await sample(rounds)
-    keep(more.rollouts)
-    cost.completions += more.cost.completions
-    cost.tokens += more.cost.tokens
-    cost.seconds += more.cost.seconds
-    rounds++
+  const made: Omit<SampledRollouts, 'rollouts'>[] = [first]
+  while (kept.length < wanted * groupSize && made.length <= resample) {
+    const { rollouts: more, ...round } = await sample(made.length)
+    keep(more)
+    made.push(round)
   }
+  const seconds = made.reduce((sum, { cost }) => sum + cost.seconds, 0)
   const rollouts = kept.length === 0 ? first.rollouts : kept.slice(0, wanted * groupSize)
-  return { rollouts, cost, rounds }
+  return { rollouts, ...together(made, seconds), rounds: made.length }
 }
 
 /**
@@ -176,17 +173,23 @@ async function sampleTogether(
     const group = Math.floor(i / groupSize)
     return parts[group % ranks.size]!.rollouts[Math.floor(group / ranks.size) * groupSize + (i % groupSize)]!
   })
+  return { rollouts, ...together(parts, largest(parts.map(({ cost }) => cost.seconds))) }
+}
+
+/** Cost and metrics of everything that was sampled in parts. Counts are summed, other metrics averaged over all completions. */
+function together(
+  parts: readonly Omit<SampledRollouts, 'rollouts'>[],
+  seconds: number,
+): { cost: SamplingCost; metrics: Metrics } {
   const total = (of: (cost: SamplingCost) => number) => parts.reduce((sum, { cost }) => sum + of(cost), 0)
-  const seconds = largest(parts.map(({ cost }) => cost.seconds))
   const completions = total((cost) => cost.completions)
   const metrics: Metrics = {}
   for (const { metrics: own = {}, cost } of parts)
     for (const [name, value] of Object.entries(own)) {
-      // counts are summed, other metrics are averaged over all completions
       const weight = name.startsWith('sampling/') ? 1 : cost.completions / completions
       metrics[name] = (metrics[name] ?? 0) + weight * value
     }
-  return { rollouts, cost: { completions, tokens: total((cost) => cost.tokens), seconds }, metrics }
+  return { cost: { completions, tokens: total((cost) => cost.tokens), seconds }, metrics }
 }
 
 /**

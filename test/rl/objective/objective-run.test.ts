@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { LoopLM } from '../../../src/model/model.js'
+import type { Environment } from '../../../src/rl/environment.js'
 import { evaluate } from '../../../src/rl/evaluate.js'
 import { evaluateSequences } from '../../../src/rl/evaluate-sequences.js'
 import type { Metrics, TrainerEvent } from '../../../src/rl/events.js'
@@ -256,6 +257,26 @@ describe('dynamic sampling', () => {
     } finally {
       now.mockRestore()
     }
+  })
+
+  it('has the metrics of episodes over all rounds', async () => {
+    const environment: Environment = ({ prompt }) => ({
+      prompt: String(prompt),
+      step: ({ index }) => (index === 0 ? { reply: '1' } : { reward: 0 }), // no group has spread
+    })
+    const sampled = async (resample: number) => {
+      using model = await tinyModel()
+      const { reward: _, ...rest } = runOptions
+      const dataset = ['1+1=', '2+3=', '4+2=', '0+5='].map((prompt) => ({ prompt }))
+      const data = { task: undefined, tokenizer: tinyTask.tokenizer, dataset, environment, stop: ['+'] }
+      const options = { ...rest, ...data, objective: { ...recipes.dapo, filter: { resample } }, steps: 1, maxNewTokens: 2 }
+      using trainer = new ObjectiveTrainer(model, options as Options)
+      return (await stepsOf(trainer))[0]!
+    }
+    const [one, three] = [await sampled(0), await sampled(2)]
+    expect(three['sampling/rounds']).toBe(3)
+    expect(three).toMatchObject({ 'episodes/turns': one['episodes/turns'], 'tools/call_frequency': 0 })
+    expect(three['sampling/prefilled_tokens']).toBeGreaterThan(2 * one['sampling/prefilled_tokens']!)
   })
 
   it('counts all sampled tokens even if no group has spread', async () => {
