@@ -94,7 +94,8 @@ export class Updates<Loss extends LogicalBatch> {
     const position = this.#position
     const learningRate = learningRateAt(this.#learner.config, position.step)
     const made: UpdateMetrics[] = []
-    for (const portion of work.portions) made.push(await this.#optimize(portion, work.metrics, learningRate))
+    const { steps } = this.#learner.optimizer
+    for (const portion of work.portions) made.push(await this.#optimize(portion, work.metrics, learningRate, steps))
     position.step++
     position.tokens += work.tokens
     const means = meanMetrics(made)
@@ -126,9 +127,12 @@ export class Updates<Loss extends LogicalBatch> {
     }
   }
 
-  /** Makes one optimizer step, or none if no sequence of the batch has a gradient. */
-  async #optimize(portion: Portion<Loss>, work: Metrics, learningRate: number): Promise<UpdateMetrics> {
-    const { model, advice } = this.#learner
+  /**
+   * Makes one optimizer step, or none if no sequence of the batch has a gradient.
+   * @param begun the optimizer's steps before the first update of this step
+   */
+  async #optimize(portion: Portion<Loss>, work: Metrics, learningRate: number, begun: number): Promise<UpdateMetrics> {
+    const { model, optimizer, advice } = this.#learner
     const step = this.#position.step + 1
     await model.zeroGradients()
     if (portion.sequences === 0) {
@@ -139,13 +143,16 @@ export class Updates<Loss extends LogicalBatch> {
     try {
       const { gradNorm, metrics } = await this.#step(portion, learningRate)
       await this.#learner.afterUpdate()
-      advice.carriedBy(this.#learner.optimizer.exchanged.over)
+      advice.carriedBy(optimizer.exchanged.over)
       if (work.reward !== undefined && Math.abs(metrics.loss) < 1e-6 && gradNorm > 0) advice.zeroLoss(step, gradNorm)
       return { ...metrics, grad_norm: gradNorm }
     } catch (cause) {
       await model.zeroGradients().catch(() => {}) // the first error is the one to report
       const { code, message } = toLoopLMError(cause)
-      throw new LoopLMError(code, message, { operation: `step ${step}`, cause })
+      const earlier = optimizer.steps - begun
+      const changed = `this update changed nothing, but ${earlier} earlier ${earlier === 1 ? 'one' : 'ones'} of the step did`
+      const said = earlier === 0 ? message : message.replace('nothing was changed', changed)
+      throw new LoopLMError(code, said, { operation: `step ${step}`, cause })
     }
   }
 

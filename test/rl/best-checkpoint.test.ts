@@ -9,6 +9,8 @@ import { BestCheckpoints } from '../../src/rl/best-checkpoint.js'
 import { pretrainOptions } from '../../src/rl/config-tokens.js'
 import type { Metrics, TrainerEvent } from '../../src/rl/events.js'
 import { GRPOTrainer } from '../../src/rl/grpo.js'
+import type { OwnObjective } from '../../src/rl/objective/custom-objective.js'
+import { ObjectiveTrainer } from '../../src/rl/objective-trainer.js'
 import type { PretrainOptions } from '../../src/rl/options.js'
 import { PretrainTrainer } from '../../src/rl/pretrain.js'
 import { scoreCompletions } from '../../src/rl/rewards.js'
@@ -505,6 +507,21 @@ describe('a value that is not finite', () => {
     )
     const error = await refusal(() => trainer.update(tinyBatch))
     expect(error.message).toMatch(/^step 1: the loss is NaN: the log-probability after loop 1 is not finite/)
+  })
+
+  it('is reported with what earlier updates of the step have changed: a loss', async () => {
+    using model = await tinyModel()
+    let calls = 0
+    const objective: OwnObjective = ({ scores, lengthNormalizers, advantages }) => ({
+      loss: ++calls === 3 ? Number.NaN : 1,
+      coefficients: scores.logprobs.map((row, i) => row.map(() => lengthNormalizers[i]! * advantages[i]!)),
+    })
+    const options = { task: tinyTask, reward: variedReward, groupSize: 4, promptsPerStep: 2, onWarning() {} }
+    using trainer = new ObjectiveTrainer(model, { ...options, objective, updatesPerRollout: 3, steps: 1 })
+    const before = await parametersOf(model)
+    const error = await refusal(() => finish(trainer.run()))
+    expect(error.message).toMatch(/; this update changed nothing, but 2 earlier ones of the step did\. Go back/)
+    expect(await parametersOf(model)).not.toEqual(before)
   })
 
   it('is reported with the step: a reward', async () => {
