@@ -31,7 +31,7 @@ import type {
  * the head. Waiting requests take free rows in the order of their arrival. The result of a request does not depend on the other
  * requests.
  *
- * The model's parameters must not change while requests are active.
+ * The model's parameters must not change while requests are active. If an adapter is added or removed, they end with an error.
  *
  * @example
  * ```ts

@@ -376,6 +376,68 @@ describe('an exit rule against its formula in plain TypeScript', () => {
   )
 })
 
+describe('a scheduler whose model gets another adapter', () => {
+  const shift = (shiftRank: number) => ({ rank: 2, targetModules: ['q_proj'], shiftRank })
+  const long = Array.from({ length: 40 }, (_, j) => (j * j + 3 * j) % V)
+  /** Away from its first values, at which an adapter changes nothing. */
+  async function move(model: LoopLM) {
+    for (const { name } of model.adapter!.parameters) {
+      const values = await model.getParameter(name)
+      await model.setParameter(
+        name,
+        values.map((x, i) => x + 0.3 * Math.sin(i + name.length)),
+      )
+    }
+  }
+
+  it.each(['cpu', 'reference'] as const)('gives the tokens of a new scheduler on %s', async (device) => {
+    using model = await LoopLM.create(config, { device, seed: 11 })
+    for (const options of [{}, { promptCache: true }]) {
+      using scheduler = model.scheduler(options)
+      for (const rank of [0, 1, 64, 0, 4]) {
+        await model.removeAdapter()
+        if (rank > 0) await model.addAdapter(shift(rank))
+        if (rank > 0) await move(model)
+        for (const [prompt, maxNewTokens] of [
+          [[1, 2], 4],
+          [[2, ...long], 30],
+        ] as const) {
+          const [expected] = await model.generate([prompt], { ...open, maxNewTokens })
+          expect(await scheduler.add(prompt, { ...open, maxNewTokens }).result(), `shift of rank ${rank}`).toEqual(expected)
+        }
+      }
+    }
+  })
+
+  it('runs all tokens of a kept request again when it goes on', async () => {
+    using model = await LoopLM.create(config, { device: 'cpu', seed: 11 })
+    using scheduler = model.scheduler()
+    const first = scheduler.add(long, { ...open, keep: true })
+    const { tokens } = await first.result()
+    await model.addAdapter(shift(4))
+    await move(model)
+    const next = scheduler.continue(first, [1])
+    const [expected] = await model.generate([[...long, ...tokens, 1]], open)
+    expect(await next.result()).toEqual(expected)
+    expect(next.reused).toBe(0)
+    expect(scheduler.stats()).toMatchObject({ kept: 1, evicted: 1 })
+  })
+
+  it('refuses to go on with requests that have begun, and takes new ones', async () => {
+    using model = await LoopLM.create(config, { device: 'cpu', seed: 11 })
+    using scheduler = model.scheduler()
+    let added: Promise<void> | undefined
+    const logitsProcessor = () => {
+      added ??= model.addAdapter(shift(4))
+    }
+    const { code, message } = await refusal(() => scheduler.add(long, { ...open, logitsProcessor }).result())
+    await added
+    expect(code).toBe('INVALID_ARGUMENT')
+    expect(message).toMatch(/an adapter was added to the model or removed from it.*wait for the results, or cancel/)
+    expect(await scheduler.add(long, open).result()).toEqual((await model.generate([long], open))[0])
+  })
+})
+
 describe('ending a request', () => {
   let model: LoopLM
   beforeAll(async () => {

@@ -73,10 +73,14 @@ void Admission::put_back(Row& row) {
   returned_ = true;
   g_.count([](SchedulerStats& s) { s.restarted++; });
   if (!alone) return;
+  empty_cache();
+  g_.cache.exact_growth = true;
+}
+
+void Admission::empty_cache() {
   while (g_.tree.evict() || evict(0)) {
   }
   g_.cache.clear();
-  g_.cache.exact_growth = true;
 }
 
 bool Admission::relax() {

@@ -28,6 +28,8 @@ class Admission {
   void put_back(Row& row);
   // False if a restart would not help, or if the host (the caller's program) would have to answer twice for the same draw.
   bool may_put_back(const Row& row) const;
+  // Drops all that no row uses from the cache, and frees its memory. No row may be left.
+  void empty_cache();
   // Called when no row is left: allows more rows to run at the same time again. Returns false while a restarted row has not
   // begun.
   bool relax();

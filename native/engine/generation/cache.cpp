@@ -15,7 +15,11 @@ int32_t Cache::group_of(int32_t head_dim) {
 }
 
 int64_t Cache::allocate(int64_t slots) {
-  if (used() == 0 && parts_.size() != parts().size()) clear();  // an adapter was added or removed
+  const auto same = [](const Part& a, const Part& b) {
+    return a.type == b.type && a.row == b.row && a.of_block == b.of_block && a.of_others == b.of_others;
+  };
+  const std::vector<Part> now = parts();
+  if (used() == 0 && !std::equal(parts_.begin(), parts_.end(), now.begin(), now.end(), same)) clear();  // the adapter changed
   return slots_.allocate(slots);
 }
 

@@ -11,7 +11,7 @@ namespace looplm {
 
 struct Scheduler::State {
   State(std::shared_ptr<Model> m, const SchedulerOptions& options)
-      : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(std::in_place, g) {
+      : held(std::move(m)), g(*held, options), admission(g), prefill(g), decode(std::in_place, g), layout(held->layout()) {
     check_loops(*held, options.loops, "generate");
     const Architecture& a = held->config;
     if (options.shared_cache && !a.shared_planes && !options.force)
@@ -65,10 +65,21 @@ struct Scheduler::State {
     if (keep && row.started) g.finish(row);
     else g.release(row);
   }
+  // Keys of another adapter are of no use, and with another shift the cache has other rows.
+  void follow_layout() {
+    if (layout == g.model.layout()) return;
+    if (!g.rows.empty())
+      throw Error("INVALID_ARGUMENT", "generate",
+                  "an adapter was added to the model or removed from it while requests were active: wait for the results, or "
+                  "cancel the requests, before you change the adapter");
+    admission.empty_cache();
+    layout = g.model.layout();
+  }
 
   std::vector<GenerateEvent> run(Until until) {
     do {
       for (auto [row, keep] : admission.receive()) remove(*row, keep);
+      follow_layout();
       if (g.rows.empty() && admission.relax()) prefill.restore();
       admission.admit();
       attempt([&] {
@@ -97,6 +108,7 @@ struct Scheduler::State {
   Admission admission;
   Prefill prefill;
   std::optional<Decode> decode;
+  uint64_t layout;  // of the model that the cache belongs to
 };
 
 Scheduler::Scheduler(std::shared_ptr<Model> model, const SchedulerOptions& options)
