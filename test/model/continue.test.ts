@@ -120,6 +120,26 @@ describe('a kept request', () => {
     behind.release()
   })
 
+  it('keeps its prompt alone if it is stopped before its first token', async () => {
+    using model = await open()
+    const fresh = async (whole: number[], maxNewTokens: number) =>
+      (await model.generate([whole], { maxNewTokens, stop: [], seed: 5 }))[0]!
+    using scheduler = model.scheduler()
+    const request = scheduler.add(prompt, { ...options, logitsProcessor: () => request.stop() })
+    expect(await request.result()).toMatchObject({ tokens: [], finishReason: 'stop' })
+    await expect.poll(() => scheduler.stats()).toMatchObject({ kept: 1, cachedTokens: prompt.length })
+    const plain = { maxNewTokens: 5, stop: [], seed: 5 }
+    const others = [[9, 8], prompt].map((whole) => scheduler.add(whole, plain).result()) // the second has the kept prompt
+    expect(await Promise.all(others)).toEqual([await fresh([9, 8], 5), await fresh(prompt, 5)])
+    const next = scheduler.continue(request, [5]) // with its processor, which does nothing now
+    expect((await next.result()).tokens).toEqual(
+      (await scheduler.add([...prompt, 5], { ...options, keep: false }).result()).tokens,
+    )
+    expect(next.reused).toBe(prompt.length - 1)
+    next.release()
+    await expect.poll(() => scheduler.stats().cachedTokens).toBe(0)
+  })
+
   it('can be continued after a stop string', async () => {
     using model = await open()
     model.tokenizer = tinyTask.tokenizer

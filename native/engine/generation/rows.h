@@ -137,8 +137,10 @@ struct Generation {
   const Architecture& architecture() const { return model.config; }
   size_t registers() const { return size_t(model.config.registers); }
   // Slots of a row. Its last token is never attended to, so it has no slot. If readouts have blocks, one more slot holds the
-  // readout of the prompt's last token, because rows may share the prompt.
-  int64_t row_slots(const GenerateRequest& request) const { return request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0); }
+  // readout of the prompt's last token, because rows may share the prompt. A row that ended before its first token has none.
+  int64_t row_slots(const GenerateRequest& request) const {
+    return std::max(0, request.max_new_tokens - 1 + (reads_with_blocks ? 1 : 0));
+  }
   const bool reads_with_blocks;
   int64_t recent_slots(const GenerateRequest& request) const;  // of a row
   int64_t recent_slots(const Prompt& prompt) const;
