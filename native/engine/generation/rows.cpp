@@ -88,7 +88,7 @@ Cache::Runs Generation::written() const {
     if (const int64_t count = std::min<int64_t>(
             row_slots(row.request),
             row.made + std::max<int64_t>(row.request.draft_tokens, int64_t(row.drafts.size())) + (reads_with_blocks ? 1 : 0));
-        count > 0 && row.made > 0)
+        count > 0 && row.started)
       runs.emplace_back(row.slot, count);
   for (auto& [id, row] : kept)
     if (row_slots(row.request) > 0) runs.emplace_back(row.slot, row_slots(row.request));

@@ -69,7 +69,7 @@ struct Row {
   int64_t slot;                      // first slot of its new tokens
   int32_t index;                     // index in buffers that have a place for every row
   StateKey state_key = {};           // for its newest token
-  bool started = false;              // its first token was drawn
+  bool started = false;              // its first token was drawn, or waits for the host's answer
   int made = 0;                      // number of new tokens
   int32_t newest = -1;               // the newest token; -1: none
   LogitEdits edits = {};             // for its next draw

@@ -316,6 +316,36 @@ ENGINE_TEST(test_refused_requests, "refused requests") {
   });
 }
 
+// A request waits for the host before its first draw, and the cache grows for another one.
+void growth(const std::string& name, const Architecture& architecture) {
+  const auto model = model_of(architecture);
+  const std::vector<double> answer(size_t(model->config.vocabulary), 0);
+  const auto made = [&](bool grows) {
+    Scheduler scheduler(model, {});
+    GenerateRequest waits = request(*model, 0), other = request(*model, 1);
+    waits.logits.host = LogitOptions::Host::logits;
+    other.max_new_tokens = 40;
+    const int64_t id = scheduler.add(waits);
+    Tokens out;
+    for (int token = -1; token < waits.max_new_tokens; token++) {
+      for (const GenerateEvent& event : scheduler.run(Until::idle))
+        for (const GeneratedToken& t : event.tokens)
+          if (event.request == id) out.emplace_back(t.token + 1000 * t.loop, t.logprob);
+      if (token < 0 && grows) scheduler.add(other);
+      scheduler.answer(id, {{}, answer});
+    }
+    return out;
+  };
+  const Tokens expected = made(false);
+  claim(name + ": a request that waits for its first draw keeps its bits when the cache grows",
+        expected.size() == 4 && made(true) == expected);
+}
+
+ENGINE_TEST(test_growth, "the cache grows") {
+  growth("one register", small_architecture(generation_sizes));
+  growth("two registers, blocks before and behind", small_prelude_architecture(generation_sizes));
+}
+
 ENGINE_TEST(test_batches, "requests beside others") {
   batches("one register", small_architecture(generation_sizes));
   batches("two registers, blocks before and behind", small_prelude_architecture(generation_sizes));
