@@ -91,6 +91,7 @@ class Model {
 
   // Version of the trained parameters. Code that changes parameters must call touch().
   uint64_t version() const { return adapter_ ? adapter_->version : version_; }
+  uint64_t base_version() const { return version_; }  // of the model's own parameters
   void touch(const Parameter& p) { (p.adapter ? adapter_->version : version_)++; }
   void touch() { touch(trained().front()); }
 

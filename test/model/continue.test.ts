@@ -140,6 +140,20 @@ describe('a kept request', () => {
     await expect.poll(() => scheduler.stats().cachedTokens).toBe(0)
   })
 
+  it('is not shared, and runs again, after parameters changed', async () => {
+    using model = await open()
+    using scheduler = model.scheduler()
+    const first = scheduler.add(prompt, options)
+    const { tokens } = await first.result()
+    using other = await LoopLM.create({ ...tinyConfig, num_hidden_layers: 2 }, { device: 'cpu', seed: 4 })
+    await model.copyParametersFrom(other)
+    using fresh = other.scheduler()
+    expect(await scheduler.add(prompt, options).result()).toEqual(await fresh.add(prompt, options).result())
+    const next = scheduler.continue(first, [5])
+    expect(await next.result()).toEqual(await fresh.add([...prompt, ...tokens, 5], options).result())
+    expect(next.reused).toBe(0)
+  })
+
   it('can be continued after a stop string', async () => {
     using model = await open()
     model.tokenizer = tinyTask.tokenizer

@@ -121,6 +121,14 @@ describe('a prompt cache', () => {
     await model.copyParametersFrom(other)
     using fresh = other.scheduler()
     expect(await inTurn(scheduler)).toEqual({ ...(await inTurn(fresh)), reused: [0, 19, 17, 21] })
+    await other.addAdapter({ rank: 2 })
+    using adapted = other.scheduler({ promptCache: true })
+    await inTurn(adapted, [prompts[0]!])
+    await other.setParameter(
+      'model.norm.weight',
+      (await other.getParameter('model.norm.weight')).map((x) => 2 * x),
+    )
+    expect((await inTurn(adapted, [prompts[1]!])).reused).toEqual([0])
     using huginn = await LoopLM.fromPretrained(join(root, 'huginn'), { device: 'cpu', dtype: 'float32' })
     using seeded = huginn.scheduler({ promptCache: true })
     await inTurn(seeded, [prompts[0]!])

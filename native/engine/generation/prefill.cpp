@@ -44,7 +44,8 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
   std::vector<Piece> pieces;
   for (auto& p : g_.prompts) {
     if (room <= 0) break;
-    if (p->ready || p->source || (!pieces.empty() && (p->loops != pieces[0].prompt->loops || p->loop != pieces[0].prompt->loop)))
+    if (p->ready || p->source ||
+        (!pieces.empty() && (p->family.loops != pieces[0].prompt->family.loops || p->loop != pieces[0].prompt->loop)))
       continue;
     const int64_t end = end_of_piece(*p, room), count = end - p->done;
     if (count > room && !pieces.empty()) continue;
@@ -57,11 +58,12 @@ std::vector<Prefill::Piece> Prefill::next_pieces(int64_t room) const {
 // In a quantized cache, a piece consists of whole blocks; with residuals of one block, because the next piece reads its
 // records.
 int64_t Prefill::end_of_piece(const Prompt& prompt, int64_t room) const {
-  if (g_.cache.with_residuals()) return std::min(prompt.length(), Cache::block_end(prompt.done, prompt.prefix));
-  const int64_t most = std::min(prompt.length(), prompt.done + room), end = std::max(most, prompt.done == 0 ? prompt.prefix : 0);
+  if (g_.cache.with_residuals()) return std::min(prompt.length(), Cache::block_end(prompt.done, prompt.family.prefix));
+  const int64_t most = std::min(prompt.length(), prompt.done + room),
+                end = std::max(most, prompt.done == 0 ? prompt.family.prefix : 0);
   if (!g_.cache.coded() || end == prompt.length()) return end;
-  const int64_t start = Cache::block_start(end, prompt.prefix);
-  return start > prompt.done ? start : std::min(prompt.length(), Cache::block_end(prompt.done, prompt.prefix));
+  const int64_t start = Cache::block_start(end, prompt.family.prefix);
+  return start > prompt.done ? start : std::min(prompt.length(), Cache::block_end(prompt.done, prompt.family.prefix));
 }
 
 struct Prefill::Packed {
@@ -107,12 +109,12 @@ Prefill::Packed Prefill::pack(const std::vector<Piece>& pieces) const {
 }
 
 int64_t Prefill::prefix_of(const Piece& piece) const {
-  return g_.cache.coded() ? Cache::block_start(piece.to - 1, piece.prompt->prefix) : piece.from;
+  return g_.cache.coded() ? Cache::block_start(piece.to - 1, piece.prompt->family.prefix) : piece.from;
 }
 
 // row: of the piece's first token. prefix: first row of its prefix.
 void Prefill::add_segments(const Piece& piece, int32_t row, int32_t prefix, Packed& to) const {
-  const int64_t last = prefix_of(piece), whole = piece.prompt->prefix;
+  const int64_t last = prefix_of(piece), whole = piece.prompt->family.prefix;
   for (int64_t from = piece.from, end; from < piece.to; from = end) {
     end = from < last ? Cache::block_start(from + Cache::BLOCK, whole) : piece.to;
     if (end == 0) end = (whole + Cache::BLOCK - 1) / Cache::BLOCK * Cache::BLOCK;
@@ -140,7 +142,7 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
   const auto& device = model.device;
   const int64_t N = int64_t(packed.ids.size());
   const int32_t count = int32_t(packed.segments.size());
-  const int first = pieces[0].prompt->loop, loops = g_.cache.shared() ? 1 : pieces[0].prompt->loops;
+  const int first = pieces[0].prompt->loop, loops = g_.cache.shared() ? 1 : pieces[0].prompt->family.loops;
   DeviceBatch batch{N,
                     upload(device, memory_.ids, packed.ids),
                     upload(device, memory_.positions, packed.positions),
@@ -165,7 +167,7 @@ void Prefill::run_pieces(const std::vector<Piece>& pieces) {
   if (first == 0) stack.forward_begin(Stack::Registers(stack.inputs()));
   else load_states(pieces, stack.inputs());
   stack.forward_loops([&](int t) { keep_last(pieces, stack.outputs(t), first + t); });
-  if (g_.reads_with_blocks && first + loops == pieces[0].prompt->loops) stack.forward_last_read();
+  if (g_.reads_with_blocks && first + loops == pieces[0].prompt->family.loops) stack.forward_last_read();
   if (g_.cache.shared()) keep_states(pieces, stack.outputs(0));
   if (g_.cache.with_residuals()) encode(pieces);
   advance(pieces);
@@ -182,7 +184,7 @@ void Prefill::reserve(const std::vector<Piece>& pieces) {
   for (const Piece& piece : pieces) {
     Prompt& p = *piece.prompt;
     const size_t bytes = g_.registers() * g_.state_bytes;
-    if (!p.last) p.last = Buffer(g_.model.device, size_t(p.loops) * bytes);
+    if (!p.last) p.last = Buffer(g_.model.device, size_t(p.family.loops) * bytes);
     if (g_.cache.shared() && !p.states) p.states = Buffer(g_.model.device, size_t(p.length()) * bytes);
   }
 }
@@ -256,7 +258,7 @@ void Prefill::encode(const std::vector<Piece>& pieces) {
   std::vector<LoopResidualToken> tokens;
   for (const auto& [prompt, from, to] : pieces)
     for (int64_t i = 0; i < to - from; i++)
-      tokens.push_back({int32_t(prompt->recent + i), int32_t(prompt->slot + from - prompt->shared + i), prompt->loops});
+      tokens.push_back({int32_t(prompt->recent + i), int32_t(prompt->slot + from - prompt->shared + i), prompt->family.loops});
   g_.cache.encode(tokens);
 }
 
@@ -265,7 +267,7 @@ void Prefill::advance(const std::vector<Piece>& pieces) {
     Prompt& p = *piece.prompt;
     p.done = piece.to;
     if (!piece.completes()) continue;
-    p.ready = !g_.cache.shared() || ++p.loop == p.loops;
+    p.ready = !g_.cache.shared() || ++p.loop == p.family.loops;
     if (p.ready) p.states = Buffer();
     else p.done = 0;
   }

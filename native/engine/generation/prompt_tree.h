@@ -16,7 +16,7 @@ struct Prompt;
 
 // Prompts can share their first tokens only if all of these are equal.
 struct PromptFamily {
-  uint64_t version = 0, layout = 0, placement = 0;  // of the model's parameters
+  uint64_t version = 0, base_version = 0, layout = 0, placement = 0;  // of the model's parameters
   int loops = 0;
   bool zero_states = false;  // of the initial states
   uint64_t state_seed = 0;

@@ -10,7 +10,7 @@ Prompts::Beginning Prompts::begin(const GenerateRequest& request, bool with_tree
   Prompt& p = *out.prompt;
   if (!with_tree || !may_share(request)) return out;
   const int64_t most = p.length() - 1;  // the last token must run, because the first new token is read from it
-  out.found = g_.tree.find(family_of(p), p.tokens, std::max(p.prefix, common_with_parent(p, request)), most);
+  out.found = g_.tree.find(p.family, p.tokens, std::max(p.family.prefix, common_with_parent(request)), most);
   if (!out.found) return out;
   g_.tree.hold(out.found);
   // A row attends to at most LOOP_CACHE_RUNS runs of slots, two of which are the row's own and its prompt's own. If the
@@ -44,14 +44,14 @@ Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int6
     }
     g_.tree.hold(beginning.shared);
     g_.tree.drop(found);
-  } else if (const int64_t common = common_with_parent(p, request); common > 0) {
+  } else if (const int64_t common = common_with_parent(request); common > 0) {
     copy_from_parent(p, request, common);
     p.reused = common;
     private_keys = true;  // new tokens were decoded, with other kernels than prompts, so their keys may differ in rounding:
                           // do not share them
   }
   p.done = p.reused;
-  if (!private_keys) p.node = g_.tree.add(family_of(p), beginning.shared, p, p.shared, slot);
+  if (!private_keys) p.node = g_.tree.add(p.family, beginning.shared, p, p.shared, slot);
   g_.count([&](SchedulerStats& s) {
     s.reused += p.reused;
     s.hits += p.reused > 0;
@@ -59,32 +59,33 @@ Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int6
   return &p;
 }
 
-PromptFamily Prompts::family_of(const Prompt& p) const {
-  PromptFamily out{g_.model.version(), g_.model.layout(), g_.model.placement(), p.loops};
+PromptFamily Prompts::family_of(const GenerateRequest& request) const {
+  const Model& model = g_.model;
+  PromptFamily out{model.version(), model.base_version(), model.layout(), model.placement(), g_.loops_of(request)};
   if (begins_with_state(g_.architecture())) {
-    out.zero_states = p.initial.zeros;
-    out.state_seed = p.initial.zeros ? 0 : p.initial.seed;
+    out.zero_states = request.states.zeros;
+    out.state_seed = request.states.zeros ? 0 : request.states.seed;
   }
-  out.prefix = p.prefix;
+  out.prefix = prefix_of(request);
   return out;
 }
 
 // The number of leading tokens that the request's parent has in the cache.
-int64_t Prompts::common_with_parent(const Prompt& prompt, const GenerateRequest& request) const {
+int64_t Prompts::common_with_parent(const GenerateRequest& request) const {
   const auto found = g_.kept.find(request.parent);
   if (found == g_.kept.end()) return 0;
   const Row& row = found->second;
   const Prompt& from = *row.prompt;
+  const PromptFamily family = family_of(request);
+  if (from.family != family) return 0;
   const auto token = [&](int64_t j) {
     return j < from.length() ? from.tokens[size_t(j)] : row.generated[size_t(j - from.length())];
   };
   int64_t common = 0;
-  const int64_t most = std::min({row.cached(), prompt.length() - 1, from.vectors.common(prompt.vectors)});
-  while (common < most && token(common) == prompt.tokens[size_t(common)]) common++;
+  const int64_t most = std::min({row.cached(), int64_t(request.prompt.size()) - 1, from.vectors.common(request.vectors)});
+  while (common < most && token(common) == request.prompt[size_t(common)]) common++;
   common -= common % g_.cache.unit();
-  if (from.loops != prompt.loops || !same_states(from.initial, prompt.initial, common)) return 0;
-  if (g_.architecture().prefix_sees_itself && (from.prefix != prompt.prefix || common < prompt.prefix)) return 0;
-  return common;
+  return common >= family.prefix && same_given(from.initial, request.states, common) ? common : 0;
 }
 
 // Copies from the parent, because attention reads new tokens from consecutive slots, and the parent's slots belong to the
@@ -105,20 +106,20 @@ void Prompts::copy_from_parent(Prompt& prompt, const GenerateRequest& request, i
   copy(Cache::Planes::readout, std::min(common, from.length() - 1));
 }
 
-bool Prompts::same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const {
+// Whether both have the same given states. Drawn ones are a matter of the family.
+bool Prompts::same_given(const InitialStates& a, const InitialStates& b, int64_t tokens) const {
   if (!begins_with_state(g_.architecture())) return true;
-  if (a.given.empty() != b.given.empty()) return false;
-  const ptrdiff_t values = ptrdiff_t(tokens) * g_.architecture().hidden;
-  if (!a.given.empty()) return std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
-  return a.zeros == b.zeros && (a.zeros || a.seed == b.seed);
+  const ptrdiff_t values = a.given.empty() ? 0 : ptrdiff_t(tokens) * g_.architecture().hidden;
+  return a.given.empty() == b.given.empty() && std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
 }
 
-// Requests share a prompt if its tokens, input vectors, loops and initial states are equal.
+// Requests share a prompt if its family, tokens, input vectors and given initial states are equal.
 Prompt* Prompts::find(const GenerateRequest& request) const {
+  const PromptFamily family = family_of(request);
   const int64_t length = int64_t(request.prompt.size());
   for (auto& p : g_.prompts)
-    if (p->loops == g_.loops_of(request) && p->tokens == request.prompt && p->vectors == request.vectors &&
-        p->prefix == prefix_of(request) && same_states(p->initial, request.states, length))
+    if (p->family == family && p->tokens == request.prompt && p->vectors == request.vectors &&
+        same_given(p->initial, request.states, length))
       return p.get();
   return nullptr;
 }
@@ -127,8 +128,7 @@ std::unique_ptr<Prompt> Prompts::make(const GenerateRequest& request) const {
   auto prompt = std::make_unique<Prompt>();
   prompt->tokens = request.prompt;
   prompt->vectors = request.vectors;
-  prompt->loops = g_.loops_of(request);
-  prompt->prefix = prefix_of(request);
+  prompt->family = family_of(request);
   if (!begins_with_state(g_.architecture())) return prompt;
   prompt->initial = request.states;
   if (request.states.zeros || !request.states.given.empty()) return prompt;

@@ -25,10 +25,10 @@ class Prompts {
   bool may_share(const GenerateRequest& request) const {
     return g_.tree.enabled() && request.vectors.tokens.empty() && request.states.given.empty();
   }
-  PromptFamily family_of(const Prompt& prompt) const;
-  int64_t common_with_parent(const Prompt& prompt, const GenerateRequest& request) const;
+  PromptFamily family_of(const GenerateRequest& request) const;
+  int64_t common_with_parent(const GenerateRequest& request) const;
   void copy_from_parent(Prompt& prompt, const GenerateRequest& request, int64_t common);
-  bool same_states(const InitialStates& a, const InitialStates& b, int64_t tokens) const;
+  bool same_given(const InitialStates& a, const InitialStates& b, int64_t tokens) const;
   std::unique_ptr<Prompt> make(const GenerateRequest& request) const;
   // For families without bidirectional prompts the prefix is 0.
   int64_t prefix_of(const GenerateRequest& request) const {

@@ -33,7 +33,7 @@ Generation::Generation(Model& model, const SchedulerOptions& options)
       reads_with_blocks(has_blocks(model.config, model.config.read)) {}
 
 Row::Contexts Row::contexts(int64_t of_prompt, int32_t of_own, int32_t plane, int32_t recent_plane) const {
-  const int64_t position = of_prompt + of_own - 1, block = Cache::block_start(position, prompt->prefix);
+  const int64_t position = of_prompt + of_own - 1, block = Cache::block_start(position, prompt->family.prefix);
   Contexts out{context(std::min(block, of_prompt), int32_t(std::max<int64_t>(0, block - of_prompt)), plane), {}};
   size_t r = 0;
   const auto add = [&](int64_t slot, int64_t count) {
@@ -58,7 +58,7 @@ int64_t Generation::recent_slots(const Prompt& prompt) const {
   if (!cache.coded()) return 0;
   const int64_t last = prompt.length() - prompt.recent_from();
   if (!cache.with_residuals()) return last;
-  const int64_t first = std::min(prompt.length(), Cache::block_end(prompt.shared, prompt.prefix)) - prompt.shared;
+  const int64_t first = std::min(prompt.length(), Cache::block_end(prompt.shared, prompt.family.prefix)) - prompt.shared;
   return std::max(first, last);  // blocks in between are no larger
 }
 
@@ -76,7 +76,7 @@ void Generation::encode_exited() {
 int64_t Generation::most_ahead(const Row& row) const {
   if (!cache.with_residuals()) return INT32_MAX;
   const int64_t position = row.prompt->length() + row.made - 1;
-  return Cache::block_end(position, row.prompt->prefix) - 1 - position;
+  return Cache::block_end(position, row.prompt->family.prefix) - 1 - position;
 }
 
 // The slots that hold keys and values. Those of drafted tokens come after those of the new tokens.

@@ -20,9 +20,8 @@ struct Prompt {
   std::vector<int32_t> tokens;
   InputVectors vectors;
   InitialStates initial;
-  std::vector<StateKey> state_keys;    // one per position, if initial states are drawn
-  int64_t prefix = 0;                  // tokens at its start with bidirectional attention, if the family has that
-  int loops = 0;                       // how many loops it runs
+  std::vector<StateKey> state_keys;  // one per position, if initial states are drawn
+  PromptFamily family;
   std::vector<LoopCacheRun> borrowed;  // slots of its first `shared` tokens
   int64_t shared = 0;
   int64_t slot = 0;
@@ -39,7 +38,7 @@ struct Prompt {
                        // slots. With residuals each block uses these slots while it runs.
   int64_t length() const { return int64_t(tokens.size()); }
   int64_t own() const { return length() - shared; }
-  int64_t recent_from() const { return Cache::block_start(length() - 1, prefix); }
+  int64_t recent_from() const { return Cache::block_start(length() - 1, family.prefix); }
   int64_t written() const { return (ready || loop > 0 ? length() : done) - shared; }  // of its own tokens
   // Calls f(first slot, count) for every run of slots that holds tokens of [from, to).
   template <class F>
