@@ -28,7 +28,6 @@ Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int6
   Prompt& p = *beginning.prompt;
   p.slot = slot;
   g_.prompts.push_back(std::move(beginning.prompt));
-  bool private_keys = !may_share(request);
   if (PromptNode* const found = beginning.found) {
     p.reused = p.shared;
     if (found->written() == found->length()) {
@@ -47,11 +46,10 @@ Prompt* Prompts::enter(Beginning beginning, const GenerateRequest& request, int6
   } else if (const int64_t common = common_with_parent(request); common > 0) {
     copy_from_parent(p, request, common);
     p.reused = common;
-    private_keys = true;  // new tokens were decoded, with other kernels than prompts, so their keys may differ in rounding:
-                          // do not share them
+    p.parent = request.parent;
   }
   p.done = p.reused;
-  if (!private_keys) p.node = g_.tree.add(p.family, beginning.shared, p, p.shared, slot);
+  if (may_share(request) && p.parent == 0) p.node = g_.tree.add(p.family, beginning.shared, p, p.shared, slot);
   g_.count([&](SchedulerStats& s) {
     s.reused += p.reused;
     s.hits += p.reused > 0;
@@ -113,13 +111,17 @@ bool Prompts::same_given(const InitialStates& a, const InitialStates& b, int64_t
   return a.given.empty() == b.given.empty() && std::equal(a.given.begin(), a.given.begin() + values, b.given.begin());
 }
 
-// Requests share a prompt if its family, tokens, input vectors and given initial states are equal.
+// Requests share a prompt if its family, tokens, input vectors and given initial states are equal. The tokens that a parent
+// drew ran in other kernels than prompts, so their keys may differ in rounding: only requests that would copy them share them.
 Prompt* Prompts::find(const GenerateRequest& request) const {
+  const auto kept = g_.kept.find(request.parent);
+  const Prompt* const of_parent = kept == g_.kept.end() ? nullptr : kept->second.prompt;
+  const int64_t parent = common_with_parent(request) > 0 ? request.parent : 0;
   const PromptFamily family = family_of(request);
   const int64_t length = int64_t(request.prompt.size());
   for (auto& p : g_.prompts)
-    if (p->family == family && p->tokens == request.prompt && p->vectors == request.vectors &&
-        same_given(p->initial, request.states, length))
+    if ((p->parent == parent || p.get() == of_parent) && p->family == family && p->tokens == request.prompt &&
+        p->vectors == request.vectors && same_given(p->initial, request.states, length))
       return p.get();
   return nullptr;
 }

@@ -22,6 +22,7 @@ struct Prompt {
   InitialStates initial;
   std::vector<StateKey> state_keys;  // one per position, if initial states are drawn
   PromptFamily family;
+  int64_t parent = 0;                  // the ended request whose slots its first tokens were copied from; 0: none
   std::vector<LoopCacheRun> borrowed;  // slots of its first `shared` tokens
   int64_t shared = 0;
   int64_t slot = 0;
