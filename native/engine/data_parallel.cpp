@@ -90,6 +90,18 @@ void DataParallel::reduce_gradients() {
   forget_exchanges();
 }
 
+void DataParallel::keep_only_sums() {
+  const auto zero = [&](size_t begin, size_t end) {
+    const size_t size = loop_dtype_size(model_->real());
+    if (begin < end) model_->device->run(&LoopBackend::zero, "zero", gradient(begin), (end - begin) * size);
+  };
+  for (size_t b = 0; b < partition_.buckets(); b++) {
+    const ElementRange all = partition_.bucket(b), own = partition_.share(b, rank());
+    zero(all.begin, own.begin);
+    zero(own.end, all.end);
+  }
+}
+
 // Waits for the exchanges under way, because they still write to their buffers, then drops them.
 void DataParallel::forget_exchanges() noexcept {
   for (Exchange& e : under_way_) {

@@ -63,6 +63,9 @@ class DataParallel {
   // Exchanges the remaining buckets. Afterwards the gradients of this rank's shares are sums over all ranks. All other
   // gradients are still those of this rank alone.
   void reduce_gradients();
+  // Zeroes the gradients that other ranks have added to their sums. The ranks' gradients then have the same total as before
+  // reduce_gradients, which may be called again, also after further accumulation.
+  void keep_only_sums();
   // Sends this rank's shares of the parameters to all ranks, and receives theirs.
   void gather_parameters();
   // Sums over the ranks, added in rank order.

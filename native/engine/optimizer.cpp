@@ -214,13 +214,17 @@ double AdamW::step(const AdamWOptions& options) {
     together.emplace(*model.device);
     parallel_->reduce_gradients();
   }
+  const auto refuse = [&](const Error& error) {
+    if (parallel_) parallel_->keep_only_sums();
+    throw error;
+  };
   bool anew = bounded_ != model.version();
   const Norm norm = measure_gradients(options.failed, anew);
   if (norm.culprit)
-    throw Error(
+    refuse(Error(
         "NON_FINITE", "step",
         "step " + std::to_string(steps_ + 1) + ": the gradient of " + norm.culprit->name +
-            " is not finite; nothing was changed. Clear the gradients to go on without this batch, or lower the learning rate");
+            " is not finite; nothing was changed. Clear the gradients to go on without this batch, or lower the learning rate"));
   const double scale = options.max_grad_norm > 0 ? std::min(1.0, options.max_grad_norm / (norm.value + 1e-6)) : 1.0;
 
   const Uninterrupted uninterrupted(*model.device);
@@ -230,7 +234,7 @@ double AdamW::step(const AdamWOptions& options) {
   const double steps = double(steps_ + 1);
   AdamWBounds bounds = after_step(bounds_, options, gradient, wide, steps);
   if (anew || !std::isfinite(bounds.parameter)) bounds = after_step(measured(), options, gradient, wide, steps);
-  if (!std::isfinite(bounds.parameter)) throw out_of_range(model.real(), options, gradient, steps_ + 1);
+  if (!std::isfinite(bounds.parameter)) refuse(out_of_range(model.real(), options, gradient, steps_ + 1));
   update(options, scale);
   if (parallel_) parallel_->gather_parameters();
   steps_++;

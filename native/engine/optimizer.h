@@ -29,7 +29,8 @@ class AdamW {
   explicit AdamW(std::shared_ptr<Model> model, std::shared_ptr<Communicator> world = nullptr);
   // One step with the model's gradients, summed over the ranks. Zeroes the gradients and returns their norm before clipping.
   // Throws NON_FINITE and changes nothing, on all ranks alike, if a gradient is not finite (the error names its parameter),
-  // or if the options could take parameters or moments out of the range of real.
+  // or if the options could take parameters or moments out of the range of real. The ranks' gradients then keep their total,
+  // but not each rank its own, so the step can be repeated and more can be accumulated.
   double step(const AdamWOptions& options);
   int64_t steps() const { return steps_; }
   // NULL if only one process trains.

@@ -345,15 +345,49 @@ void bad_gradients(const Kind& kind, int size) {
     });
 }
 
+std::string fail_out_of_range(Rank& rank) {
+  AdamWOptions options = options_of(1);
+  options.learning_rate = 1e30;
+  return error_of([&] { rank.optimizer->step(options); });
+}
+
 void out_of_range(int size) {
-  in_world(kinds[1], size, 60, [&](Rank& rank) {
-    write_gradients(*rank.model, rank.world->rank(), rank.world->rank() + 1, 1);
-    AdamWOptions options = options_of(1);
-    options.learning_rate = 1e30;
-    const std::string said = error_of([&] { rank.optimizer->step(options); });
-    claim("an update out of range is refused by rank " + std::to_string(rank.world->rank()) + " of " + std::to_string(size),
-          contains(said, "NON_FINITE step 1: the update could leave the range of float32"), said);
-  });
+  std::vector<Bytes> expected(static_cast<size_t>(size));
+  for (bool fails : {false, true})
+    in_world(kinds[1], size, 60, [&](Rank& rank) {
+      const int own = rank.world->rank();
+      const std::string name = " (rank " + std::to_string(own) + " of " + std::to_string(size) + ")";
+      write_gradients(*rank.model, own, own + 1, 1);
+      if (fails) {
+        const std::string said = fail_out_of_range(rank);
+        claim("an update out of range is refused" + name,
+              contains(said, "NON_FINITE step 1: the update could leave the range of float32"), said);
+      }
+      rank.optimizer->step(options_of(1));
+      if (fails) claim("a step made again has the same bits" + name, raw(*rank.model) == expected[size_t(own)]);
+      else expected[size_t(own)] = raw(*rank.model);
+    });
+}
+
+// Gradients that are accumulated after a failed step are added to those that it left.
+void accumulated_after_failure(int size) {
+  std::vector<double> norms(static_cast<size_t>(size));
+  for (bool fails : {false, true})
+    in_world(kinds[1], size, 60, [&](Rank& rank) {
+      const int own = rank.world->rank();
+      for (int part = 0; part < 2; part++) {
+        Sequences s;
+        for (int j = 0; j < 7; j++) s.tokens.push_back((own * 5 + part * 3 + j * j) % 12);
+        s.offsets = {0, int64_t(s.tokens.size())};
+        backward(*rank.model, s, Numbers(6 * size_t(rank.model->config.loops), -0.01), {}, {}, Recompute::none);
+        if (fails && part == 0) fail_out_of_range(rank);
+      }
+      const double norm = rank.optimizer->step(options_of(1));
+      if (!fails) norms[size_t(own)] = norm;
+      else
+        claim("gradients are added to those of a failed step (rank " + std::to_string(own) + " of " + std::to_string(size) + ")",
+              std::abs(norm - norms[size_t(own)]) <= 1e-6 * norm, std::to_string(norm));
+    });
 }
 
 struct Shares : test::Folder {
@@ -488,6 +522,7 @@ void all_tests(bool every) {
     only_some(size);
     bad_gradients(kinds[1], size);
     out_of_range(size);
+    accumulated_after_failure(size);
   }
   for (const Kind& kind : kinds) {
     if (!runs(kind)) continue;
@@ -505,6 +540,7 @@ void some_tests() {
   early_exchange(two_buckets, 3);
   overlapped(one_layer, 3);
   bad_gradients(kinds[1], 2);
+  out_of_range(2);
 }
 
 void say_way() {

@@ -120,6 +120,9 @@ export class AdamW {
    * Updates the model's parameters with the accumulated gradients, then sets the gradients to zero. With a `world`, all its
    * processes must call it with the same options.
    *
+   * After NON_FINITE the step can be made again, with other options or after more accumulation. The gradients have the same
+   * sum over all processes as before. In a `world` of several processes, each process then holds other parts of this sum.
+   *
    * @param overrides options for this step only, for example the learning rate of a schedule
    * @throws LoopLMError INVALID_ARGUMENT naming the option; NON_FINITE, with nothing changed, naming a parameter whose gradient
    *   is not finite, or the options with which the update could leave the range of float32 (float64 on device `reference`);
