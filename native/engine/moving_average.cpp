@@ -9,7 +9,7 @@
 namespace looplm {
 
 MovingAverage::MovingAverage(std::shared_ptr<Model> teacher, std::shared_ptr<Model> student)
-    : teacher_(std::move(teacher)), student_(std::move(student)) {
+    : teacher_(std::move(teacher)), student_(std::move(student)), layout_(teacher_->layout()) {
   check();
   if (teacher_->dt != LOOP_BF16) return;
   average_ = Buffer(teacher_->device, teacher_->trained_elements() * loop_dtype_size(teacher_->real()));
@@ -24,6 +24,10 @@ void MovingAverage::check() const {
       !teacher_->same_adapter(*student_))
     throw Error("INVALID_ARGUMENT", "moving average",
                 "the teacher must have the student's configuration, device, dtype and adapter");
+  if (layout_ != teacher_->layout())
+    throw Error("INVALID_ARGUMENT", "moving average",
+                "an adapter was added to the teacher or removed from it after this moving average was created: create a new "
+                "moving average, or a new trainer");
 }
 
 void* MovingAverage::average(const Parameter& p) {
@@ -44,6 +48,7 @@ void MovingAverage::update(double decay) {
 }
 
 void MovingAverage::save(const std::string& path) const {
+  check();
   const size_t size = loop_dtype_size(teacher_->real());
   std::vector<SafetensorsOutput> tensors;
   for (const Parameter& p : teacher_->trained())
@@ -54,6 +59,7 @@ void MovingAverage::save(const std::string& path) const {
 }
 
 void MovingAverage::load(const std::string& path) {
+  check();
   const SafetensorsFile file(path);
   for (const Parameter& p : teacher_->trained()) {
     const auto found = file.tensors().find("average." + p.name);

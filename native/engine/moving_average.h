@@ -17,7 +17,8 @@ class MovingAverage {
 
  private:
   std::shared_ptr<Model> teacher_, student_;
-  Buffer average_;  // real; empty for float32 and float64 models, where the teacher's parameters are the average
+  const uint64_t layout_;  // of the teacher's trained parameters
+  Buffer average_;         // real; empty for float32 and float64 models, where the teacher's parameters are the average
   void check() const;
   void* average(const Parameter& p);
   const void* average(const Parameter& p) const;

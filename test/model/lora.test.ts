@@ -17,6 +17,7 @@ import {
   PretrainTrainer,
   RLTTTrainer,
 } from '../../src/index.js'
+import { MovingAverage } from '../../src/model/looprpt.js'
 import { adapterOf, fillAdapter, mergedBy } from '../adapters.js'
 import { expectDerivative } from '../central-differences.js'
 import { withoutChecksums } from '../checksums.js'
@@ -227,6 +228,29 @@ describe('an adapter', () => {
     })
     await model.removeAdapter()
     await step()
+  })
+
+  it('a moving average made with it is rejected without it, and the other way round', async () => {
+    const model = await LoopLM.create(config, { seed: 1, dtype: 'bfloat16' })
+    const teacher = await model.clone()
+    const both = (change: (model: LoopLM) => Promise<unknown>) => Promise.all([model, teacher].map(change))
+    const path = join(scratch, 'average.safetensors')
+    const expectRejected = async (average: MovingAverage) => {
+      for (const run of [() => average.update(0.5), () => average.save(path), () => average.load(path)])
+        expect(await refusal(run)).toMatchObject({
+          code: 'INVALID_ARGUMENT',
+          message: expect.stringContaining('create a new moving average'),
+        })
+    }
+    const without = new MovingAverage(teacher, model)
+    await without.save(path)
+    await both((model) => model.addAdapter(options))
+    await expectRejected(without)
+    const withAdapter = new MovingAverage(teacher, model)
+    await withAdapter.update(0.5)
+    await both((model) => model.removeAdapter())
+    await expectRejected(withAdapter)
+    await without.update(0.5)
   })
 })
 
