@@ -26,6 +26,8 @@ export function checkLoopCounts(counts: unknown, operation: string): void {
 
 /** With a lower temperature, logits / temperature could overflow float32. */
 export const lowestTemperature = 1e-6
+/** The highest temperature of a draw. From about 1e38 on, 1 / temperature could be 0, and -∞ · 0 is NaN. */
+export const highestTemperature = 1e30
 
 export function checkTemperature(temperature: number | undefined, operation: string): number {
   return checkNumber(temperature ?? 1, 'temperature', { min: lowestTemperature }, operation)

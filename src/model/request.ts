@@ -7,6 +7,7 @@ import { checkFlag, checkNumber, checkOptions, checkWord, describe } from '../va
 import { cacheTypes } from './cache-type.js'
 import {
   checkLoops,
+  highestTemperature,
   lowestTemperature,
   packOneEach,
   packSequences,
@@ -232,8 +233,8 @@ export function readPromptCache(promptCache: PromptCache | undefined, operation:
 
 function readTemperature(temperature: number | undefined, operation: string): number {
   const checked = checkNumber(temperature ?? 1, 'temperature', { min: 0 }, operation)
-  if (checked === 0 || checked >= lowestTemperature) return checked
-  const message = `temperature must be 0 (greedy) or at least ${lowestTemperature}, got ${checked}`
+  if (checked === 0 || (checked >= lowestTemperature && checked <= highestTemperature)) return checked
+  const message = `temperature must be 0 (greedy) or at least ${lowestTemperature} and at most ${highestTemperature}, got ${checked}`
   throw new LoopLMError('INVALID_ARGUMENT', message, { operation })
 }
 

@@ -351,7 +351,7 @@ export interface GenerateOptions extends StateOptions, InputOptions {
    * `max_position_embeddings`. Defaults to 16.
    */
   maxNewTokens?: number
-  /** 0 is greedy decoding (the lowest id wins a tie). Defaults to 1. */
+  /** 0 is greedy decoding (the lowest id wins a tie), else from 1e-6 to 1e30. Defaults to 1. */
   temperature?: number
   /** Keep the k most probable tokens. Defaults to 0 (off). */
   topK?: number

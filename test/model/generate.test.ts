@@ -222,8 +222,10 @@ describe('arguments', () => {
     expect(await generate({ maxNewTokens: 2 ** 24 + 1 })).toMatch(/maxNewTokens.*at most 16777216/)
     expect(await generate({ temperature: -1 })).toMatch(/temperature.*at least 0.*got -1/)
     expect(await generate({ temperature: Number.POSITIVE_INFINITY })).toMatch(/Infinity/)
-    for (const temperature of [1e-7, 1e-40, Number.MIN_VALUE])
-      expect(await generate({ temperature })).toMatch(/temperature must be 0 \(greedy\) or at least 0\.000001, got/)
+    for (const temperature of [1e-7, 1e-40, Number.MIN_VALUE, 1.01e30, 1e46])
+      expect(await generate({ temperature })).toMatch(
+        /temperature must be 0 \(greedy\) or at least 0\.000001 and at most 1e\+30, got/,
+      )
     expect(await generate({ topP: 0 })).toMatch(/topP.*greater than 0/)
     expect(await generate({ topK: 1.5 })).toMatch(/topK must be an integer/)
     expect(await generate({ minP: 2 })).toMatch(/minP/)

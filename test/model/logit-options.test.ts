@@ -233,6 +233,11 @@ describe('logit options', () => {
     expect(result!.tokens).toEqual(Array(10).fill(token))
   })
 
+  it('draw every other token at the highest temperature', async () => {
+    const [result] = await model.generate([[1, 5]], { ...open, maxNewTokens: 200, temperature: 1e30, bannedTokens: [V - 1] })
+    expect([...new Set(result!.tokens)].sort((a, b) => a - b)).toEqual(Array.from({ length: V - 1 }, (_, token) => token))
+  })
+
   it('end only the request whose processor fails', async () => {
     using scheduler = model.scheduler()
     const other = scheduler.add([1, 2], open)

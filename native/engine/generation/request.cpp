@@ -14,8 +14,8 @@ void require_argument(bool ok, const std::string& what) {
 }
 
 void check_sampling(const Sampling& s) {
-  require_argument(s.temperature == 0 || (s.temperature >= 1e-6 && std::isfinite(s.temperature)),
-                   "temperature must be 0 (greedy) or at least 1e-6");
+  require_argument(s.temperature == 0 || (s.temperature >= 1e-6 && s.temperature <= 1e30),
+                   "temperature must be 0 (greedy) or at least 1e-6 and at most 1e30");
   require_argument(s.top_k >= 0 && s.top_p > 0 && s.top_p <= 1 && s.min_p >= 0 && s.min_p < 1,
                    "topK must be >= 0, topP in (0, 1], minP in [0, 1)");
 }
