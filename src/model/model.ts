@@ -311,7 +311,8 @@ export class LoopLM {
    * Accumulates the gradient of any loss L of the log-probabilities, given ∂L/∂ℓ. Score first, differentiate your loss,
    * then pass its coefficients. The sequences, temperature and loops are those of the last {@link LoopLM.score}. If several
    * calls of it ran at the same time, use {@link ScoredSequences.backward}. Gradients accumulate until
-   * {@link LoopLM.zeroGradients} or an optimizer's step.
+   * {@link LoopLM.zeroGradients} or an optimizer's step. A call that fails or is aborted may have accumulated a part of its
+   * gradients. Call `zeroGradients` before you make it again.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
@@ -555,7 +556,7 @@ export class LoopLM {
     return new Map(gradients.map(({ name, values }) => [name, values]))
   }
 
-  /** Clears the accumulated gradients. */
+  /** Clears the accumulated gradients, also the part that a failed or aborted `backward` has left. */
   async zeroGradients(): Promise<void> {
     const handle = this.handle('LoopLM.zeroGradients')
     await call('LoopLM.zeroGradients', () => native().modelZeroGradients(handle))

@@ -154,7 +154,8 @@ export class ScoredSequences implements Scores {
   /**
    * Accumulates the gradient of any loss L of these scores, given ∂L/∂ℓ. It uses the sequences, temperature, loops and
    * initial states that were scored, and the current parameters of the model. Gradients accumulate until
-   * {@link LoopLM.zeroGradients} or an optimizer's step.
+   * {@link LoopLM.zeroGradients} or an optimizer's step. A call that fails or is aborted may have accumulated a part of its
+   * gradients. Call `zeroGradients` before you make it again.
    *
    * @param coefficients per sequence T × (len-1), row-major by loop: ∂L/∂(log-probability)
    * @param options.gateCoefficients per sequence T × len: ∂L/∂(gate logit)
