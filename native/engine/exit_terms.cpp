@@ -42,7 +42,7 @@ std::vector<double> added_advantages(const LossInput& in, const LossRows& rows, 
 
 }  // namespace
 
-double add_exit_term(const LossInput& in, const LossRows& rows, const LossTerm& term, std::vector<double>& d_pdf) {
+double add_exit_term(const LossInput& in, const LossRows& rows, const LossTerm& term, std::vector<double>& d_log_pdf) {
   double loss = 0;
   for (size_t r = 0; r < rows.R(); r++) {
     const PredictionRow& row = rows.packed.rows[r];
@@ -53,7 +53,7 @@ double add_exit_term(const LossInput& in, const LossRows& rows, const LossTerm& 
       const double a = in.advantage(term, row, exits[g]) + added[g];
       const double c = -term.length_normalizers[size_t(row.sequence)] * a / double(exits.size());
       loss += c * rows.exits.log_pdf[i];
-      d_pdf[i] += c / std::max(rows.exits.pdf[i], 1e-30);
+      d_log_pdf[i] += c;
     }
   }
   return loss;

@@ -5,11 +5,11 @@
 
 namespace looplm {
 
-// -n mean_g A_g log p_{t_g} over the exits t_g of each token, which the batch gives or which are drawn from p. Adds ∂L/∂p to
-// d_pdf, [K, R].
-double add_exit_term(const LossInput& in, const LossRows& rows, const LossTerm& term, std::vector<double>& d_pdf);
+// -n mean_g A_g log p_{t_g} over the exits t_g of each token, which the batch gives or which are drawn from p. Adds
+// ∂L/∂log p to d_log_pdf, [K, R].
+double add_exit_term(const LossInput& in, const LossRows& rows, const LossTerm& term, std::vector<double>& d_log_pdf);
 
-// -n H(p) times the objective's exit entropy weight. Adds ∂L/∂p to d_pdf.
+// -n H(p) times the objective's exit entropy weight. Adds ∂L/∂p to d_pdf, [K, R].
 double add_exit_entropy(const LossInput& in, const LossRows& rows, std::vector<double>& d_pdf);
 
 // Whether the objective has a gradient with respect to the exit distribution p.

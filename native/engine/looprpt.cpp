@@ -255,13 +255,13 @@ class LoopRptPass {
     const double share = 1 / (double(o_.rollouts) * count_);
     const ExitTable& exits = batch.exits();
     if (o_.kl != 0) stay_near_teacher(of, hard, batch, share);
-    std::vector<double> d_pdf(exits.pdf.size(), 0.0);
+    std::vector<double> d_log_pdf(exits.pdf.size(), 0.0);
     for (size_t r = 0; r < rows; r++) {
       const size_t at = size_t(results.exits[from + r]) * rows + r;
       totals_.policy_loss -= results.advantages[from + r] * exits.log_pdf[at] * share;
-      d_pdf[at] = -o_.policy * results.advantages[from + r] * share / std::max(exits.pdf[at], 1e-30);
+      d_log_pdf[at] = -o_.policy * results.advantages[from + r] * share;
     }
-    batch.backward_exits(d_pdf);
+    batch.backward_exits(std::vector<double>(d_log_pdf.size(), 0.0), d_log_pdf);
     batch.backward();
     if (!from_first()) return;
     const int64_t elements = of.one.tokens() * D();

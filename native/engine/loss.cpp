@@ -60,11 +60,15 @@ class LossPass {
       if (one_pass_) from_own_values(batch, head, rows, d_pdf);
       else from_all_values(batch, head, rows, d_pdf);
     }
-    for (const LossTerm& term : o_.terms)
-      if (term.channel == Channel::exit) totals_.add_policy_loss(add_exit_term(in_, rows, term, d_pdf));
+    std::vector<double> d_log_pdf;
+    for (const LossTerm& term : o_.terms) {
+      if (term.channel != Channel::exit) continue;
+      d_log_pdf.resize(d_pdf.size());
+      totals_.add_policy_loss(add_exit_term(in_, rows, term, d_log_pdf));
+    }
     totals_.add_loss(add_exit_entropy(in_, rows, d_pdf));
     totals_.add_rows(rows);
-    if (trains_exits(o_)) batch.backward_exits(d_pdf);
+    if (trains_exits(o_)) batch.backward_exits(d_pdf, d_log_pdf);
     batch.backward(final_);
     read_vector_gradients(model_, in_.batch.sequences, packed, d_vectors_);
   }

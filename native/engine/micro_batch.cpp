@@ -1,6 +1,7 @@
 #include "micro_batch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -126,7 +127,17 @@ void MicroBatch::backward_head(const HeadRows& rows, const RowLoss& loss, TokenV
   std::tie(values->logprobs, values->entropies) = download_two(both, model_.dt, count);
 }
 
-void MicroBatch::backward_exits(const std::vector<double>& d_pdf) {
+// ∂L/∂a_j = c_j (1 - λ_j) - λ_j Σ_{t>j} c_t with c = ∂L/∂log p, and 0 for the unused gate of the last loop. All are [K, R].
+static std::vector<double> gates_from_log_pdf(size_t rows, const std::vector<double>& gates, const std::vector<double>& c) {
+  std::vector<double> out(c.size(), 0.0), later(c.end() - ptrdiff_t(rows), c.end());
+  for (size_t i = c.size() - rows; i-- > 0;) {
+    out[i] = c[i] / (1 + std::exp(gates[i])) - later[i % rows] / (1 + std::exp(-gates[i]));
+    later[i % rows] += c[i];
+  }
+  return out;
+}
+
+void MicroBatch::backward_exits(const std::vector<double>& d_pdf, const std::vector<double>& d_log_pdf) {
   ExitMemory& memory = model_.memory().exits;
   Buffer &d = reserved(memory.d_pdf, d_pdf.size()), &d_rows = reserved(memory.d_gates, d_pdf.size()),
          &d_tokens = reserved(memory.d_token_gates, size_t(gates()));
@@ -134,8 +145,17 @@ void MicroBatch::backward_exits(const std::vector<double>& d_pdf) {
   d_tokens.zero(size_t(gates()) * real());
   model_.device->run(&LoopBackend::exit_pdf_backward, "exit_pdf backward", model_.dt, int64_t(reads_), exits().rows,
                      memory.gates.as<>(), d.as<>(), d_rows.as<>());
-  model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1),
-                     static_cast<const int32_t*>(memory.index.as<int32_t>()), d_rows.as<>(), d_tokens.as<>());
+  const auto add_to_tokens = [&] {
+    model_.device->run(&LoopBackend::scatter_add_rows, "scatter gates", model_.dt, int64_t(d_pdf.size()), int64_t(1),
+                       static_cast<const int32_t*>(memory.index.as<int32_t>()), d_rows.as<>(), d_tokens.as<>());
+  };
+  add_to_tokens();
+  if (!d_log_pdf.empty()) {
+    const std::vector<double> gates = download_reals(memory.gates, model_.dt, d_log_pdf.size());
+    const std::vector<double> d_gates = gates_from_log_pdf(size_t(exits().rows), gates, d_log_pdf);
+    upload_reals(d_rows, model_.dt, d_gates.data(), d_gates.size());
+    add_to_tokens();
+  }
   backward_gates(d_tokens);
 }
 

@@ -56,7 +56,9 @@ class MicroBatch {
   // `loss` turns the log-probability of each row into its coefficient. If `values` is not NULL, it gets the values from the
   // same pass.
   void backward_head(const HeadRows& rows, const RowLoss& loss, TokenValues* values = nullptr);
-  void backward_exits(const std::vector<double>& d_pdf);          // ∂L/∂p, [K, R]
+  // ∂L/∂p and ∂L/∂log p, [K, R]; the second may be empty. Pass a gradient that comes through log p as such: where p is 0 in
+  // real, no ∂L/∂p stands for it.
+  void backward_exits(const std::vector<double>& d_pdf, const std::vector<double>& d_log_pdf = {});
   void backward_gates(const std::vector<double>& d_gate_logits);  // [K, N]
   // Continues the backward pass from ∂L/∂hidden to the parameters. If this is the last batch of its sequences, calls `final`
   // when gradients become final.

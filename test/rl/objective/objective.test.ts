@@ -287,6 +287,27 @@ describe('the exit channel', () => {
         if (isResponse(i, k % width(i))) expected -= lengthNormalizers[i]! * advantages[i]! * p * Math.log(p)
     expect(Math.abs(got.loss - expected)).toBeLessThan(0.02)
   })
+
+  it.each(['reference', 'cpu'] as const)('trains a gate whose exit is all but impossible on %s', async (device) => {
+    using model = await LoopLM.create(tinyConfig, { device, seed: 1 })
+    const bias = model.parameters().find(({ name }) => name.includes('gate') && name.endsWith('bias'))!.name
+    const advantages = [1]
+    const lengthNormalizers = [1]
+    const exits = [Int32Array.from([0, 0, 0])]
+    const batch = {
+      sequences: [[1, 2, 3, 4]],
+      promptLengths: [1],
+      lengthNormalizers,
+      exits,
+      terms: [{ advantages, lengthNormalizers }],
+    }
+    for (const value of [-60, -80, -1000]) {
+      await model.setParameter(bias, [value])
+      await model.zeroGradients()
+      await model.accumulateLoss(batch, { terms: [{ channel: 'exit', surrogate: 'reinforce', draws: 0 }] })
+      expect((await model.gradient(bias))[0]).toBeCloseTo(-3, 5) // three tokens, each with ∂(-log λ)/∂a = λ - 1
+    }
+  })
 })
 
 describe('beliefs in tokens', () => {
