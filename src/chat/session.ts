@@ -251,7 +251,8 @@ export class ChatSession {
       (options.stop ?? []).filter((stop) => typeof stop === 'string'),
       prompt.tokens,
     )
-    const parts = new ToolCallStream(undefined, { calls: takes ? 'take' : 'keep', thinking })
+    const tags = { thinking, leading: options.grammar !== undefined }
+    const parts = new ToolCallStream(undefined, { calls: takes ? 'take' : 'keep', ...tags })
     const tokens: number[] = []
     const calls: ToolCall[] = []
     let whole = ''
@@ -292,14 +293,19 @@ export class ChatSession {
     answer.finishReason = finish
     const sampled = sampledTurn(tokenizer, { tokens, finishReason: finish }, generation.stop)
     this.#said = { text: prompt.text + sampled.text, end: sampled.end, tokens: [...prompt.tokens, ...tokens] }
-    this.#messages.push(this.#message(whole, reasoning, calls, thinking))
+    this.#messages.push(this.#message(whole, reasoning, calls, tags))
     return calls
   }
 
   /** A response in the form that the template takes: thoughts are separate, and so are calls if the template renders them. */
-  #message(whole: string, reasoning: string, calls: readonly ToolCall[], thinking: boolean): ChatMessage {
+  #message(
+    whole: string,
+    reasoning: string,
+    calls: readonly ToolCall[],
+    tags: { thinking: boolean; leading: boolean },
+  ): ChatMessage {
     const taken = this.#prompts.writesCalls && calls.length > 0
-    const parts = new ToolCallStream(undefined, { calls: taken ? 'take' : 'keep', thinking })
+    const parts = new ToolCallStream(undefined, { calls: taken ? 'take' : 'keep', ...tags })
     const content = parts.push(whole).text + parts.flush().text
     const earlier = this.#messages.flatMap(({ tool_calls: made }) => (Array.isArray(made) ? made : [])).length
     for (const [i, call] of calls.entries()) call.id = `call_${earlier + i + 1}`

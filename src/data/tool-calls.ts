@@ -53,16 +53,18 @@ export function opensThought(prompt: string): boolean {
  * Separates thoughts and calls from a growing text, in time linear in its length. White space around them is dropped, except
  * before them if text follows. An empty line separates thoughts. Invalid calls (no JSON, no name, arguments that are not an
  * object, nested too deeply) stay text, with their tags. Text inside a thought is never a call. A tag after a backtick is a
- * quotation and stays text.
+ * quotation and stays text. So is the end of a call inside a JSON string of it. Such a string ends at the latest with its line.
  */
 export class ToolCallStream {
   readonly #most: number
   readonly #calls: 'take' | 'drop' | 'keep'
+  readonly #leading: boolean
   #made = 0
   #place: keyof typeof places
   #tail = '' // possibly the beginning of a tag
   #last = '' // the character before #tail
   #inside: string[] = [] // text of the current call
+  #string: '' | '"' | '\\' = '' // in a call: nothing, inside a JSON string, or behind a backslash of it
   #written = false // whether there was text
   readonly #text = new HeldSpace()
   #thought = new HeldSpace(true)
@@ -73,13 +75,19 @@ export class ToolCallStream {
    * @param options.calls `take` them, `drop` them together with text that looks like one, or `keep` them in the text; defaults
    *   to `take`
    * @param options.thinking whether the text begins inside a thought, see {@link opensThought}; defaults to false
+   * @param options.leading whether tags behind the first other text are text, as inside JSON; defaults to false
    */
   constructor(
     most = Number.POSITIVE_INFINITY,
-    { calls = 'take', thinking = false }: { calls?: 'take' | 'drop' | 'keep'; thinking?: boolean } = {},
+    {
+      calls = 'take',
+      thinking = false,
+      leading = false,
+    }: { calls?: 'take' | 'drop' | 'keep'; thinking?: boolean; leading?: boolean } = {},
   ) {
     this.#most = most
     this.#calls = calls
+    this.#leading = leading
     this.#place = thinking ? 'thought' : this.#outside
   }
 
@@ -104,7 +112,7 @@ export class ToolCallStream {
         return parts
       }
       this.#add(parts, text.slice(from, found.index))
-      if (this.#last === '`' && found[0] !== endCall) this.#add(parts, found[0])
+      if (this.#isText(found[0])) this.#add(parts, found[0])
       else this.#meet(parts, found[0])
       from = found.index + found[0].length
     }
@@ -126,8 +134,10 @@ export class ToolCallStream {
 
   #add(parts: AnswerParts, text: string): void {
     this.#last = text.at(-1) ?? this.#last
-    if (this.#place === 'call') this.#inside.push(text)
-    else if (this.#place === 'thought') {
+    if (this.#place === 'call') {
+      this.#inside.push(text)
+      this.#readStrings(text)
+    } else if (this.#place === 'thought') {
       const more = this.complete ? '' : this.#thought.push(text)
       if (more === '') return
       parts.reasoning += this.#parting + more
@@ -137,6 +147,21 @@ export class ToolCallStream {
       this.#written ||= more !== ''
       parts.text += more
     }
+  }
+
+  #readStrings(text: string): void {
+    for (const character of text) {
+      if (this.#string === '\\') this.#string = '"'
+      else if (character === '"') this.#string = this.#string === '' ? '"' : ''
+      else if (character === '\n') this.#string = ''
+      else if (character === '\\' && this.#string === '"') this.#string = '\\'
+    }
+  }
+
+  /** Whether a tag is a part of the text around it. */
+  #isText(mark: string): boolean {
+    if (mark === endCall) return this.#string !== ''
+    return this.#last === '`' || (this.#leading && this.#written)
   }
 
   #meet(parts: AnswerParts, mark: string): void {
@@ -155,6 +180,7 @@ export class ToolCallStream {
   #endCall(parts: AnswerParts, mark: string): void {
     const inside = this.#inside.join('')
     this.#inside = []
+    this.#string = ''
     this.#place = this.#outside
     const call = this.#calls === 'drop' ? undefined : parseCall(inside)
     if (call === undefined && this.#calls !== 'drop') {

@@ -120,7 +120,8 @@ export async function planChat(served: Served, request: ChatRequest): Promise<Pl
   if (ebnf !== undefined) for (const { options } of made.choices) options.grammar = { ebnf }
   const calls = request.tool_choice === 'none' ? 'drop' : shown === undefined ? 'keep' : 'take'
   const most = request.parallel_tool_calls === false ? 1 : undefined
-  return { ...made, parts: () => new ToolCallStream(most, { calls, thinking }) }
+  const leading = (request.response_format?.type ?? 'text') !== 'text'
+  return { ...made, parts: () => new ToolCallStream(most, { calls, thinking, leading }) }
 }
 
 /**

@@ -239,6 +239,16 @@ describe('a session', () => {
     expect(number).toMatchObject({ text: expect.stringMatching(/^\d{3}$/), mode: 'no-think' })
   })
 
+  it('finds no thought inside the text of a grammar', async () => {
+    using model = await create()
+    using chat = new ChatSession(model, { temperature: 0, maxNewTokens: 40 })
+    const answer = await chat.send('quote', { grammar: { jsonSchema: { const: 'a <think> b' } } })
+    expect(answer).toMatchObject({ text: '"a <think> b"', reasoning: '' })
+    expect(chat.messages.at(-1)).toEqual({ role: 'assistant', content: answer.text })
+    const thought = await chat.send('think', { grammar: { regex: '<think>a</think>b <think>' } })
+    expect(thought).toMatchObject({ text: 'b <think>', reasoning: 'a' })
+  })
+
   it.each([
     ['[0-9]{3}', /^\d{3}$/],
     ['a{0}', /^$/],

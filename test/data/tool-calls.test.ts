@@ -74,6 +74,16 @@ describe('tool calls in generated text', () => {
       { text: 'b', reasoning: '', calls: ['f'] },
     ],
     [
+      'with its end in a string',
+      '<tool_call>{"name":"f","arguments":{"a":"\\"</tool_call>\\\\"}}</tool_call> b',
+      { text: 'b', reasoning: '', calls: ['f'] },
+    ],
+    [
+      'behind one whose string does not end in its line',
+      `<tool_call>{"name\n</tool_call> ${other}`,
+      { text: '<tool_call>{"name\n</tool_call>', reasoning: '', calls: ['now'] },
+    ],
+    [
       'behind a tag that is spoken of',
       `Use \`<think>\` and \`<tool_call>\`. ${other}`,
       { text: 'Use `<think>` and `<tool_call>`.', reasoning: '', calls: ['now'] },
@@ -111,6 +121,15 @@ describe('tool calls in generated text', () => {
         reasoning: 't',
         calls: [],
       })
+    }
+  })
+
+  it('are not found, nor are thoughts, behind the beginning of a text with the option leading', () => {
+    const json = `{"a": "use <think> or ${other}"}`
+    for (const size of [1, 4, 1000]) {
+      expect(parts(json, size, { leading: true })).toEqual({ text: json, reasoning: '', calls: [] })
+      expect(parts(`<think>t</think>\n${json}`, size, { leading: true })).toEqual({ text: json, reasoning: 't', calls: [] })
+      expect(parts(`t</think>${other}`, size, { leading: true, thinking: true }).calls).toEqual(['now'])
     }
   })
 

@@ -576,6 +576,15 @@ describe('thoughts', () => {
     dispose()
   })
 
+  it('are not found inside JSON', async () => {
+    const json = `{"a": "use <think> or <tool_call>"}`
+    const { ask, dispose } = await saying(`<think>t</think>${json}`)
+    const answer = { reasoning_content: 't', content: json, calls: 0, finish: 'stop' }
+    for (const change of [{}, { tools }, { tools, tool_choice: 'none' }])
+      expect(await ask({ response_format: { type: 'json_object' }, ...change })).toEqual(answer)
+    dispose()
+  })
+
   it('are off with reasoning_effort none', async () => {
     const { client } = await serve()
     const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
