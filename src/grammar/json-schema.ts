@@ -170,7 +170,6 @@ class SchemaWriter {
     const unknown = Object.keys(schema).find((name) => !known.has(name))
     if (unknown !== undefined)
       this.#refuse(`${at}/${unknown}`, 'this keyword is not supported in grammars; remove it and check the answer')
-    const used = (names: readonly string[]) => names.filter((name) => schema[name] !== undefined)
     const own = Object.keys(schema).filter((name) => !annotations.includes(name))
     const alone = (keyword: string) => {
       const other = own.find((name) => name !== keyword && (name !== 'type' || keyword === '$ref'))
@@ -186,7 +185,7 @@ class SchemaWriter {
     const asked = schema.type === undefined ? undefined : [schema.type].flat()
     const odd = asked?.find((type) => !types.includes(type as Type))
     if (odd !== undefined) this.#refuse(`${at}/type`, `must be of ${types.join(', ')}, got ${JSON.stringify(odd)}`)
-    const implied = types.filter((type) => used(keywordsOf[type]).length > 0 && type !== 'integer')
+    const implied = impliedTypes(schema)
     const wanted = (asked as Type[] | undefined) ?? (implied.length > 0 ? implied : undefined)
     if (wanted === undefined) return 'value'
     if (wanted.length === 0) this.#refuse(`${at}/type`, 'must name a type')
@@ -208,13 +207,8 @@ class SchemaWriter {
     }
     const made = this.#referenced.get(reference)
     if (made !== undefined) return made
-    let place = this.#root
-    for (const part of reference.split('/').slice(1)) {
-      const name = decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~')
-      if (typeof place !== 'object' || place === null || !Object.hasOwn(place, name))
-        this.#refuse(`${at}/$ref`, `${reference} is not there`)
-      place = (place as Fields)[name]
-    }
+    const place = placeAt(this.#root, reference)
+    if (place === undefined) this.#refuse(`${at}/$ref`, `${reference} is not there`)
     const name = `${this.#prefix}r${this.#count++}`
     this.#referenced.set(reference, name)
     const text = this.#schema(place, reference)
@@ -257,8 +251,7 @@ class SchemaWriter {
     if (typeof given !== 'object' || given === null) return undefined
     const schema = given as Fields
     if (typeof schema.$ref === 'string') {
-      const parts = schema.$ref.split('/').slice(1)
-      const place = parts.reduce<unknown>((inside, part) => (inside as Fields | undefined)?.[part], this.#root)
+      const place = placeAt(this.#root, schema.$ref)
       return place === given ? undefined : this.#kinds(place)
     }
     const values = schema.const !== undefined ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : undefined
@@ -438,6 +431,40 @@ class SchemaWriter {
     }
     return given as Fields
   }
+}
+
+/** The place that a reference names, or undefined. */
+function placeAt(root: unknown, reference: string): unknown {
+  return reference
+    .split('/')
+    .slice(1)
+    .map((part) => decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~'))
+    .reduce(
+      (place, name) =>
+        typeof place === 'object' && place !== null && Object.hasOwn(place, name) ? (place as Fields)[name] : undefined,
+      root,
+    )
+}
+
+/** The types whose keywords a schema has. */
+function impliedTypes(schema: Fields): Type[] {
+  return types.filter((type) => type !== 'integer' && keywordsOf[type].some((name) => schema[name] !== undefined))
+}
+
+/** Whether a schema that {@link schemaRules} takes allows nothing but objects. */
+export function allowsOnlyObjects(schema: unknown, root = schema, seen = new Set<unknown>()): boolean {
+  if (typeof schema !== 'object' || schema === null) return false
+  if (seen.has(schema)) return true // its first place decides
+  seen.add(schema)
+  const inner = (other: unknown) => allowsOnlyObjects(other, root, seen)
+  const { $ref, type, const: constant, enum: constants, anyOf, oneOf, allOf } = schema as Fields
+  if ($ref !== undefined) return inner(placeAt(root, String($ref)))
+  if (type !== undefined) return [type].flat().every((one) => one === 'object')
+  const branches = anyOf ?? oneOf ?? allOf
+  if (branches !== undefined) return (branches as unknown[]).every(inner)
+  const values = constants ?? (constant === undefined ? undefined : [constant])
+  if (values !== undefined) return (values as unknown[]).every((value) => isOfType(value, 'object'))
+  return impliedTypes(schema as Fields).join() === 'object'
 }
 
 function repeats(text: string, least: number, most: number | undefined): string {

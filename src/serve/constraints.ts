@@ -1,6 +1,6 @@
 // Constraints of a response as grammar rules: JSON for `response_format`, calls for `tool_choice` and for tools with `strict`.
 import { LoopLMError } from '../errors.js'
-import { type SchemaRules, schemaRules, sharedRules } from '../grammar/json-schema.js'
+import { allowsOnlyObjects, type SchemaRules, schemaRules, sharedRules } from '../grammar/json-schema.js'
 import { classText, complement, literalText, type Range } from '../grammar/regex.js'
 import { HttpError } from './http-error.js'
 import type { ChatRequest } from './request.js'
@@ -71,12 +71,25 @@ function callRules(request: ChatRequest, named: string | undefined, use: (rules:
   }
   return tools.map(([i, tool]) => {
     const { name, parameters } = tool.function as { name: string; parameters?: unknown }
-    const values = use(
-      rulesOf(parameters ?? { type: 'object', additionalProperties: false }, `t${i}`, `tools[${i}].function.parameters`),
-    )
+    const values = use(argumentRules(parameters ?? { additionalProperties: false }, i))
     const begin = literalText(`<tool_call>\n{"name": ${JSON.stringify(name)}, "arguments": `)
     return `${begin} ${values} ${literalText('}\n</tool_call>')}`
   })
+}
+
+/** Without these keywords and a type, the parameters of a function are those of an object. */
+const decisive = ['type', '$ref', 'const', 'enum', 'anyOf', 'oneOf', 'allOf']
+
+/** The rules of a call's arguments, which are an object. */
+function argumentRules(parameters: unknown, tool: number): SchemaRules {
+  const param = `tools[${tool}].function.parameters`
+  const given = parameters === true ? {} : parameters
+  const open = typeof given === 'object' && given !== null && !decisive.some((keyword) => keyword in given)
+  const schema = open && !Array.isArray(given) ? { type: 'object', ...given } : given
+  const rules = rulesOf(schema, `t${tool}`, param)
+  if (allowsOnlyObjects(schema)) return rules
+  const message = `${param}: must allow nothing but objects, because arguments have names; set "type": "object"`
+  throw new HttpError(400, message, { param, code: 'invalid_value' })
 }
 
 function rulesOf(schema: unknown, prefix: string, param: string): SchemaRules {

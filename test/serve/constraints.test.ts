@@ -62,3 +62,42 @@ describe('text around strict calls', () => {
     expect(await read(ebnf, bytes)).toMatchObject({ whole: false })
   })
 })
+
+describe('the arguments of a call', () => {
+  const rules = (parameters: unknown, change: object = { tool_choice: 'required' }) =>
+    constraintOf({ tools: [{ type: 'function', function: { name: 'f', parameters } }], ...change } as never, false, true)!
+  const called = (values: string) => `<tool_call>\n{"name": "f", "arguments": ${values}}\n</tool_call>`
+
+  it.each([
+    [{}],
+    [true],
+    [{ title: 'F' }],
+    [{ minimum: 1 }],
+    [{ type: 'object', enum: [{ a: 1 }, 2] }],
+    [{ additionalProperties: { type: 'number' } }],
+    [{ $ref: '#/$defs/a%20b', $defs: { 'a b': { anyOf: [{ properties: {} }, { const: { a: 1 } }] } } }],
+  ])('are an object if the parameters are %j', async (parameters) => {
+    const ebnf = rules(parameters)
+    expect(await read(ebnf, called('{"a":1}'))).toMatchObject({ whole: true, mayEnd: true })
+    for (const other of ['null', '1', '"x"', '[]']) expect(await read(ebnf, called(other))).toMatchObject({ whole: false })
+  })
+
+  it.each([
+    [{ type: ['object', 'null'] }],
+    [{ type: 'string' }],
+    [{ enum: [{}, 1] }],
+    [{ anyOf: [{ type: 'object' }, {}] }],
+    [{ $ref: '#/$defs/a', $defs: { a: { oneOf: [{ type: 'object' }, { $ref: '#/$defs/b' }] }, b: { type: 'null' } } }],
+  ])('refuse parameters that allow other values: %j', (parameters) => {
+    const strict = { tools: [{ type: 'function', function: { name: 'f', strict: true, parameters } }] }
+    for (const change of [{ tool_choice: 'required' }, { response_format: { type: 'json_object' } }, strict])
+      expect(() => rules(parameters, change)).toThrow(
+        'tools[0].function.parameters: must allow nothing but objects, because arguments have names; set "type": "object"',
+      )
+  })
+
+  it('may refer to themselves', async () => {
+    const parameters = { anyOf: [{ type: 'object', properties: { a: { $ref: '#' } } }, { $ref: '#/anyOf/0' }] }
+    expect(await read(rules(parameters), called('{"a": {}}'))).toMatchObject({ whole: true, mayEnd: true })
+  })
+})
