@@ -96,7 +96,7 @@ export interface ChatPiece {
 export interface ChatToolCall {
   /** The tool that was called. */
   name: string
-  /** The arguments that the model passed. */
+  /** The arguments that the model passed, as JSON.parse reads them. */
   arguments: Record<string, unknown>
   /** The text that the model reads: the result, or `Error: …`. */
   content: string

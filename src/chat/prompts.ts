@@ -1,10 +1,12 @@
 // Renders a conversation as a prompt, with or without thinking.
 import { ChatFormat, type ChatSettings } from '../data/chat-format.js'
 import type { ChatMessage } from '../data/chat-template.js'
+import { isJsonObject, parseExactJson } from '../data/exact-json.js'
 import type { Tokenizer } from '../data/tokenizer.js'
 import { opensThought } from '../data/tool-calls.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
+import { nestsTooDeep } from '../validation/json-depth.js'
 import { tokensBehind } from './sampled-turn.js'
 import { type Tool, toolSchemas } from './tools.js'
 
@@ -77,10 +79,27 @@ export class ChatPrompts {
     const written = mode !== undefined && this.#words.has('enable_thinking')
     const variables = written ? { chat_template_kwargs: { enable_thinking: mode === 'think' } } : {}
     const tools = this.#tools === undefined ? {} : { tools: this.#tools }
-    const { text } = this.#format.prompt(messages, { ...variables, ...tools })
+    const { text } = this.#format.prompt(messages.map(withArguments), { ...variables, ...tools })
     if (mode === undefined || written) return text
     const opened = opensThought(text)
     if (mode === 'think') return opened ? text : `${text}<think>\n`
     return `${opened ? text.trimEnd() : `${text}<think>`}\n\n</think>\n\n`
+  }
+}
+
+/** A message whose calls have objects as arguments, as templates need them. In OpenAI's format they are text. */
+function withArguments(message: ChatMessage): ChatMessage {
+  if (!Array.isArray(message.tool_calls)) return message
+  return { ...message, tool_calls: message.tool_calls.map(withObject) }
+}
+
+function withObject(call: { function?: { arguments?: unknown } } | null): unknown {
+  const text = call?.function?.arguments
+  if (typeof text !== 'string' || nestsTooDeep(text)) return call
+  try {
+    const value = parseExactJson(text)
+    return isJsonObject(value) ? { ...call, function: { ...call!.function, arguments: value } } : call
+  } catch {
+    return call
   }
 }

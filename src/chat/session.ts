@@ -1,5 +1,6 @@
 import '../dispose.js'
 import type { ChatMessage } from '../data/chat-template.js'
+import { changedIntegers } from '../data/exact-json.js'
 import { opensThought, type ToolCall, ToolCallStream } from '../data/tool-calls.js'
 import { LoopLMError } from '../errors.js'
 import type { LoopLM } from '../model/model.js'
@@ -310,7 +311,8 @@ export class ChatSession {
     const earlier = this.#messages.flatMap(({ tool_calls: made }) => (Array.isArray(made) ? made : [])).length
     for (const [i, call] of calls.entries()) call.id = `call_${earlier + i + 1}`
     const written = calls.map(({ id, type, function: { name, arguments: text } }) => {
-      return { id, type, function: { name, arguments: JSON.parse(text) } }
+      // an integer that JavaScript would change stays in the text
+      return { id, type, function: { name, arguments: changedIntegers(text).length > 0 ? text : JSON.parse(text) } }
     })
     return {
       ...{ role: 'assistant', content },

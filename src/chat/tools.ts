@@ -1,5 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import { z } from 'zod'
+import { changedIntegers } from '../data/exact-json.js'
 import type { ToolCall } from '../data/tool-calls.js'
 import { errorMessage, LoopLMError } from '../errors.js'
 import { checkOptions } from '../validation/arguments.js'
@@ -37,7 +38,10 @@ export interface ToolDefinition<Arguments> {
   name: string
   /** What the tool does, for the model. */
   description: string
-  /** A Zod schema, or a JSON Schema of an object. */
+  /**
+   * A Zod schema, or a JSON Schema of an object. Long ids should be strings: calls with integers that JavaScript would round
+   * fail.
+   */
   parameters: ZodSchema<Arguments> | Readonly<Record<string, unknown>>
   /**
    * Runs the tool. Returns what the model reads: strings are unchanged, everything else becomes JSON. It may be asynchronous.
@@ -179,6 +183,9 @@ export class ToolRunner {
     const tool = tools.find((tool) => tool.name === name)
     if (tool === undefined)
       throw new Error(`there is no tool "${name}"; there are: ${tools.map(({ name }) => name).join(', ') || 'none'}`)
+    const [changed] = changedIntegers(text)
+    if (changed !== undefined)
+      throw new Error(`wrong arguments: the integer ${changed} would become ${Number(changed)}; write it as a string`)
     const controller = new AbortController()
     setMaxListeners(0, this.#signal)
     const stop = () => controller.abort(this.#signal.reason)

@@ -1,6 +1,8 @@
+import { randomInt } from 'node:crypto'
 import { Template } from '@huggingface/jinja'
 import { LoopLMError } from '../errors.js'
 import { checkFlag, checkOptions, describe, type Keys } from '../validation/arguments.js'
+import { WrittenNumber } from './exact-json.js'
 
 /** One turn of a conversation. Other fields, such as `tool_calls` or `name`, are passed to the template unchanged. */
 export interface ChatMessage {
@@ -119,17 +121,20 @@ export function renderChat(
   if (template === undefined) {
     throw refuse(`${source}: none of the templates ${[...templates.keys()].join(', ')} is named default`)
   }
+  const numbers = new StandIns()
   const render = (shown: readonly object[] | null) =>
-    template.render({
-      ...special,
-      ...variables,
-      [boundedRange]: rangeOf(maxRangeNumbers),
-      messages,
-      tools: shown,
-      documents: null,
-      add_generation_prompt: addGenerationPrompt,
-      ...(enableThinking === undefined ? {} : { enable_thinking: enableThinking }),
-    })
+    numbers.show(
+      template.render({
+        ...special,
+        ...variables,
+        [boundedRange]: rangeOf(maxRangeNumbers),
+        messages: numbers.hide(messages),
+        tools: shown,
+        documents: null,
+        add_generation_prompt: addGenerationPrompt,
+        ...(enableThinking === undefined ? {} : { enable_thinking: enableThinking }),
+      }),
+    )
   let text: string
   try {
     text = render(tools ?? null)
@@ -212,5 +217,30 @@ function rangeOf(left: number): (...bounds: unknown[]) => number[] {
     left -= length
     if (!(left >= 0)) throw new Error(`its calls of range() make more than ${maxRangeNumbers} numbers`)
     return Array.from({ length }, (_, i) => (start as number) + i * (step as number))
+  }
+}
+
+/** Numbers of 15 digits that stand for {@link WrittenNumber}s while a template renders them. */
+class StandIns {
+  readonly #begin = String(randomInt(1e6, 1e7))
+  readonly #written = new Map<string, string>()
+
+  /** A value with numbers that the template can read. */
+  hide(value: unknown): unknown {
+    if (value instanceof WrittenNumber) {
+      const digits = this.#begin + String(2 * this.#written.size + 1).padStart(8, '0') // odd: as a fraction it keeps its last digit
+      const standIn = /[.e]/i.test(value.text) ? `0.${digits}` : digits
+      this.#written.set(standIn, value.text)
+      return Number(standIn)
+    }
+    if (Array.isArray(value)) return value.map((item) => this.hide(item))
+    if (typeof value !== 'object' || value === null) return value
+    return Object.fromEntries(Object.entries(value).map(([name, field]) => [name, this.hide(field)]))
+  }
+
+  /** The rendered text with the numbers as they were written. */
+  show(text: string): string {
+    if (this.#written.size === 0) return text
+    return text.replaceAll(new RegExp(`(?:0\\.)?${this.#begin}\\d{8}`, 'g'), (found) => this.#written.get(found) ?? found)
   }
 }

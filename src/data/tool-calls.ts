@@ -7,6 +7,7 @@
 //   </tool_call>
 import { randomUUID } from 'node:crypto'
 import { nestsTooDeep } from '../validation/json-depth.js'
+import { isJsonObject, parseExactJson, writeExactJson } from './exact-json.js'
 
 /** A call in OpenAI's format. */
 export interface ToolCall {
@@ -18,7 +19,7 @@ export interface ToolCall {
   function: {
     /** The name of the tool. */
     name: string
-    /** A JSON object as a string. */
+    /** A JSON object as a string, with numbers as the model wrote them. */
     arguments: string
   }
 }
@@ -247,12 +248,12 @@ function parseCall(text: string): ToolCall | undefined {
   if (nestsTooDeep(text)) return undefined
   let call: { name?: unknown; arguments?: unknown } | null
   try {
-    call = JSON.parse(text)
+    call = parseExactJson(text) as typeof call
   } catch {
     return undefined
   }
   const given = call?.arguments ?? {}
-  if (typeof call?.name !== 'string' || typeof given !== 'object' || Array.isArray(given)) return undefined
+  if (typeof call?.name !== 'string' || !isJsonObject(given)) return undefined
   const id = `call_${randomUUID().replaceAll('-', '')}`
-  return { id, type: 'function', function: { name: call.name, arguments: JSON.stringify(given) } }
+  return { id, type: 'function', function: { name: call.name, arguments: writeExactJson(given) } }
 }

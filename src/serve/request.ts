@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { isJsonObject, parseExactJson } from '../data/exact-json.js'
 import { type ExitRule, exitRuleNames, exitRules } from '../model/exit-rules.js'
 import { nestsTooDeep, tooDeep } from '../validation/json-depth.js'
 import { problemsOf } from '../validation/schema.js'
@@ -162,18 +163,17 @@ const tool = z.looseObject(
 
 /** OpenAI's clients send the arguments of a call as a JSON string. Templates need the object. */
 function jsonObject() {
-  const isObject = (value: unknown) => typeof value === 'object' && value !== null && !Array.isArray(value)
   return z.unknown().transform((given, context): unknown => {
     if (given == null || given === '') return {}
-    if (isObject(given)) return given // as Ollama's clients send it; the check of the whole body has checked its depth
+    if (isJsonObject(given)) return given // as Ollama's clients send it; the check of the whole body has checked its depth
     const refuse = (message: string) => {
       context.addIssue({ code: 'custom', message })
       return z.NEVER
     }
     if (typeof given === 'string' && nestsTooDeep(given)) return refuse(tooDeep)
     try {
-      const value: unknown = typeof given === 'string' ? JSON.parse(given) : undefined
-      if (isObject(value)) return value
+      const value = typeof given === 'string' ? parseExactJson(given) : undefined
+      if (isJsonObject(value)) return value
     } catch {
       // reported below
     }

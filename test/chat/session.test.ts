@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { z } from 'zod'
 import {
   type ChatAnswer,
@@ -363,7 +363,8 @@ describe('a session with tools', () => {
     '{% for c in m.tool_calls or [] %}{{ \'<tool_call>\\n{"name": "\' + c.function.name + \'", "arguments": \' + (c.function.arguments | tojson) + \'}\\n</tool_call>\' }}{% endfor %}' +
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
   const user = (content: string) => ({ role: 'user', content })
-  const call = (a: number, b: number) => `<tool_call>\n{"name": "add", "arguments": {"a": ${a}, "b": ${b}}}\n</tool_call>`
+  const call = (a: number | string, b: number) =>
+    `<tool_call>\n{"name": "add", "arguments": {"a": ${a}, "b": ${b}}}\n</tool_call>`
   const called = (a: number, b: number) => ({
     ...{ role: 'assistant', content: '' },
     tool_calls: [{ function: { name: 'add', arguments: { a, b } } }],
@@ -380,6 +381,7 @@ describe('a session with tools', () => {
     ],
     [[user('9+9?')], offered, call(9, 9)],
     [[user('9+9?'), called(9, 9), { role: 'tool', content: 'Error: too large' }], offered, 'I cannot.'],
+    [[user('long?')], offered, call('9007199254740993', 1)],
   ]
   let model: LoopLM
   beforeAll(async () => {
@@ -437,6 +439,21 @@ describe('a session with tools', () => {
     using chat = new ChatSession(model, { tools: [add], maxToolRounds: 0, temperature: 0, maxNewTokens: 80 })
     expect(await chat.send('1+2?')).toMatchObject({ text: '', calls: [], finishReason: 'tool-calls' })
     expect((await chat.send([{ role: 'tool', content: '3' }])).text).toBe('It is 3.')
+  })
+
+  it('refuses integers that JavaScript would change, and keeps them in the conversation', async () => {
+    using chat = new ChatSession(model, { tools: [add], maxToolRounds: 1, temperature: 0, maxNewTokens: 120 })
+    const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
+    const { calls } = await chat.send('long?')
+    const [, next] = render.mock.results.map(({ value }) => value)
+    render.mockRestore()
+    expect(calls[0]).toMatchObject({
+      content: 'Error: wrong arguments: the integer 9007199254740993 would become 9007199254740992; write it as a string',
+      failed: true,
+    })
+    const made = { name: 'add', arguments: '{"a":9007199254740993,"b":1}' }
+    expect(chat.messages[1]!.tool_calls).toMatchObject([{ function: made }])
+    expect(next).toContain(call('9007199254740993', 1))
   })
 
   it('can be stopped while a tool runs', async () => {

@@ -2,6 +2,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { parseExactJson } from '../../src/data/exact-json.js'
 import { LoopLM, Tokenizer } from '../../src/index.js'
 import { chatTemplate, tokenizerJson, writeOuroFolder } from '../ouro-folder.js'
 import { refusal } from '../refusal.js'
@@ -70,6 +71,15 @@ describe('a chat template', () => {
     const template = '\n{{ range(3) | join }} {{ range(1, 4) | join }} {{ range(5, 0, -2) | join }} {{ range(2, 2) | length }}'
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
     for (let again = 0; again < 2; again++) expect(tokenizer.applyChatTemplate(user)).toBe('\n012 123 531 0')
+  })
+
+  it('writes numbers as they were written', () => {
+    const template = '{% for v in messages[0].v %}{{ v }} {{ v | tojson }} {{ v | string }} {{ v is number }};{% endfor %}'
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
+    const v = parseExactJson('[9007199254740993, 1.0, 2]')
+    expect(tokenizer.applyChatTemplate([{ role: 'user', v }])).toBe(
+      `${'9007199254740993 '.repeat(3)}true;1.0 1.0 1.0 true;2 2 2 true;`,
+    )
   })
 
   it('says which token ends an answer', async () => {

@@ -133,6 +133,13 @@ describe('tool calls in generated text', () => {
     }
   })
 
+  it('have numbers as the model wrote them', () => {
+    const stream = new ToolCallStream()
+    const { calls } = stream.push('<tool_call>{"name": "f", "arguments": {"id": 175928847299117063, "x": [1.0]}}</tool_call>')
+    expect(calls[0]!.function.arguments).toBe('{"id":175928847299117063,"x":[1.0]}')
+    expect(stream.push('<tool_call>{"name": "f", "arguments": 1.0}</tool_call>').calls).toEqual([])
+  })
+
   it.each([100, 6000, 100_000])('nested %i deep are calls up to a limit, and text beyond it', (depth) => {
     const nested = (open: string, close: string) =>
       `<tool_call>{"name":"f","arguments":{"a":${open.repeat(depth)}1${close.repeat(depth)}}}</tool_call>`
@@ -337,6 +344,17 @@ describe("OpenAI's client", () => {
     const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
     const { choices } = await client.chat.completions.create({ ...body(messages as never), tools })
     expect(choices[0]!.message.content).toBe('It is 3.')
+  })
+
+  it('may return a call with numbers as they were written', async () => {
+    const given = '{"id": 175928847299117063, "x": 1.0, "s": "175928847299117063"}'
+    const made = { type: 'function', function: { name: 'add', arguments: given } }
+    const messages = [...asked, { role: 'assistant', content: null, tool_calls: [made] }, answered[2]]
+    const render = vi.spyOn(model.tokenizer!, 'applyChatTemplate')
+    await client.chat.completions.create({ ...body(messages as never), max_tokens: 1, tools })
+    const texts = render.mock.results.map(({ value }) => value)
+    render.mockRestore()
+    expect(texts).toContainEqual(expect.stringContaining(`"arguments": ${given}}`))
   })
 
   it.each([[''], [null], [undefined]])('may return a call without arguments: %j', async (given) => {
