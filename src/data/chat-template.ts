@@ -1,8 +1,8 @@
 import { randomInt } from 'node:crypto'
-import { Template } from '@huggingface/jinja'
 import { LoopLMError } from '../errors.js'
 import { checkFlag, checkOptions, describe, type Keys } from '../validation/arguments.js'
 import { WrittenNumber } from './exact-json.js'
+import { compileJinja, type JinjaTemplate } from './jinja.js'
 
 /** One turn of a conversation. Other fields, such as `tool_calls` or `name`, are passed to the template unchanged. */
 export interface ChatMessage {
@@ -30,27 +30,12 @@ const chatOptions: Keys<ChatTemplateOptions> = { addGenerationPrompt: true, enab
 /** The largest template. Published ones have some kilobytes. */
 export const maxTemplateBytes = 2 ** 20
 
-/**
- * How many numbers the calls of `range` may produce in one rendering, so that an untrusted template cannot fill the memory with them, and
- * loops over ranges inside each other end soon. Jinja's own sandbox allows as many in one call.
- */
-const maxRangeNumbers = 1e5
-const boundedRange = 'looplm_range'
-
 /** Where a template was read. */
 export interface TemplateSource {
   /** A string, or Hugging Face's list of named templates. */
   template: unknown
   /** The name in errors: the file and, in JSON, the field. */
   name: string
-}
-
-/**
- * A compiled template. Jinja's own types do not leave this file, because their declarations do not type-check in strict
- * projects.
- */
-interface CompiledTemplate {
-  render(items?: Record<string, unknown>): string
 }
 
 /** A part of a rendered conversation. */
@@ -61,7 +46,7 @@ export interface ChatPart {
 }
 
 /** Compiled templates by name. A single template is named `default`. */
-export type ChatTemplates = ReadonlyMap<string, CompiledTemplate>
+export type ChatTemplates = ReadonlyMap<string, JinjaTemplate>
 
 /**
  * Compiles chat templates.
@@ -84,9 +69,7 @@ export function compileChatTemplates({ template, name }: TemplateSource, operati
         throw invalid(`a chat template has at most ${maxTemplateBytes} characters, this one ${entry.template.length}`)
       }
       try {
-        const compiled = new Template(entry.template.replaceAll(/\r\n?/g, '\n')) // line ends as Jinja reads them
-        compiled.parsed.body.unshift(...new Template(`{% set range = ${boundedRange} %}`).parsed.body)
-        return [entry.name, compiled]
+        return [entry.name, compileJinja(entry.template)]
       } catch (cause) {
         throw invalid(`the chat template does not parse: ${(cause as Error).message}`, cause)
       }
@@ -124,10 +107,9 @@ export function renderChat(
   const numbers = new StandIns()
   const render = (shown: readonly object[] | null) =>
     numbers.show(
-      template.render({
+      template({
         ...special,
         ...variables,
-        [boundedRange]: rangeOf(maxRangeNumbers),
         messages: numbers.hide(messages),
         tools: shown,
         documents: null,
@@ -205,19 +187,6 @@ function checkTools(tools: unknown, operation: string): void {
   if (!Array.isArray(tools)) throw refuse(`tools must be an array of JSON schemas of functions, got ${describe(tools)}`)
   const bad = tools.findIndex((tool) => typeof tool !== 'object' || tool === null)
   if (bad !== -1) throw refuse(`tools[${bad}] must be the JSON schema of a function, got ${describe(tools[bad])}`)
-}
-
-/** Jinja's `range`, with a limit on the total number of items. */
-function rangeOf(left: number): (...bounds: unknown[]) => number[] {
-  return (...bounds) => {
-    const [start, stop, step = 1] = bounds.length === 1 ? [0, bounds[0]] : bounds
-    if (![start, stop, step].every((bound) => typeof bound === 'number')) throw new Error('range() takes numbers')
-    if (step === 0) throw new Error('range() step must not be zero')
-    const length = Math.max(0, Math.ceil(((stop as number) - (start as number)) / (step as number)))
-    left -= length
-    if (!(left >= 0)) throw new Error(`its calls of range() make more than ${maxRangeNumbers} numbers`)
-    return Array.from({ length }, (_, i) => (start as number) + i * (step as number))
-  }
 }
 
 /** Numbers of 15 digits that stand for {@link WrittenNumber}s while a template renders them. */

@@ -1,7 +1,7 @@
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { parseExactJson } from '../../src/data/exact-json.js'
 import { LoopLM, Tokenizer } from '../../src/index.js'
 import { chatTemplate, tokenizerJson, writeOuroFolder } from '../ouro-folder.js'
@@ -78,7 +78,7 @@ describe('a chat template', () => {
     const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
     const v = parseExactJson('[9007199254740993, 1.0, 2]')
     expect(tokenizer.applyChatTemplate([{ role: 'user', v }])).toBe(
-      `${'9007199254740993 '.repeat(3)}true;1.0 1.0 1.0 true;2 2 2 true;`,
+      `${'9007199254740993 '.repeat(3)}True;1.0 1.0 1.0 True;2 2 2 True;`,
     )
   })
 
@@ -113,6 +113,50 @@ describe('line ends in a chat template, as in Jinja:', () => {
     const folder = await writeOuroFolder(join(root, 'crlf'))
     await writeFile(join(folder, 'chat_template.jinja'), chatTemplate.replaceAll('\n', '\r\n'))
     expect((await Tokenizer.fromPretrained(folder)).applyChatTemplate(user)).toBe(system + turn)
+  })
+})
+
+describe("a chat template renders as in Python's Jinja:", () => {
+  const rendered = (template: string, message: object = {}) => {
+    const tokenizer = new Tokenizer(tokenizerJson(), { chat_template: template })
+    return tokenizer.applyChatTemplate([{ role: 'user', content: '', ...message }])
+  }
+
+  it.each([
+    ["{{ 'abc'.strip('ac') }}", 'b'],
+    ["{{ '\\n  x \\n'.strip('\\n') }}", '  x '],
+    ["{{ '\\n  x'.lstrip('\\n') }}{{ 'y \\n'.rstrip('\\n') }}|", '  xy |'],
+    ["{{ 'aXa'.lstrip('a').rstrip('a') }}{{ '😀x😁'.strip('😀') }}{{ '-]-'.strip('-]') }}", 'Xx😁'],
+    ["{% set s = '*' %}{% macro m(x) %}{{ x.strip(s) }}{% endmacro %}{{ m('*b*') }}{{ ['*c*'.strip(s)] | first }}", 'bc'],
+    ["{{ ' a '.strip() }}{{ ' b '.strip(none) }}", 'ab'],
+    ['{{ true }} {{ messages[0].v }} {{ 1 > 2 }} {% if true %}{{ not true }}{% endif %}', 'True True False False'],
+    ['{{ true | string }} {{ none | string }} {{ none ~ true ~ missing ~ 1 }} {{ 1.0 | string }}', 'True None NoneTrue1 1.0'],
+    ['{{ [true, none] | tojson }}{{ missing }}', '[true, null]'],
+    ["{{ '😀a' | length }}{{ [1, 2] | length }}", '22'],
+    ['{% macro m() %}{{ varargs | length }}{{ kwargs.a }}{% endmacro %}{{ m(1, a=true) }}', '1True'],
+  ])('%s', (template, text) => {
+    expect(rendered(template, { v: true })).toBe(text)
+  })
+
+  it('indentation of an answer stays', () => {
+    const template = "{{ messages[0].content.split('</think>')[-1].lstrip('\\n') }}"
+    expect(rendered(template, { content: '<think>\n</think>\n\n    return x' })).toBe('    return x')
+  })
+
+  it('dates of strftime_now', async () => {
+    vi.useFakeTimers({ now: new Date(2026, 0, 5, 13, 4, 9), toFake: ['Date'] })
+    const codes = '%A, %a %d %-d %e %B %b %m %y %Y %I:%M:%S %p %H %j %%'
+    expect(rendered(`{{ strftime_now('${codes}') }}`)).toBe('Monday, Mon 05 5  5 January Jan 01 26 2026 01:04:09 PM 13 005 %')
+    vi.useRealTimers()
+    const error = await refusal(() => rendered("{{ strftime_now('%U') }}"))
+    expect(error.message).toContain('strftime_now() does not know %U')
+  })
+
+  it.each([
+    ['{{ messages[0].v.strip("a") }}', 'strip() needs a text'],
+    ['{{ "a".strip(1) }}', 'strip() takes characters'],
+  ])('%s fails', async (template, reason) => {
+    expect((await refusal(() => rendered(template, { v: 5 }))).message).toContain(reason)
   })
 })
 

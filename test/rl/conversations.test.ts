@@ -67,7 +67,7 @@ describe('a prompt', () => {
   })
 
   it.each<[ChatSettings, string]>([
-    [{ enable_thinking: false }, '[think false]<user>hi<end><assistant>'],
+    [{ enable_thinking: false }, '[think False]<user>hi<end><assistant>'],
     [{ tools: [{ name: 'a' }, { name: 'b' }] }, '[2 tools]<user>hi<end><assistant>'],
     [{ system: 'be short' }, '<system>be short<end><user>hi<end><assistant>'],
     [{ template: '{{ messages[0].content }}?' }, 'hi?'],
@@ -78,7 +78,7 @@ describe('a prompt', () => {
   it('takes tools and template variables from the columns of its row', async () => {
     const row = { prompt: [user('hi')], tools: [{ name: 'a' }], chat_template_kwargs: { enable_thinking: true } }
     expect(await promptText(row, { enable_thinking: false, tools: [{}, {}] })).toBe(
-      '[think true][1 tools]<user>hi<end><assistant>',
+      '[think True][1 tools]<user>hi<end><assistant>',
     )
   })
 
@@ -252,7 +252,7 @@ describe('conversations', () => {
       logged += event.completions.length
     }
     expect(logged).toBe(16)
-    const text = (content: string) => `[think false]<user>${content}<end><assistant>`
+    const text = (content: string) => `[think False]<user>${content}<end><assistant>`
     expect([...seen].sort()).toEqual([text('hi'), text('more')])
     expect(openProblems('test', model, { dataset: rows, tokenizer, seed: 0 }).stop).toContain(ends)
   })
