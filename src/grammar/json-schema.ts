@@ -20,6 +20,8 @@ const keywordsOf: Readonly<Record<Type, readonly string[]>> = {
   array: ['items', 'prefixItems', 'minItems', 'maxItems'],
   object: ['properties', 'required', 'additionalProperties', 'minProperties', 'maxProperties', 'propertyNames'],
 }
+/** Levels of a schema: the writer calls itself for each, and the stack is finite. */
+const deepest = 500
 /** Longer strings use repetitions, whose token masks take about 30 ms. */
 const longestChain = 256
 
@@ -149,7 +151,21 @@ class SchemaWriter {
   }
 
   rules(): SchemaRules {
-    return { start: this.#schema(this.#root, '#'), rules: this.#rules }
+    this.#checkNesting()
+    const start = this.#schema(this.#root, '#')
+    // Writing a schema may add references, which the loop then meets. Chains of references are too long for recursion.
+    for (const [reference, name] of this.#referenced)
+      this.#rules.push(`${name} ::= ${this.#schema(placeAt(this.#root, reference), reference)}`)
+    return { start, rules: this.#rules }
+  }
+
+  #checkNesting(): void {
+    const isObject = (value: unknown): value is object => typeof value === 'object' && value !== null
+    let level = new Set([this.#root].filter(isObject))
+    for (let depth = 1; level.size > 0; depth++) {
+      if (depth > deepest) this.#refuse('#', `is nested more than ${deepest} levels deep; use $ref, or make it flatter`)
+      level = new Set([...level].flatMap(Object.values).filter(isObject))
+    }
   }
 
   #refuse(at: string, what: string): never {
@@ -209,12 +225,23 @@ class SchemaWriter {
     if (made !== undefined) return made
     const place = placeAt(this.#root, reference)
     if (place === undefined) this.#refuse(`${at}/$ref`, `${reference} is not there`)
+    if (this.#behind(place) === undefined)
+      this.#refuse(`${at}/$ref`, `${reference} leads only to references, to itself or to a place that is not there`)
     const name = `${this.#prefix}r${this.#count++}`
     this.#referenced.set(reference, name)
-    const text = this.#schema(place, reference)
-    if (text === name) this.#refuse(`${at}/$ref`, `${reference} is nothing but a reference to itself`)
-    this.#rules.push(`${name} ::= ${text}`)
     return name
+  }
+
+  /** The schema to which a chain of references leads, if there is one. */
+  #behind(given: unknown): unknown {
+    const seen = new Set<unknown>()
+    for (let place = given; !seen.has(place); ) {
+      const reference = (place as Fields | null | undefined)?.$ref
+      if (typeof reference !== 'string') return place
+      seen.add(place)
+      place = placeAt(this.#root, reference)
+    }
+    return undefined
   }
 
   #constants(values: unknown, { type }: Fields, at: string): string {
@@ -248,12 +275,9 @@ class SchemaWriter {
 
   /** The kinds of values that a schema allows: types, or constants. */
   #kinds(given: unknown): Kinds | undefined {
-    if (typeof given !== 'object' || given === null) return undefined
-    const schema = given as Fields
-    if (typeof schema.$ref === 'string') {
-      const place = placeAt(this.#root, schema.$ref)
-      return place === given ? undefined : this.#kinds(place)
-    }
+    const place = this.#behind(given)
+    if (typeof place !== 'object' || place === null) return undefined
+    const schema = place as Fields
     const values = schema.const !== undefined ? [schema.const] : Array.isArray(schema.enum) ? schema.enum : undefined
     if (values !== undefined)
       return { types: new Set(values.map(typeOf)), values: new Set(values.map((v) => JSON.stringify(v))), tags: {} }
@@ -313,10 +337,9 @@ class SchemaWriter {
       return `"\\"" (${regexToEbnf(pattern, writeJson, true)}) "\\""`
     }
     if (format !== undefined) {
-      const text = formats[format as string]
-      if (text === undefined)
+      if (typeof format !== 'string' || !Object.hasOwn(formats, format))
         this.#refuse(`${at}/format`, `must be one of ${Object.keys(formats).join(', ')}, got ${JSON.stringify(format)}`)
-      return `"\\"" (${regexToEbnf(text, writeJson)}) "\\""`
+      return `"\\"" (${regexToEbnf(formats[format]!, writeJson)}) "\\""`
     }
     return sized ? this.#sizedText(least ?? 0, most) : 'text'
   }
@@ -372,7 +395,8 @@ class SchemaWriter {
     const required = schema.required ?? []
     if (typeof properties !== 'object' || Array.isArray(properties))
       this.#refuse(`${at}/properties`, 'must be an object of schemas')
-    if (!Array.isArray(required)) this.#refuse(`${at}/required`, 'must be a list of names')
+    if (!Array.isArray(required) || required.some((name) => typeof name !== 'string'))
+      this.#refuse(`${at}/required`, 'must be a list of names')
     const [least = 0, most] = [this.#size(schema, 'minProperties', at), this.#size(schema, 'maxProperties', at)]
     const names = [...new Set([...Object.keys(properties), ...(required as string[])])]
     if (names.length === 0) return this.#map(schema, least, most, at)
@@ -435,15 +459,13 @@ class SchemaWriter {
 
 /** The place that a reference names, or undefined. */
 function placeAt(root: unknown, reference: string): unknown {
-  return reference
-    .split('/')
-    .slice(1)
-    .map((part) => decodeURIComponent(part).replaceAll('~1', '/').replaceAll('~0', '~'))
-    .reduce(
-      (place, name) =>
-        typeof place === 'object' && place !== null && Object.hasOwn(place, name) ? (place as Fields)[name] : undefined,
-      root,
-    )
+  let place = root
+  for (const part of reference.split('/').slice(1)) {
+    const name = decoded(part).replaceAll('~1', '/').replaceAll('~0', '~')
+    if (typeof place !== 'object' || place === null || !Object.hasOwn(place, name)) return undefined
+    place = (place as Fields)[name]
+  }
+  return place
 }
 
 /** The types whose keywords a schema has. */
@@ -470,6 +492,15 @@ export function allowsOnlyObjects(schema: unknown, root = schema, seen = new Set
 function repeats(text: string, least: number, most: number | undefined): string {
   if (most === 0) return '""'
   return least === 0 && most === undefined ? `(${text})*` : `(${text}){${least},${most ?? ''}}`
+}
+
+/** A part of a reference without its URI escapes, or unchanged if it has none: "100%" is also a name. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part)
+  } catch {
+    return part
+  }
 }
 
 function decimalPlaces(value: number): number {

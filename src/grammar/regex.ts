@@ -11,6 +11,9 @@ export const everything: readonly Range[] = [
   [0xe000, 0x10ffff],
 ]
 
+/** Levels of groups. Each may write three parentheses, and the grammar library (0.1.27) traps where 200 are nested. */
+const deepest = 50
+
 /** Writes a set of characters in the form of the described text, for example with JSON's escapes. */
 export type WriteClass = (ranges: readonly Range[]) => string
 
@@ -137,6 +140,7 @@ class RegexReader {
   readonly #write: WriteClass
   readonly #search: boolean
   #at = 0
+  #groups = 0 // groups around the current place
 
   constructor(pattern: string, write: WriteClass, search: boolean) {
     this.#pattern = pattern
@@ -232,7 +236,9 @@ class RegexReader {
       if (!/^<[A-Za-z_]\w*>/.test(this.#characters.slice(this.#at).join(''))) this.#refuse('a look-around or a flag')
       while (!this.#take('>')) this.#at++
     }
+    if (++this.#groups > deepest) this.#refuse(`groups nested more than ${deepest} levels deep (remove some)`)
     const inside = this.#alternatives(false)
+    this.#groups--
     if (!this.#take(')')) this.#refuse('a "(" without its ")"')
     return inside === nothing ? nothing : `(${inside})`
   }
