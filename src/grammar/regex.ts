@@ -34,6 +34,9 @@ const lineEnds: Range[] = [
 ]
 const controls: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, '0': 0 }
 
+/** What follows `\u`. A high and a low surrogate are one character. */
+const escapedCharacter = /^(?:d[89ab][\da-f]{2}\\ud[c-f][\da-f]{2}|[\da-f]{4}|\{[\da-f]{1,6}\})/i
+
 /** The last code points that UTF-8 encodes in 1 to 4 bytes. */
 const utf8Ends = [0x7f, 0x7ff, 0xffff, 0x10ffff]
 
@@ -159,14 +162,13 @@ class RegexReader {
     return this.#characters[this.#at]
   }
 
+  /** The next characters. Reading all that follow, at every place, would take quadratic time. */
+  #ahead(count: number): string {
+    return this.#characters.slice(this.#at, this.#at + count).join('')
+  }
+
   #take(text: string): boolean {
-    if (
-      !this.#characters
-        .slice(this.#at, this.#at + text.length)
-        .join('')
-        .startsWith(text)
-    )
-      return false
+    if (this.#ahead(text.length) !== text) return false
     this.#at += text.length
     return true
   }
@@ -209,8 +211,7 @@ class RegexReader {
 
   #count(): string | undefined {
     for (const sign of ['*', '+', '?']) if (this.#take(sign)) return sign
-    const rest = this.#characters.slice(this.#at).join('')
-    const found = /^\{(\d+)(,?)(\d*)\}/.exec(rest)
+    const found = /^\{(\d+)(,?)(\d*)\}/.exec(this.#ahead(40))
     if (found === null) return undefined
     this.#at += found[0].length
     const [, least, comma, most] = found
@@ -228,12 +229,12 @@ class RegexReader {
     if ('*+?{'.includes(character)) this.#refuse(`a "${character}" with nothing to repeat before it`)
     if (character === '^' || character === '$') this.#refuse(`a "${character}" inside`)
     this.#at++
-    return this.#write([[character.codePointAt(0)!, character.codePointAt(0)!]])
+    return this.#write(this.#one(character.codePointAt(0)!))
   }
 
   #group(): string {
     if (this.#take('?') && !this.#take(':')) {
-      if (!/^<[A-Za-z_]\w*>/.test(this.#characters.slice(this.#at).join(''))) this.#refuse('a look-around or a flag')
+      if (!/^<[A-Za-z_]\w*>/.test(this.#ahead(200))) this.#refuse('a look-around or a flag')
       while (!this.#take('>')) this.#at++
     }
     if (++this.#groups > deepest) this.#refuse(`groups nested more than ${deepest} levels deep (remove some)`)
@@ -269,6 +270,12 @@ class RegexReader {
     if (this.#take('\\')) return this.#escape(true)
     const code = this.#next!.codePointAt(0)!
     this.#at++
+    return this.#one(code)
+  }
+
+  #one(code: number): Range[] {
+    if (code > 0x10ffff) this.#refuse('a code above 10FFFF')
+    if (code >= 0xd800 && code <= 0xdfff) this.#refuse('half of a surrogate pair')
     return [[code, code]]
   }
 
@@ -281,16 +288,16 @@ class RegexReader {
     }
     if (Object.hasOwn(known, character)) return known[character]!
     if (inClass && character === 'b') return [[8, 8]]
-    const hex = { x: /^[\dA-Fa-f]{2}/, u: /^(?:[\dA-Fa-f]{4}|\{[\dA-Fa-f]{1,6}\})/ }[character]
+    const hex = { x: /^[\dA-Fa-f]{2}/, u: escapedCharacter }[character]
     if (hex !== undefined) {
-      const found = hex.exec(this.#characters.slice(this.#at).join(''))
+      const found = hex.exec(this.#ahead(12))
       if (found === null) this.#refuse(`a "\\${character}" without its number`)
       this.#at += found[0].length
-      const code = Number.parseInt(found[0].replace(/[{}]/g, ''), 16)
-      return [[code, code]]
+      const [code, second] = found[0].split('\\u').map((number) => Number.parseInt(number.replace(/[{}]/g, ''), 16))
+      return this.#one(second === undefined ? code! : String.fromCharCode(code!, second).codePointAt(0)!)
     }
-    if (Object.hasOwn(controls, character)) return [[controls[character]!, controls[character]!]]
+    if (Object.hasOwn(controls, character)) return this.#one(controls[character]!)
     if (/[A-Za-z\d]/.test(character)) this.#refuse(`"\\${character}"`)
-    return [[character.codePointAt(0)!, character.codePointAt(0)!]]
+    return this.#one(character.codePointAt(0)!)
   }
 }

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest'
 import { regexToEbnf } from '../../src/grammar/regex.js'
 import { refusal } from '../refusal.js'
+import { expectLinear } from '../scaling.js'
 import { accepts } from './accepts.js'
 
 describe('a regular expression', () => {
@@ -13,5 +14,27 @@ describe('a regular expression', () => {
       expect((await refusal(() => regexToEbnf(pattern))).message).toMatch(
         /groups nested more than 50 levels deep \(remove some\)/,
       )
+  })
+
+  it.each(['\\ud83d\\ude00', '[\\ud83d\\ude00]', '\\u{1F600}', '[\\u{1F5FF}-\\ud83d\\ude01]'])(
+    'reads a pair of surrogates as one character: %s',
+    async (pattern) => {
+      expect(await accepts({ regex: pattern }, '😀')).toBe(true)
+    },
+  )
+
+  it.each(['\\ud83d', '\\ude00\\ud83d', '\\ud83dx', '[\\ud83d]', '[^\\ud800-\\udfff]', '\\u{d83d}', 'a\ud83d', '[\ude00]'])(
+    'is refused with half of a surrogate pair: %j',
+    async (pattern) => {
+      expect((await refusal(() => regexToEbnf(pattern))).message).toMatch(/half of a surrogate pair at character \d+, which/)
+    },
+  )
+
+  it.each(['\\u{110000}', '[\\u{FFFFFF}a]'])('is refused with a code that no character has: %s', async (pattern) => {
+    expect((await refusal(() => regexToEbnf(pattern))).message).toMatch(/a code above 10FFFF at character \d+, which/)
+  })
+
+  it('is read in time that grows with its length', () => {
+    expectLinear((length) => regexToEbnf('a\\u0041(?:a){2}'.repeat(length)), 600)
   })
 })
