@@ -46,6 +46,7 @@ class Sessions {
   readonly #thread = new GrammarThread()
   readonly #vocabularies = new WeakMap<Tokenizer, Map<number, Promise<number>>>()
   readonly #grammars = new Map<string, Promise<number>>()
+  readonly #collected = new FinalizationRegistry<number>((vocabulary) => this.#forgetVocabulary(vocabulary))
   #made = 1
   #queue: { move: [number, number, number]; resolve(masks: Int32Array): void; reject(error: unknown): void }[] = []
   #closed: number[] = []
@@ -59,13 +60,14 @@ class Sessions {
       const message = `grammar: it has ${ebnf.length} characters of EBNF, and may have ${mostCharacters}; make it smaller`
       throw new LoopLMError('INVALID_ARGUMENT', message, { operation: 'grammar' })
     }
-    const vocabulary = await this.#vocabulary(tokenizer, size)
-    const grammar = await this.#compile(vocabulary, ebnf)
+    const compile = async () => await this.#compile(await this.#vocabulary(tokenizer, size), ebnf)
+    await compile()
     const session = this.#made++
     let begun = false
     return {
       next: async (token = -1) => {
-        const mask = await this.#move([session, begun ? -1 : grammar, token])
+        const grammar = begun ? -1 : await compile() // again, if others replaced it since
+        const mask = await this.#move([session, grammar, token])
         begun = true
         return readMask(mask, size)
       },
@@ -92,6 +94,7 @@ class Sessions {
     }
     const vocabulary = this.#made++
     await this.#thread.call({ kind: 'vocabulary', vocabulary, tokens })
+    this.#collected.register(tokenizer, vocabulary)
     return vocabulary
   }
 
@@ -104,11 +107,20 @@ class Sessions {
     this.#grammars.set(key, made)
     made.catch(() => this.#grammars.delete(key))
     const [oldest] = this.#grammars
-    if (this.#grammars.size > mostGrammars && oldest !== undefined) {
-      this.#grammars.delete(oldest[0])
-      oldest[1].then((grammar) => this.#thread.call({ kind: 'forget', grammar })).catch(() => {})
-    }
+    if (this.#grammars.size > mostGrammars && oldest !== undefined) this.#forget(...oldest)
     return made
+  }
+
+  #forget(key: string, made: Promise<number>): void {
+    this.#grammars.delete(key)
+    const forget = (grammar: number) => this.#thread.call({ kind: 'forget', grammar }).catch(() => {})
+    made.then((grammar) => setImmediate(forget, grammar)).catch(() => {}) // later than the moves of texts that begin now
+  }
+
+  /** Frees what the library keeps of a tokenizer that no longer exists. */
+  #forgetVocabulary(vocabulary: number): void {
+    for (const [key, made] of this.#grammars) if (key.startsWith(`${vocabulary} `)) this.#forget(key, made)
+    this.#thread.call({ kind: 'forget vocabulary', vocabulary }).catch(() => {})
   }
 
   async #makeGrammar(vocabulary: number, ebnf: string): Promise<number> {

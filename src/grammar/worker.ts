@@ -15,6 +15,7 @@ export type GrammarCall =
   | { kind: 'vocabulary'; vocabulary: number; tokens: readonly string[] }
   | { kind: 'compile'; vocabulary: number; grammar: number; ebnf: string }
   | { kind: 'forget'; grammar: number }
+  | { kind: 'forget vocabulary'; vocabulary: number }
   /** `moves`: per row its session, its grammar if it begins (else -1), and the token that it drew (else -1). */
   | { kind: 'masks'; moves: Int32Array; closed: readonly number[] }
 
@@ -27,22 +28,23 @@ export type GrammarAnswer = { id: number; masks?: Int32Array } | { id: number; p
 
 /** The functions of @mlc-ai/web-xgrammar that are used. */
 interface Library {
+  Grammar: { fromEBNF(ebnf: string): Promise<Disposable> }
   TokenizerInfo: {
-    createTokenizerInfo(tokens: string[], type: string, space: boolean, size: number, stops: number[]): Promise<object>
+    createTokenizerInfo(tokens: string[], type: string, space: boolean, size: number, stops: number[]): Promise<Disposable>
   }
-  GrammarCompiler: { createGrammarCompiler(info: object, cached: boolean): Promise<GrammarCompiler> }
-  GrammarMatcher: { createGrammarMatcher(grammar: CompiledGrammar): Promise<GrammarMatcher> }
+  GrammarCompiler: { createGrammarCompiler(info: Disposable, cached: boolean): Promise<GrammarCompiler> }
+  GrammarMatcher: { createGrammarMatcher(grammar: Disposable): Promise<GrammarMatcher> }
 }
-interface GrammarCompiler {
-  compileGrammar(ebnf: string): Promise<CompiledGrammar>
-}
-interface CompiledGrammar {
+/** An object in the memory of the library, which keeps it until it is disposed of. */
+interface Disposable {
   dispose(): void
 }
-interface GrammarMatcher {
+interface GrammarCompiler extends Disposable {
+  compileGrammar(grammar: Disposable): Promise<Disposable>
+}
+interface GrammarMatcher extends Disposable {
   acceptToken(token: number): boolean
   getNextTokenBitmask(): Promise<Int32Array>
-  dispose(): void
 }
 
 /** Loads the package, which is CommonJS although its package.json says otherwise. */
@@ -64,7 +66,7 @@ function load(log: (line: string) => void): Library {
 let lines: string[] = []
 const library = load((line) => lines.push(line))
 const compilers = new Map<number, GrammarCompiler>()
-const grammars = new Map<number, CompiledGrammar>()
+const grammars = new Map<number, Disposable>()
 const sessions = new Map<number, GrammarMatcher>()
 
 let turn: Promise<void> = Promise.resolve() // requests are handled one after the other
@@ -97,8 +99,21 @@ async function carryOut(request: GrammarRequest): Promise<Int32Array | undefined
     const size = tokens.length + 1
     const info = await library.TokenizerInfo.createTokenizerInfo([...tokens, ''], 'byte_level', false, size, [tokens.length])
     compilers.set(vocabulary, await library.GrammarCompiler.createGrammarCompiler(info, false))
-  } else grammars.set(request.grammar, await compilers.get(request.vocabulary)!.compileGrammar(request.ebnf))
+    info.dispose() // the compiler has its own copy
+  } else if (request.kind === 'forget vocabulary') {
+    compilers.get(request.vocabulary)?.dispose()
+    compilers.delete(request.vocabulary)
+  } else grammars.set(request.grammar, await compile(request.vocabulary, request.ebnf))
   return undefined
+}
+
+async function compile(vocabulary: number, ebnf: string): Promise<Disposable> {
+  const grammar = await library.Grammar.fromEBNF(ebnf) // not left to compileGrammar, which would never dispose of it
+  try {
+    return await compilers.get(vocabulary)!.compileGrammar(grammar)
+  } finally {
+    grammar.dispose()
+  }
 }
 
 async function masksOf(moves: Int32Array, closed: readonly number[]): Promise<Int32Array> {
