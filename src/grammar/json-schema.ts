@@ -523,7 +523,8 @@ interface Kinds {
 function disjoint(a: Kinds, b: Kinds): boolean {
   if (![...a.types].some((type) => b.types.has(type))) return true
   if (a.values !== undefined && b.values !== undefined) return ![...a.values].some((value) => b.values!.has(value))
-  const tag = Object.keys(a.tags).find((name) => Object.hasOwn(b.tags, name))
+  const onlyObjects = [...a.types, ...b.types].every((type) => type === 'object')
+  const tag = !onlyObjects ? undefined : Object.keys(a.tags).find((name) => Object.hasOwn(b.tags, name))
   return tag !== undefined && JSON.stringify(a.tags[tag]) !== JSON.stringify(b.tags[tag])
 }
 

@@ -28,9 +28,17 @@ const spaces: Range[] = [
   [9, 13],
   [32, 32],
 ]
+/** Those of Unicode. \s allows only ASCII, but \S must not allow what others read as white space. */
+const allSpaces: Range[] = [
+  ...spaces,
+  ...[0xa0, 0x1680, 0x202f, 0x205f, 0x3000, 0xfeff].map((code): Range => [code, code]),
+  [0x2000, 0x200a],
+  [0x2028, 0x2029],
+]
 const lineEnds: Range[] = [
   [10, 10],
   [13, 13],
+  [0x2028, 0x2029],
 ]
 const controls: Readonly<Record<string, number>> = { n: 10, r: 13, t: 9, f: 12, v: 11, '0': 0 }
 
@@ -284,7 +292,7 @@ class RegexReader {
     if (character === undefined) this.#refuse('a "\\" at its end')
     this.#at++
     const known: Readonly<Record<string, Range[]>> = {
-      ...{ d: digits, D: complement(digits), w: words, W: complement(words), s: spaces, S: complement(spaces) },
+      ...{ d: digits, D: complement(digits), w: words, W: complement(words), s: spaces, S: complement(allSpaces) },
     }
     if (Object.hasOwn(known, character)) return known[character]!
     if (inClass && character === 'b') return [[8, 8]]

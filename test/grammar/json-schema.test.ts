@@ -36,6 +36,12 @@ describe('a reference', () => {
 })
 
 describe('a schema', () => {
+  it('with oneOf is refused where only objects are told apart, not their other types', async () => {
+    const oneOf = (type: unknown) => [1, 2].map((k) => ({ type, properties: { k: { const: k } }, required: ['k'] }))
+    expect(await refused({ oneOf: oneOf(['object', 'null']) })).toMatch(/may allow the same value/)
+    expect(await accepts({ jsonSchema: { oneOf: oneOf('object') } }, '{"k": 2}')).toBe(true)
+  })
+
   it('may be nested 500 levels deep', async () => {
     expect(await accepts({ jsonSchema: nested(500) }, '[[[[]]]]')).toBe(true)
     expect(await refused(nested(501))).toMatch(/nested more than 500 levels deep; use \$ref/)

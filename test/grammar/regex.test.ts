@@ -34,6 +34,13 @@ describe('a regular expression', () => {
     expect((await refusal(() => regexToEbnf(pattern))).message).toMatch(/a code above 10FFFF at character \d+, which/)
   })
 
+  it('keeps the white space and the ends of lines of Unicode out of \\S and of the dot', async () => {
+    for (const space of ['\u00a0', '\u1680', '\u2003', '\u2028', '\u202f', '\u205f', '\u3000', '\ufeff'])
+      expect(await accepts({ regex: 'a\\Sb' }, `a${space}b`)).toBe(false)
+    for (const end of ['\u2028', '\u2029', '\n', '\r']) expect(await accepts({ regex: 'a.b' }, `a${end}b`)).toBe(false)
+    for (const regex of ['a\\Sb', 'a.b']) expect(await accepts({ regex }, 'aéb')).toBe(true)
+  })
+
   it('is read in time that grows with its length', () => {
     expectLinear((length) => regexToEbnf('a\\u0041(?:a){2}'.repeat(length)), 600)
   })
