@@ -1,5 +1,6 @@
 import { LoopLMError } from '../errors.js'
 import { checkOptions, describe, type Keys } from '../validation/arguments.js'
+import { withoutRepeatedEmptyText } from './empty-text.js'
 import { jsonSchemaToEbnf } from './json-schema.js'
 import { regexToEbnf } from './regex.js'
 
@@ -40,5 +41,5 @@ export function grammarText(grammar: Grammar, operation: string): string {
   if (name === 'jsonSchema') return jsonSchemaToEbnf(value)
   if (typeof value !== 'string' || value === '')
     throw refuse(`grammar.${name} must be a string that is not empty, got ${describe(value)}`)
-  return name === 'regex' ? `root ::= ${regexToEbnf(value)}` : value
+  return name === 'regex' ? `root ::= ${regexToEbnf(value)}` : withoutRepeatedEmptyText(value)
 }

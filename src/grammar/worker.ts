@@ -85,7 +85,9 @@ async function answerTo(request: GrammarRequest): Promise<GrammarAnswer> {
     return masks === undefined ? { id } : { id, masks }
   } catch (error) {
     const said = lines.map((line) => /\[FATAL\].*?:\d+: (.*)/s.exec(line)?.[1]?.trim()).find((line) => line !== undefined)
-    return { id, problem: said ?? errorMessage(error) }
+    const trapped = error instanceof Error && ['RuntimeError', 'RangeError'].includes(error.name)
+    const remedy = trapped ? '; the library of grammars failed on it: make the grammar smaller, or nest it less' : ''
+    return { id, problem: said ?? errorMessage(error) + remedy }
   }
 }
 

@@ -2,9 +2,17 @@
 import { describe, expect, it } from 'vitest'
 import { beginGrammar } from '../../src/grammar/sessions.js'
 import { Tokenizer } from '../../src/index.js'
+import { refusal } from '../refusal.js'
 
 const tokenizer = Tokenizer.bytes()
 const begin = (ebnf: string) => beginGrammar(tokenizer, tokenizer.vocabSize, ebnf)
+
+describe('a grammar', () => {
+  it('that is too deep for the library is refused with a remedy', async () => {
+    const deep = `root ::= ${'('.repeat(3000)}"a"${')'.repeat(3000)}`
+    expect((await refusal(() => begin(deep))).message).toMatch(/failed on it: make the grammar smaller, or nest it less/)
+  })
+})
 
 describe('many grammars', () => {
   it('may begin before any of them continues', async () => {
