@@ -1,6 +1,6 @@
 /*
- * The worker thread that runs grammars: compiling one blocks a CPU for some tenths of a second, and a fault of the library ends
- * the thread.
+ * The worker thread that runs grammars: compiling one blocks a CPU for tenths of a second up to many seconds, and a fault of the
+ * library ends the thread.
  */
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
