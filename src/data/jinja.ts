@@ -1,5 +1,6 @@
 // Jinja as Python renders it. @huggingface/jinja ignores the argument of strip(), writes booleans as JavaScript does, and counts the
 // code units of a text. So places of the parsed template are changed to call functions of this file.
+import { types } from 'node:util'
 import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja'
 
 /** A part of a parsed template. */
@@ -60,7 +61,7 @@ export function compileJinja(template: string): JinjaTemplate {
 
 /** Changes a parsed template, from its leaves up. */
 function adapt(part: unknown): void {
-  if (part instanceof Map || Array.isArray(part)) for (const inner of part) adapt(inner)
+  if (types.isMap(part) || Array.isArray(part)) for (const inner of part) adapt(inner)
   else if (typeof part === 'object' && part !== null) {
     for (const inner of Object.values(part)) adapt(inner)
     adaptNode(part as Node)

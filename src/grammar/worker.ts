@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname } from 'node:path'
+import { types } from 'node:util'
 import { compileFunction, constants } from 'node:vm'
 import { parentPort } from 'node:worker_threads'
 import { errorMessage } from '../errors.js'
@@ -85,7 +86,7 @@ async function answerTo(request: GrammarRequest): Promise<GrammarAnswer> {
     return masks === undefined ? { id } : { id, masks }
   } catch (error) {
     const said = lines.map((line) => /\[FATAL\].*?:\d+: (.*)/s.exec(line)?.[1]?.trim()).find((line) => line !== undefined)
-    const trapped = error instanceof Error && ['RuntimeError', 'RangeError'].includes(error.name)
+    const trapped = types.isNativeError(error) && ['RuntimeError', 'RangeError'].includes(error.name)
     const remedy = trapped ? '; the library of grammars failed on it: make the grammar smaller, or nest it less' : ''
     return { id, problem: said ?? errorMessage(error) + remedy }
   }

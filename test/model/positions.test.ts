@@ -96,7 +96,7 @@ describe('the last position of a model', () => {
     ]) {
       const { code, message } = await refusal(run)
       expect(code).toBe('INVALID_ARGUMENT')
-      expect(message).toMatch(/prompts?\[[01]\] has 24 tokens and room for 1 more; the model has 24 positions/)
+      expect(message).toMatch(/ (prompts\[1\]|prompt) has 24 tokens and room for 1 more; the model has 24 positions/)
     }
   })
 })
